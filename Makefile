@@ -1,0 +1,87 @@
+# Everything a newcomer, a contributor and CI run. Variables can be set on the command line:
+#   make test PYTEST_ARGS='-m "not slow"'    make demo ARGS='trainer=cpu'    make venv VENV=/elsewhere PYTHON=python3.12
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2 --dist worksteal
+ARGS ?=
+
+BIN := $(VENV)/bin
+PACKAGING := setup.cfg pyproject.toml constraints.txt
+# Errors only, and no byte code: Python writes it when a module is first imported, which most never are.
+PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check
+PINNED := torch==2.13.0 lightning==2.6.6 pytorch-lightning==2.6.6
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: venv ## install, then train on the embedded miniature and show where the results are
+	$(BIN)/python train.py arch=parallel task=identity $(ARGS)
+
+.PHONY: venv
+venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
+
+.PHONY: test
+test: $(VENV)/.dev ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: lint types contracts ## run all static checks
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.dev ## mypy
+	$(BIN)/mypy
+
+.PHONY: contracts
+contracts: $(VENV)/.dev ## import-linter: who may import whom
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: format
+format: $(VENV)/.dev ## rewrite the code as ruff wants it, where it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: ## write constraints.txt anew: the newest releases that setup.cfg admits beside the pinned torch and lightning
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
+	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet]' && \
+	{ echo '# Exact versions of all that the package and its extras dev and parquet install: what was tested.' && \
+	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
+	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
+	} > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+.PHONY: clean
+clean: ## remove the virtual environment and caches; outputs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
+
+$(VENV)/.base: $(PACKAGING) | $(VENV)/.made
+	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
+	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet]'
+	@touch $(VENV)/.base $@
+
+# Debian's Python has no ensurepip unless python3-venv is installed; its pip can fill an environment all the same.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"{sys.executable} is Python {v[0]}.{v[1]}; 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	@if $(PYTHON) -c 'import ensurepip' 2> /dev/null; \
+	then $(PYTHON) -m venv $(VENV); \
+	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -qq pip; fi
+	@touch $@
