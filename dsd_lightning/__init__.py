@@ -1,0 +1,1 @@
+"""Diffusion Self-Distillation: data, training, ablations, use and evaluation on FLUX."""

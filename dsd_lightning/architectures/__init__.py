@@ -1,0 +1,1 @@
+"""Architectures: one file for each answer to "where does the reference enter the transformer?"."""

@@ -1,0 +1,125 @@
+"""The paper's architecture: reference and target are two frames of one canvas, denoised together (Sec. 3.2).
+
+Computed exactly as the official inference code does: one wide canvas, encoded whole; the clean reference beside black,
+encoded as one picture too, enters through a linear layer `c_embedder` whose output is added to that of `x_embedder`;
+position ids run continuously over both frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from diffusers import FluxTransformer2DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsd_lightning.architectures.base import Architecture, State
+from dsd_lightning.flux import tokens
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.lora import Lora
+from dsd_lightning.pairs import REFERENCE, TARGET, Condition
+
+BLACK = -1.0
+"""Pixel value of the condition canvas's empty half; grey instead shifts its latents by 4.5 (official weights)."""
+
+
+class ReferenceEmbedder(nn.Module):
+    """Embeds noisy tokens and reference tokens and adds them; stands in the transformer's `x_embedder` slot.
+
+    Takes both along the last axis, `[noisy | reference]`, so that the transformer itself stays diffusers' own. The
+    reference's linear layer (`c_embedder` in the official code) starts at zero: at first the base is unchanged. It is
+    float32 because it is trained.
+    """
+
+    def __init__(self, x_embedder: nn.Linear) -> None:
+        super().__init__()
+        self.x_embedder = x_embedder
+        self.c_embedder = nn.Linear(
+            x_embedder.in_features, x_embedder.out_features, device=x_embedder.weight.device, dtype=torch.float32
+        )
+        nn.init.zeros_(self.c_embedder.weight)
+        nn.init.zeros_(self.c_embedder.bias)
+
+    def forward(self, both: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
+        """Return `x_embedder(noisy) + c_embedder(reference)` in the base's dtype."""
+        noisy, reference = both.chunk(2, dim=-1)
+        embedded = self.x_embedder(noisy)
+        added = self.c_embedder(reference.to(self.c_embedder.weight.dtype))
+        return embedded + added.to(embedded.dtype)
+
+
+class Parallel(Architecture):
+    """Two frames side by side, the left one redrawing the reference, the right one drawing the target."""
+
+    name = "parallel"
+    frames = (REFERENCE, TARGET)
+
+    def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None) -> None:
+        super().__init__(transformer)
+        transformer.x_embedder = ReferenceEmbedder(transformer.x_embedder)
+        self._finish(lora)
+
+    def trained_whole(self) -> Iterable[nn.Module]:
+        """Yield the reference's linear layer."""
+        yield self.transformer.x_embedder.c_embedder
+
+    def encode_clean(
+        self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
+    ) -> Float[Tensor, "b c lh lw"]:
+        """Return the latents of `reference | target`, encoded as one picture."""
+        return codec.encode(torch.cat([_required(reference), target], dim=-1))
+
+    def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:
+        """Return the latents of `reference | black`, encoded as one picture."""
+        reference = _required(reference)
+        canvas = torch.cat([reference, torch.full_like(reference, BLACK)], dim=-1)
+        return {"canvas": codec.encode(canvas)}
+
+    def join(self, frames: Mapping[str, Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c ch cw"]:
+        """Return the frames side by side."""
+        return torch.cat([frames[REFERENCE], frames[TARGET]], dim=-1)
+
+    def split(self, canvas: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b c fh fw"]]:
+        """Return the left half as the reference and the right half as the target."""
+        reference, target = canvas.chunk(2, dim=-1)
+        return {REFERENCE: reference, TARGET: target}
+
+    def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return zero latents (not an encoded black picture), as the official guidance does."""
+        return {name: torch.zeros_like(value) for name, value in reference.items()}
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+        state: State | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the predicted velocity of both frames."""
+        height, width = noisy.shape[-2:]
+        ids = tokens.image_ids(height, width, device=noisy.device)
+        packed = self.predict_tokens(
+            tokens.pack(noisy), tokens.pack(condition.reference["canvas"]), timestep, condition, ids
+        )
+        return tokens.unpack(packed, height, width)
+
+    def predict_tokens(
+        self,
+        noisy: Float[Tensor, "b n d"],
+        reference: Float[Tensor, "b n d"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+        image_ids: Float[Tensor, "n 3"],
+    ) -> Float[Tensor, "b n d"]:
+        """Return the velocity of packed tokens; `condition.reference` is not read."""
+        both = torch.cat([noisy, reference.to(noisy.dtype)], dim=-1)
+        return self._transform(both, timestep, condition, image_ids)
+
+
+def _required(reference: Tensor | None) -> Tensor:
+    if reference is None:
+        raise ValueError(
+            "arch=parallel needs a reference picture in every pair; data without one trains arch=text_only"
+        )
+    return reference

@@ -1,0 +1,45 @@
+"""No reference at all: the plain text-to-image model. The study's floor, and what pretraining and teacher tuning use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diffusers import FluxTransformer2DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from dsd_lightning.architectures.base import OneFrame, State
+from dsd_lightning.flux import tokens
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.lora import Lora
+from dsd_lightning.pairs import Condition
+
+
+class TextOnly(OneFrame):
+    """The base as it is, trained whole (`train_base`) or through LoRA factors."""
+
+    name = "text_only"
+
+    def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None, train_base: bool = False) -> None:
+        super().__init__(transformer, train_base)
+        self._finish(lora)
+
+    def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:
+        """Return nothing: no part of the model looks at the reference."""
+        return {}
+
+    def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+        state: State | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the base's predicted velocity."""
+        height, width = noisy.shape[-2:]
+        ids = tokens.image_ids(height, width, device=noisy.device)
+        return tokens.unpack(self._transform(tokens.pack(noisy), timestep, condition, ids), height, width)

@@ -1,0 +1,1 @@
+"""Checkpoints: what was trained, written whole or not at all."""

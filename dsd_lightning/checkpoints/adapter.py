@@ -1,0 +1,230 @@
+"""What was trained, apart from the base: how is it named, refused when it does not fit, saved and loaded?
+
+A trained adapter is a folder with `adapter.safetensors` (the trained parameters by name) and `adapter.json` (the header:
+which architecture and which settings they belong to). A run's checkpoints are such folders too, with more beside.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.checkpoints import whole
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, EMA_WEIGHTS, HEADER = "adapter.safetensors", "ema.safetensors", "adapter.json"
+
+_SHAPE_KEYS = (
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "num_single_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "guidance_embeds",
+)
+"""The transformer's settings that its parameters' shapes depend on."""
+
+
+class AdapterMismatchError(ValueError):
+    """Trained weights of another architecture, rank or base; the message names both sides and the remedy."""
+
+
+def header_of(architecture: Architecture) -> dict[str, Any]:
+    """Return what trained weights of `architecture` must be loaded into: plain types only.
+
+    Keys: `architecture`, `frames`, `train_base`, `lora` (rank, alpha, targets; or None), `transformer` (the settings
+    that shapes depend on) and `parameters` (number of trained values).
+    """
+    lora = architecture.lora
+    config = architecture.transformer.config
+    return {
+        "architecture": architecture.name,
+        "frames": list(architecture.frames),
+        "train_base": bool(architecture.train_base),
+        "lora": None
+        if lora is None
+        else {
+            "rank": int(lora.rank),
+            "alpha": float(lora.rank if lora.alpha is None else lora.alpha),
+            "targets": str(lora.targets),
+        },
+        "transformer": {key: config[key] for key in _SHAPE_KEYS if key in config},
+        "parameters": sum(parameter.numel() for _, parameter in architecture.trainable()),
+    }
+
+
+def check_header(header: Mapping[str, Any], architecture: Architecture) -> None:
+    """Refuse weights that were trained with other settings than `architecture` has.
+
+    The patterns of the LoRA targets may differ as long as they match the same layers.
+
+    Raises:
+        AdapterMismatchError: naming the first setting that differs, its value on both sides, and the remedy.
+    """
+    if not header:
+        raise AdapterMismatchError(
+            f"the checkpoint does not say which architecture it belongs to (no {HEADER}); give a folder that this "
+            "project's training or save_adapter wrote"
+        )
+    mine = header_of(architecture)
+    theirs, ours = _settings(header), _settings(mine)
+    keys = [key for key in ours if key != "arch.lora.targets"]
+    if header.get("parameters") != mine["parameters"]:
+        keys += ["arch.lora.targets", "the number of trained values"]
+        theirs["the number of trained values"], ours["the number of trained values"] = (
+            header.get("parameters"),
+            mine["parameters"],
+        )
+    for key in keys:
+        if theirs.get(key) != ours.get(key):
+            raise AdapterMismatchError(
+                f"the checkpoint was made with {key}={_show(theirs.get(key))}, this run has {_show(ours.get(key))}: "
+                + _remedy(key, theirs.get(key))
+            )
+
+
+def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into the trained parameters of `architecture`.
+
+    Raises:
+        AdapterMismatchError: if names or shapes differ, naming the first ones on both sides.
+    """
+    mine = dict(architecture.trainable())
+    missing, unexpected = sorted(set(mine) - set(weights)), sorted(set(weights) - set(mine))
+    if missing or unexpected:
+        raise AdapterMismatchError(
+            f"the weights do not fit arch={architecture.name}: {len(missing)} missing (first {missing[:3]}), "
+            f"{len(unexpected)} unexpected (first {unexpected[:3]}); use the arch and lora settings they were trained with"
+        )
+    for name, parameter in mine.items():
+        if parameter.shape != weights[name].shape:
+            raise AdapterMismatchError(
+                f"{name} is {tuple(weights[name].shape)} in the weights and {tuple(parameter.shape)} here; "
+                "was another arch.lora.rank trained?"
+            )
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(weights[name])
+
+
+def save_adapter(
+    folder: str | Path,
+    architecture: Architecture,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a trained adapter; other files in `folder` (a model card) stay as they are.
+
+    Each file is written beside its place and renamed. The header comes last and holds the weights' sha256, so that an
+    interrupted save is noticed by `load_adapter`.
+
+    Args:
+        folder: made if it does not exist.
+        architecture: whose header is written.
+        weights: by the names of `architecture.trainable()`; those of the architecture itself if None. Give the averaged
+            ones to publish them.
+        dtype: of the stored values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = dict(architecture.trainable()) if weights is None else weights
+    stored = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    temporary = folder / f".{WEIGHTS}.partial"
+    whole.write_tensors(temporary, stored)
+    facts = whole.describe(temporary)
+    temporary.replace(folder / WEIGHTS)
+    whole.write_json_atomically(folder / HEADER, header_of(architecture) | {"weights": facts})
+
+
+def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return (header, weights) of a trained adapter or of a run's checkpoint, verified, on the CPU.
+
+    Args:
+        folder: written by `save_adapter`, or one `step_...` folder of a run.
+        ema: prefer the averaged weights where the folder has both.
+
+    Raises:
+        FileNotFoundError: if the folder is no adapter, naming what is missing.
+        DamagedError: if a file is not as it was written, naming it.
+    """
+    folder = Path(folder)
+    if not (folder / HEADER).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no trained adapter: it has no {HEADER}; give a folder with {WEIGHTS} and {HEADER}, such as "
+            "a run's checkpoints/step_..."
+        )
+    header: dict[str, Any] = whole.read_json(folder / HEADER)
+    file = folder / (EMA_WEIGHTS if ema and (folder / EMA_WEIGHTS).is_file() else WEIGHTS)
+    if (folder / whole.MANIFEST).is_file():
+        whole.verify(folder, only=(HEADER, file.name))
+    elif "weights" in header:
+        whole.verify_file(file, header["weights"])
+    return header, read_tensors(file)
+
+
+def load_adapter(folder: str | Path, architecture: Architecture, ema: bool = True) -> dict[str, Any]:
+    """Put a trained adapter in place and return its header. `folder` and `ema` are those of `read_adapter`.
+
+    Raises:
+        AdapterMismatchError: if it belongs to another architecture, rank or base.
+    """
+    header, weights = read_adapter(folder, ema)
+    try:
+        check_header(header, architecture)
+        load_trained(architecture, weights)
+    except AdapterMismatchError as error:
+        raise AdapterMismatchError(f"{folder}: {error}") from error
+    return header
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DamagedError: naming the file.
+    """
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise whole.DamagedError(f"{file} cannot be read: {error}") from error
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"arch": header.get("architecture"), "train_base": header.get("train_base")}
+    lora = header.get("lora")
+    settings["arch.lora"] = None if lora is None else "given"
+    if lora is not None:
+        settings |= {f"arch.lora.{key}": value for key, value in lora.items()}
+    settings |= {f"transformer {key}": value for key, value in (header.get("transformer") or {}).items()}
+    settings["frames"] = list(header.get("frames") or ())
+    return settings
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _remedy(key: str, value: Any) -> str:
+    if key.startswith("transformer "):
+        return "it belongs to another base model; choose that base, or train anew (without ckpt)"
+    if key in ("frames", "the number of trained values"):
+        return "use the arch and lora settings it was trained with, or train anew (without ckpt)"
+    if key == "arch.lora" and value == "given":
+        return "use the lora settings it was trained with, or train anew (without ckpt)"
+    name = "arch.train_base" if key == "train_base" else key
+    return f"set {name}={_show(value)}, or train anew (without ckpt)"

@@ -1,0 +1,156 @@
+"""How is a folder of files written so that it is there whole or not at all, and how is damage noticed?
+
+A folder is filled under another name, every file and the folder flushed to the disk, and then renamed. Its manifest holds
+each file's size and sha256; it is written last, so a folder without one was never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+"""Ending of the name under which a folder is filled."""
+
+ASIDE = ".replaced"
+"""Ending of the name of a folder that a newer one of the same name is about to replace."""
+
+
+class DamagedError(RuntimeError):
+    """A folder that is not as it was written; the message names the file and what is wrong with it."""
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; when the block ends without an error it is committed as `folder`.
+
+    A folder that has the name already is replaced. Whatever interrupts the block leaves `folder` as it was, and at most
+    a `.partial` folder that the next attempt removes.
+    """
+    partial, aside = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + ASIDE)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if aside.exists() and not folder.exists():
+        os.rename(aside, folder)
+    for leftover in (partial, aside):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir()
+    yield partial
+    write_json(partial / MANIFEST, {file.name: describe(file) for file in sorted(partial.iterdir())})
+    _flush(partial)
+    if folder.exists():
+        os.rename(folder, aside)
+    os.rename(partial, folder)
+    _flush(folder.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def verify(folder: Path, only: Collection[str] | None = None) -> None:
+    """Check the files of a committed folder against its manifest.
+
+    Args:
+        folder: written by `whole_folder`.
+        only: names of the files to check; all if None.
+
+    Raises:
+        DamagedError: naming the first missing, changed or unexpected file.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise DamagedError(f"{folder} is unfinished: it has no {MANIFEST}, which is written last")
+    files = read_json(manifest)
+    if not all(isinstance(facts, Mapping) for facts in files.values()):
+        raise DamagedError(f"{manifest} is damaged: it does not describe files")
+    if only is None:
+        unexpected = {file.name for file in folder.iterdir()} - set(files) - {MANIFEST}
+        if unexpected:
+            raise DamagedError(f"{folder} holds {sorted(unexpected)}, which its {MANIFEST} does not know")
+    for name in files if only is None else only:
+        if name not in files:
+            raise DamagedError(f"{manifest} does not know {name}")
+        verify_file(folder / name, files[name])
+
+
+def verify_file(file: Path, facts: Mapping[str, Any]) -> None:
+    """Check a file against what `describe` said of it when it was written.
+
+    Raises:
+        DamagedError: naming the file.
+    """
+    if not file.is_file():
+        raise DamagedError(f"{file} is missing")
+    size = file.stat().st_size
+    if size != facts.get("bytes"):
+        raise DamagedError(f"{file} is damaged: {size} bytes instead of {facts.get('bytes')}")
+    if _sha256(file) != facts.get("sha256"):
+        raise DamagedError(f"{file} is damaged: its sha256 is not the one it was written with")
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return a file's size in bytes and its sha256."""
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, flushed to the disk."""
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file)
+    _flush(file)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, flushed to the disk."""
+    file.write_text(json.dumps(content, indent=2) + "\n")
+    _flush(file)
+
+
+def write_json_atomically(file: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON beside its place and rename it."""
+    temporary = file.with_name(f".{file.name}{PARTIAL}")
+    write_json(temporary, content)
+    os.replace(temporary, file)
+    _flush(file.parent)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        DamagedError: if the file holds no JSON object.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{file} is damaged: it holds no JSON object")
+    return content
+
+
+def flush(file: Any) -> None:
+    """Flush an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

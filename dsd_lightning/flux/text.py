@@ -1,0 +1,99 @@
+"""Prompts to T5's sequence and CLIP's pooled embedding, as FLUX reads them."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dsd_lightning.pairs import TextEmbeddings
+
+log = logging.getLogger(__name__)
+
+NULL_PROMPT = ""
+"""The one definition of "no text": the embedding of the empty prompt, in training dropout and in guidance alike."""
+
+
+CUT_WARNINGS = 4
+"""Cut prompts that are told; a data set may hold thousands."""
+
+
+class TextEncoder(nn.Module):
+    """FLUX's two frozen text encoders.
+
+    T5 is padded to `sequence_length` and read without an attention mask, as FLUX was trained; CLIP's pooled output is
+    taken over 77 tokens. Longer prompts are cut, with a warning for the first few.
+
+    Args:
+        clip, clip_tokenizer: CLIPTextModel and its tokenizer.
+        t5, t5_tokenizer: T5EncoderModel and its tokenizer.
+        sequence_length: T5 tokens a prompt; a property of the trained model, so record it with its weights.
+        cache_size: prompts whose embeddings are kept in memory (0 keeps none).
+    """
+
+    def __init__(
+        self,
+        clip: PreTrainedModel,
+        clip_tokenizer: PreTrainedTokenizerBase,
+        t5: PreTrainedModel,
+        t5_tokenizer: PreTrainedTokenizerBase,
+        sequence_length: int,
+        cache_size: int = 0,
+    ) -> None:
+        super().__init__()
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length={sequence_length} must be at least 1 T5 token")
+        self.clip = clip.eval().requires_grad_(False)
+        self.t5 = t5.eval().requires_grad_(False)
+        self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer, t5_tokenizer
+        self.sequence_length, self.cache_size = sequence_length, cache_size
+        self._cache: OrderedDict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._warned: set[tuple[str, str]] = set()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], sequence_length: int | None = None) -> TextEmbeddings:
+        """Return embeddings of `prompts`: sequence [b, sequence_length, d] and pooled [b, p]."""
+        length = sequence_length or self.sequence_length
+        once = list(dict.fromkeys(prompts))
+        known = {prompt: self._cache[prompt, length] for prompt in once if (prompt, length) in self._cache}
+        missing = [prompt for prompt in once if prompt not in known]
+        if missing:
+            sequence, pooled = self._encode(missing, length)
+            for row, prompt in enumerate(missing):
+                known[prompt] = (sequence[row], pooled[row])
+                if self.cache_size:
+                    self._cache[prompt, length] = known[prompt]
+                    if len(self._cache) > self.cache_size:
+                        self._cache.popitem(last=False)
+        return TextEmbeddings(
+            torch.stack([known[prompt][0] for prompt in prompts]), torch.stack([known[prompt][1] for prompt in prompts])
+        )
+
+    def null(self, sequence_length: int | None = None) -> TextEmbeddings:
+        """Return the embeddings (batch 1) that stand for "no text"."""
+        return self.encode([NULL_PROMPT], sequence_length)
+
+    def _encode(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        device = next(self.t5.parameters()).device
+        clip_ids = self._tokenize(self.clip_tokenizer, prompts, 77, "CLIP").to(device)
+        t5_ids = self._tokenize(self.t5_tokenizer, prompts, length, "T5").to(device)
+        pooled = self.clip(clip_ids).pooler_output
+        sequence = self.t5(t5_ids).last_hidden_state
+        return sequence, pooled
+
+    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int, name: str) -> torch.Tensor:
+        ids = tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        for prompt in prompts:
+            # A cheap bound first: a token is at least one character.
+            if len(prompt) > length and len(self._warned) < CUT_WARNINGS and (name, prompt) not in self._warned:
+                count = len(tokenizer(prompt).input_ids)
+                if count > length:
+                    self._warned.add((name, prompt))
+                    log.warning("%s reads %d of the %d tokens of the prompt %r", name, length, count, prompt[:80])
+        return ids

@@ -1,0 +1,281 @@
+"""One training step and one validation step of any architecture on any task, as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.checkpoints.adapter import check_header, header_of, load_trained
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.text import TextEncoder
+from dsd_lightning.objective import FrameLosses, frame_losses
+from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
+from dsd_lightning.randomness import normal, uniform
+from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
+from dsd_lightning.sampler import SamplerSettings, Shift, sample
+
+Density = Uniform | LogitNormal | Mode
+
+VALIDATION_BINS = 8
+"""Equal timestep bins of the validation losses."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Odds that a training sample loses its text, its reference, or both, so that both guidances work later."""
+
+    text: float = 0.0
+    reference: float = 0.0
+    both: float = 0.0
+
+    def __post_init__(self) -> None:
+        odds = (self.text, self.reference, self.both)
+        if min(odds) < 0 or sum(odds) > 1:
+            raise ValueError(f"dropout text={odds[0]}, reference={odds[1]}, both={odds[2]}: odds >= 0 with a sum <= 1")
+
+    def keeps(self, draw: float) -> tuple[bool, bool]:
+        """Return (keep text, keep reference) for a uniform draw in [0, 1)."""
+        if draw < self.both:
+            return False, False
+        if draw < self.both + self.text:
+            return False, True
+        return True, not draw < self.both + self.text + self.reference
+
+
+class DiffusionSelfDistillation(L.LightningModule):
+    """Encodes a batch, drops conditions, and minimises the weighted velocity error of every frame.
+
+    Args:
+        architecture: where the reference enters; complete, with its factors attached.
+        codec, text_encoder: frozen; used for what a batch does not bring encoded.
+        task: what reference and target are to each other; gives the frame weights.
+        density, shift: distribution of the timesteps; the shift sees the whole canvas's tokens.
+        dropout: odds of losing text, reference or both.
+        optimizer: `torch.optim` class with all but its parameters.
+        schedule: learning-rate schedule with all but its optimizer; stepped once an optimizer step.
+        guidance_scale: value of the guidance embedding in training (null for models without one).
+        sampler: how previews and probes sample.
+        seed: part of the key of every draw.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        codec: Codec,
+        text_encoder: TextEncoder,
+        task: Task,
+        density: Density,
+        shift: Shift,
+        dropout: Dropout,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
+        guidance_scale: float | None,
+        sampler: SamplerSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.codec, self.text_encoder = architecture, codec, text_encoder
+        self.task, self.density, self.shift, self.dropout = task, density, shift, dropout
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.guidance_scale, self.sampler_settings, self.seed = guidance_scale, sampler, seed
+        self.strict_loading = False
+        self.validation_losses = MetricCollection(
+            {f"val/loss_{frame}": MeanMetric() for frame in architecture.frames}
+            | {
+                f"val/loss_{kind}_bin{i}": MeanMetric()
+                for kind in ("right", "shuffled", "null")
+                for i in range(VALIDATION_BINS)
+            }
+            | {f"val/loss_{kind}": MeanMetric() for kind in ("right", "shuffled", "null")}
+        )
+
+    # --- Encoding.
+
+    def encode(self, batch: PairBatch) -> tuple[Encoded, TextEmbeddings]:
+        """Return the batch's encodings and text embeddings, computing what it does not bring along."""
+        if batch.encoded is not None:
+            encoded = batch.encoded
+        else:
+            assert batch.target is not None
+            encoded = self.architecture.encode(batch.reference, batch.target, self.codec)
+        text = batch.text if batch.text is not None else self.text_encoder.encode(batch.prompts)
+        return encoded, text
+
+    def condition(self, encoded: Encoded, text: TextEmbeddings, guidance_scale: float | None) -> Condition:
+        """Return the condition of a batch; the guidance value is constant over it."""
+        batch = encoded.clean.shape[0]
+        guidance = torch.full((batch,), guidance_scale or 0.0, device=encoded.clean.device)
+        return Condition(text, guidance, encoded.reference)
+
+    def noise(self, clean: Float[Tensor, "b c h w"], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
+        """Return noise for a clean canvas; see `frame_noise`."""
+        frame = self.architecture.split(clean)[TARGET]
+        return self.frame_noise(frame.shape[1:], keys).to(clean.device, clean.dtype)
+
+    def frame_noise(self, shape: Sequence[int], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
+        """Return float32 noise for a canvas of frames of latent `shape` (c, h, w).
+
+        It is drawn frame by frame: a frame's noise is the same in every architecture.
+        """
+        drawn = {
+            name: torch.stack([normal(shape, self.seed, *key, name, "noise") for key in keys])
+            for name in self.architecture.frames
+        }
+        return self.architecture.join(drawn)
+
+    # --- Training.
+
+    def training_step(self, batch: PairBatch, _: int) -> Tensor:
+        """Return the weighted loss of a batch. Logs `train/loss` and `train/loss_<frame>`."""
+        losses = self.losses(batch)
+        size = len(batch)
+        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=size)
+        for name, frame in losses.frames.items():
+            self.log(f"train/loss_{name}", frame.detach().mean(), prog_bar=True, batch_size=size)
+        return losses.total
+
+    def losses(self, batch: PairBatch) -> FrameLosses:
+        """Return the losses of a training batch; every draw is keyed by (seed, epoch, sample, frame, purpose)."""
+        encoded, text = self.encode(batch)
+        keys = [(epoch, key) for epoch, key in zip(batch.epochs, batch.keys, strict=True)]
+        condition = self._drop(self.condition(encoded, text, self.guidance_scale), keys)
+        draws = torch.tensor([uniform(self.seed, *key, "timestep") for key in keys], device=encoded.clean.device)
+        timestep = shift_time(self.density(draws), self.shift(self.architecture.image_tokens(encoded.clean)))
+        noise = self.noise(encoded.clean, keys)
+        return frame_losses(self.architecture, encoded, condition, noise, timestep, self.task.frame_weights)
+
+    def _drop(self, condition: Condition, keys: Sequence[tuple[Any, ...]]) -> Condition:
+        keeps = [self.dropout.keeps(uniform(self.seed, *key, "dropout")) for key in keys]
+        keep = torch.tensor(keeps, device=condition.guidance.device)
+        if not bool(keep[:, 0].all()):
+            condition = condition.with_text(condition.text.where(keep[:, 0], self.null_text(condition.text)))
+        return self.architecture.drop_reference(condition, keep[:, 1])
+
+    def null_text(self, like: TextEmbeddings) -> TextEmbeddings:
+        """Return the embeddings of "no text" (batch 1) on the device and in the dtype of `like`."""
+        return self.text_encoder.null(like.sequence.shape[1]).to(like.sequence.device, like.sequence.dtype)
+
+    # --- Validation: is the reference used at all?
+
+    def validation_step(self, batch: PairBatch, _: int) -> None:
+        """Accumulate losses a timestep bin with the right, a shuffled and the null reference, at fixed noise."""
+        encoded, text = self.encode(batch)
+        size, device = len(batch), encoded.clean.device
+        keys = [("validation", key) for key in batch.keys]
+        noise = self.noise(encoded.clean, keys)
+        right = self.condition(encoded, text, self.guidance_scale)
+        everyone = torch.zeros(size, dtype=torch.bool, device=device)
+        shuffled = {name: value.roll(1, dims=0) for name, value in encoded.reference.items()}
+        kinds = {
+            "right": right,
+            "shuffled": Condition(text, right.guidance, shuffled),
+            "null": self.architecture.drop_reference(right, everyone),
+        }
+        for bin_index in range(VALIDATION_BINS):
+            centre = (bin_index + 0.5) / VALIDATION_BINS
+            timestep = torch.full((size,), centre, device=device)
+            for kind, condition in kinds.items():
+                losses = frame_losses(self.architecture, encoded, condition, noise, timestep, self.task.frame_weights)
+                target = losses.frames[TARGET]
+                self.validation_losses[f"val/loss_{kind}_bin{bin_index}"].update(target)
+                self.validation_losses[f"val/loss_{kind}"].update(target)
+                if kind == "right":
+                    for name, frame in losses.frames.items():
+                        self.validation_losses[f"val/loss_{name}"].update(frame)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation losses; metric names are a contract (docs/metrics.md)."""
+        self.log_dict(self.validation_losses.compute())
+        self.validation_losses.reset()
+
+    # --- Sampling, for previews and probes.
+
+    @torch.no_grad()
+    def draw(self, batch: PairBatch, settings: SamplerSettings | None = None) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """Return the frames that the model draws for a batch, as pixels by name, from noise keyed by the samples."""
+        text = batch.text if batch.text is not None else self.text_encoder.encode(batch.prompts)
+        if batch.encoded is not None:
+            reference = batch.encoded.reference
+            shape = tuple(self.architecture.split(batch.encoded.clean)[TARGET].shape[1:])
+        else:
+            assert batch.target is not None
+            reference = self.architecture.encode_reference(batch.reference, self.codec)
+            shape = self.frame_shape(*batch.target.shape[-2:])
+        return self._draw(reference, text, shape, batch.keys, settings)
+
+    @torch.no_grad()
+    def draw_from(
+        self,
+        reference: Float[Tensor, "b 3 h w"],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        settings: SamplerSettings | None = None,
+    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """Return what `draw` would, where no target is known: the target frame takes the reference's size."""
+        inputs = self.architecture.encode_reference(reference, self.codec)
+        shape = self.frame_shape(*reference.shape[-2:])
+        return self._draw(inputs, self.text_encoder.encode(prompts), shape, keys, settings)
+
+    def frame_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the latent shape (c, h, w) of a frame of `height` x `width` pixels.
+
+        Raises:
+            ValueError: a size that the codec cannot pack.
+        """
+        self.codec.require_size(height, width)
+        return self.codec.channels, height // self.codec.downsampling, width // self.codec.downsampling
+
+    def _draw(
+        self,
+        reference: Mapping[str, Tensor],
+        text: TextEmbeddings,
+        shape: Sequence[int],
+        keys: Sequence[str],
+        settings: SamplerSettings | None,
+    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        settings = settings or self.sampler_settings
+        dtype = next(self.codec.parameters()).dtype
+        noise = self.frame_noise(shape, [("draw", key) for key in keys]).to(self.device, dtype)
+        guidance = torch.full((len(keys),), settings.guidance_scale, device=self.device)
+        condition = Condition(text, guidance, reference)
+        canvas = sample(self.architecture, condition, self.null_text(text), noise, settings, self.shift)
+        return self.decode_frames(canvas)
+
+    def decode_frames(self, canvas: Float[Tensor, "b c lh lw"]) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """Return the frames of a canvas as pixels; the canvas is decoded whole, as it was encoded."""
+        return self.architecture.split(self.codec.decode(canvas))
+
+    # --- Optimisation.
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer over the trained parameters, and its schedule, stepped once an optimizer step."""
+        optimizer = self.make_optimizer([parameter for _, parameter in self.architecture.trainable()])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step", "frequency": 1},
+        }
+
+    # --- Checkpoints hold what is trained, never the base.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Replace the whole state by the trained parameters, and say whose they are."""
+        checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.architecture.trainable()}
+        checkpoint["adapter"] = header_of(self.architecture)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture or rank; then put the trained parameters in place.
+
+        Raises:
+            AdapterMismatchError: naming both sides.
+        """
+        check_header(checkpoint.get("adapter", {}), self.architecture)
+        load_trained(self.architecture, checkpoint["state_dict"])
+        checkpoint["state_dict"] = {}
