@@ -1,0 +1,207 @@
+"""From a scene to its picture, foreground mask and depth: deterministic, anti-aliased, in closed form.
+
+Every edge is a signed distance clipped over one pixel, so a picture is a smooth function of the geometry and the same on
+every machine up to float rounding. The body is a bevelled relief; its normals give diffuse light, a highlight and a soft
+shadow on the background, so that the same scene under another light differs as a photograph would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_lightning.miniature import shapes
+from dsd_lightning.miniature.world import BACKGROUND_PALETTE, PALETTE, Context, Scene
+
+RESOLUTION = 64
+"""Side of a picture, pixels."""
+
+BODY_RADIUS = {"large": 19.0, "small": 14.5}
+"""Body radius, pixels at 64 x 64."""
+
+CENTER = {
+    "center": (32.0, 35.0),
+    "left": (23.0, 35.0),
+    "right": (41.0, 35.0),
+    "top": (32.0, 28.0),
+    "bottom": (32.0, 42.0),
+}
+"""Body centre (x, y), pixels from the upper left corner at 64 x 64."""
+
+TILT_DEGREES = {"upright": 0.0, "left": 26.0, "right": -26.0}
+"""Counter-clockwise rotation, degrees."""
+
+LIGHT = {
+    "front": (0.0, 0.25, 1.0),
+    "left": (-0.92, 0.15, 0.42),
+    "right": (0.92, 0.15, 0.42),
+    "above": (0.0, 0.95, 0.40),
+    "below": (0.0, -0.95, 0.40),
+}
+"""Direction towards the light: x to the right, y upwards, z towards the viewer (normalised before use)."""
+
+LIGHT_RGB = {"white": (1.0, 1.0, 1.0), "warm": (1.08, 0.91, 0.72), "cool": (0.80, 0.92, 1.12)}
+"""Colour of the light, multiplies reflected sRGB values."""
+
+RELIEF = 0.55
+"""Height of the body over the background, body radii."""
+
+FAR, NEAR_GROUND, BODY_FRONT = 1.0, 0.75, 0.45
+"""Depths: background at the top of the picture, background at its bottom, body's base plane (smaller is nearer)."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A scene's picture [64, 64, 3] in [0, 1], mask [64, 64] in [0, 1] and depth [64, 64] in (0, 1] (far is 1)."""
+
+    picture: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    depth: NDArray[np.float32]
+
+
+def _rgb(color: tuple[float, float, float]) -> NDArray[np.float32]:
+    return np.asarray(color, dtype=np.float32)
+
+
+def _mix(below: NDArray[np.float32], above: NDArray[np.float32], amount: NDArray[np.float32]) -> NDArray[np.float32]:
+    return below + (above - below) * amount[..., None]
+
+
+_ROWS, _COLUMNS = np.meshgrid(
+    np.arange(RESOLUTION, dtype=np.float32) + np.float32(0.5),
+    np.arange(RESOLUTION, dtype=np.float32) + np.float32(0.5),
+    indexing="ij",
+)
+
+
+def _background(context: Context) -> NDArray[np.float32]:
+    base = _rgb(BACKGROUND_PALETTE[context.word("background_color")])
+    picture = np.broadcast_to(base, (RESOLUTION, RESOLUTION, 3)).copy()
+    kind = context.word("background_kind")
+    if kind == "plain":
+        return picture
+    period = 16.0
+    wave_x = np.abs(np.mod(_COLUMNS, period) - period / 2) - period / 4
+    if kind == "striped":
+        dark = np.clip(0.5 - wave_x, 0, 1)
+    else:
+        wave_y = np.abs(np.mod(_ROWS, period) - period / 2) - period / 4
+        across, down = np.clip(0.5 - wave_x, 0, 1), np.clip(0.5 - wave_y, 0, 1)
+        dark = across + down - 2 * across * down
+    return _mix(picture, base * np.float32(0.72), dark.astype(np.float32))
+
+
+def _pattern(kind: str, u: shapes.Field, v: shapes.Field, body: shapes.Field, edge: float) -> NDArray[np.float32]:
+    """Share of the second colour at each pixel; `edge` is a pixel's width in body radii."""
+    if kind == "stripes":
+        field = np.abs(np.mod(v + np.float32(0.25), 0.62) - 0.31) - 0.145
+    elif kind == "dots":
+        field = np.float32(10.0) * np.ones_like(u)
+        for x, y in (
+            (-0.62, -0.30),
+            (0.0, -0.52),
+            (0.62, -0.30),
+            (-0.45, 0.50),
+            (0.45, 0.50),
+            (0.0, -0.96),
+            (0.0, 0.84),
+        ):
+            field = np.minimum(field, shapes.circle(u - np.float32(x), v - np.float32(y), 0.21))
+    elif kind == "half":
+        field = -u
+    else:
+        field = -(body + np.float32(0.27))
+    return np.clip(0.5 - field / edge, 0, 1).astype(np.float32)
+
+
+def _paint_face(
+    picture: NDArray[np.float32], face: str, u: shapes.Field, v: shapes.Field, edge: float
+) -> NDArray[np.float32]:
+    white, dark = _rgb((0.98, 0.98, 0.98)), _rgb((0.06, 0.06, 0.10))
+
+    def paint(onto: NDArray[np.float32], field: shapes.Field, color: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _mix(onto, color, np.clip(0.5 - field / edge, 0, 1).astype(np.float32))
+
+    if face == "cyclops":
+        picture = paint(picture, shapes.circle(u, v - np.float32(0.02), 0.42), dark)
+        picture = paint(picture, shapes.circle(u, v - np.float32(0.02), 0.34), white)
+        return paint(picture, shapes.circle(u, v - np.float32(0.02), 0.17), dark)
+    if face == "glasses":
+        lenses = shapes.box(np.abs(u) - np.float32(0.33), v - np.float32(0.08), 0.22, 0.17) - np.float32(0.05)
+        bridge = shapes.box(u, v - np.float32(0.14), 0.62, 0.06)
+        return paint(picture, np.minimum(lenses, bridge), dark)
+    eye = np.abs(u) - np.float32(0.30)
+    picture = paint(picture, shapes.circle(eye, v - np.float32(0.08), 0.27), dark)
+    picture = paint(picture, shapes.circle(eye, v - np.float32(0.08), 0.20), white)
+    return paint(picture, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
+
+
+def render(scene: Scene) -> Rendering:
+    """Draw one scene at 64 x 64."""
+    identity, context = scene.identity, scene.context
+    radius = BODY_RADIUS[context.word("size")]
+    center_x, center_y = CENTER[context.word("place")]
+    angle = np.deg2rad(TILT_DEGREES[context.word("rotation")])
+    cosine, sine = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+    right, up = _COLUMNS - np.float32(center_x), np.float32(center_y) - _ROWS
+    u, v = right * cosine + up * sine, up * cosine - right * sine
+    edge = 1.0 / radius
+
+    body_field = shapes.BODIES[identity.word("shape")](u, v)
+    accessory_distance, accessory_rgb = shapes.ACCESSORIES[identity.word("accessory")]
+    accessory_field = accessory_distance(u, v)
+    body = np.clip(0.5 - body_field * radius, 0, 1).astype(np.float32)
+    accessory = np.clip(0.5 - accessory_field * radius, 0, 1).astype(np.float32)
+    mask = np.maximum(body, accessory)
+
+    albedo = np.broadcast_to(_rgb(PALETTE[identity.word("color")]), (RESOLUTION, RESOLUTION, 3))
+    second = _rgb(PALETTE[identity.word("second_color")])
+    albedo = _mix(albedo, second, _pattern(identity.word("pattern"), u, v, body_field, edge))
+    albedo = _paint_face(albedo, identity.word("face"), u, v, edge)
+    albedo = _mix(albedo, _rgb(accessory_rgb), accessory)
+
+    # A quarter-round bevel: the relief rises over the outer 0.6 radii of the body, then stays flat.
+    inward = np.clip(-np.minimum(body_field, accessory_field + np.float32(0.10)) / 0.6, 0, 1)
+    height = np.sqrt(np.maximum(1 - (1 - inward) ** 2, 1e-4)) * np.float32(RELIEF * radius)
+    slope_y, slope_x = np.gradient(height)
+    normal = np.stack([-slope_x, slope_y, np.ones_like(height)], axis=-1) * mask[..., None]
+    normal[..., 2] += 1 - mask
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+
+    direction = np.asarray(LIGHT[context.word("light_direction")], dtype=np.float32)
+    direction /= np.linalg.norm(direction)
+    facing = np.clip(normal @ direction, 0, 1).astype(np.float32)
+    style = context.word("style")
+    outline = np.zeros_like(mask)
+    if style == "cartoon":
+        shade = np.where(facing > 0.45, np.float32(1.08), np.float32(0.72))
+        outline = np.clip(1.6 - np.abs(np.minimum(body_field, accessory_field) * radius + 0.4), 0, 1).astype(np.float32)
+    else:
+        shade = np.float32(0.50) + np.float32(0.62) * facing
+    lit = albedo * shade[..., None]
+    if style == "glossy":
+        half_way = direction + np.asarray([0.0, 0.0, 1.0], dtype=np.float32)
+        half_way /= np.linalg.norm(half_way)
+        lit = lit + np.float32(0.50) * (np.clip(normal @ half_way, 0, 1) ** 24)[..., None]
+
+    # The background: brighter towards a side light, darkened where the body throws its shadow.
+    across, upwards = (_COLUMNS - 32) / 32, (32 - _ROWS) / 32
+    glow = np.float32(0.92) + np.float32(0.22) * (across * direction[0] + upwards * direction[1])
+    ground = _background(context) * glow[..., None]
+    shift_u, shift_v = direction[0] * np.float32(0.55), direction[1] * np.float32(0.55)
+    tilt_u = shift_u * np.cos(angle) + shift_v * np.sin(angle)
+    tilt_v = shift_v * np.cos(angle) - shift_u * np.sin(angle)
+    shadow_field = shapes.BODIES[identity.word("shape")](u + np.float32(tilt_u), v + np.float32(tilt_v))
+    shadow = np.clip(0.5 - shadow_field / 0.35, 0, 1).astype(np.float32)
+    ground = ground * (1 - np.float32(0.38) * shadow)[..., None]
+
+    picture = _mix(ground, lit, mask)
+    picture = picture * _rgb(LIGHT_RGB[context.word("light_color")])
+    picture = _mix(picture, _rgb((0.05, 0.05, 0.08)), outline)
+
+    plane = np.float32(FAR) + np.float32(NEAR_GROUND - FAR) * (_ROWS / RESOLUTION)
+    relief = np.float32(BODY_FRONT) - np.float32(0.30) * height / np.float32(BODY_RADIUS["large"] * RELIEF)
+    depth = plane + (relief - plane) * mask
+    return Rendering(np.clip(picture, 0, 1).astype(np.float32), mask, depth.astype(np.float32))
