@@ -1,0 +1,111 @@
+"""How does one pack one's own pictures from the command line?
+
+python -m dsd_lightning.packing PICTURES OUT --task identity --reference-dir REFERENCES
+python -m dsd_lightning.packing FOLDER_WITH_METADATA_JSONL OUT --task identity --resolution 512
+python -m dsd_lightning.packing FOLDER_OF_PARQUET_FILES OUT --task identity
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsd_lightning.packing.candidates import PackingError
+from dsd_lightning.packing.pack import PackingReport, pack
+from dsd_lightning.packing.sources import FORMATS, open_source
+from dsd_lightning.packing.tables import KNOWN_COLUMNS
+from dsd_lightning.shards import ShardError
+
+_LISTED = 50
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dsd_lightning.packing",
+        description="Pack your own pairs of pictures as shards to train from.",
+        epilog="Exit code 2: something is missing or cannot be read, and nothing was written.",
+    )
+    parser.add_argument(
+        "source", help="folder of target pictures, folder with metadata.jsonl/.csv/.parquet, or a table"
+    )
+    parser.add_argument("out", help="folder for the shards")
+    parser.add_argument("--task", required=True, help="identity, depth, relighting, or text_only (no references)")
+    parser.add_argument("--reference-dir", help="folder of reference pictures with the targets' file stems")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="what SOURCE is (default: look)")
+    for part, known in KNOWN_COLUMNS.items():
+        parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {known[0]}, ...)")
+    parser.add_argument(
+        "--resolution", type=int, metavar="N", help="shrink to a short side of N pixels (default: keep)"
+    )
+    parser.add_argument("--min-quality", type=int, default=0, metavar="0..5", help="Subjects200K: lowest score to keep")
+    parser.add_argument(
+        "--image-format", choices=("webp", "png"), default="webp", help="of converted pictures, lossless"
+    )
+    parser.add_argument("--max-bytes", type=float, default=1e9, metavar="BYTES", help="size of a tar (default: 1e9)")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads (default: one a core)"
+    )
+    parser.add_argument("--allow-orphans", action="store_true", help="leave incomplete or unreadable pairs out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the set that is in OUT")
+    return parser
+
+
+def _print_report(report: PackingReport, out: Path) -> None:
+    stream = sys.stdout if report.index is not None else sys.stderr
+    for orphan in report.orphans[:_LISTED]:
+        print(f"{orphan.reason}: {orphan.detail}", file=stream)
+    if len(report.orphans) > _LISTED:
+        print(f"... and {len(report.orphans) - _LISTED} more", file=stream)
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejections.items()))
+    if report.index is None:
+        print(
+            f"error: refused, nothing was written: {counts}. Mend them, or leave them out with --allow-orphans",
+            file=stream,
+        )
+    else:
+        size = sum(shard.bytes for shard in report.index.shards)
+        print(f"{out}: {report.index.samples} pairs in {len(report.index.shards)} tars, {size:,} bytes", file=stream)
+        if counts:
+            print(f"left out: {counts}", file=stream)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pack, and return the exit code: 0 written, 2 refused, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        source = open_source(
+            options.source,
+            task=options.task,
+            source_format=options.format,
+            reference_dir=options.reference_dir,
+            columns={part: getattr(options, f"{part}_column") for part in KNOWN_COLUMNS},
+            min_quality=options.min_quality,
+        )
+        report = pack(
+            source,
+            options.out,
+            task=options.task,
+            resolution=options.resolution,
+            allow_orphans=options.allow_orphans,
+            overwrite=options.overwrite,
+            image_format=options.image_format,
+            max_bytes=options.max_bytes,
+            workers=options.workers,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print(f"interrupted; {options.out} is as it was", file=sys.stderr)
+        return 130
+    except (PackingError, ShardError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _print_report(report, Path(options.out))
+    return 2 if report.index is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

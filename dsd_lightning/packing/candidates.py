@@ -1,0 +1,98 @@
+"""What does a source of pairs yield? Candidates, whose pictures are yet to be decoded, and orphans, which lack one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+Picture = Path | bytes | Image.Image
+"""A picture as a source has it: a file, the bytes of a file, or decoded already."""
+
+PICTURE_SUFFIXES = frozenset(
+    {".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif", ".ppm", ".pgm"}
+)
+_LONGEST_STEM = 150
+
+
+class PackingError(ValueError):
+    """The source, or what is asked of it, cannot be packed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair as its source describes it.
+
+    Attributes:
+        name: where in the source it stands, for messages; its key is made from the last part of it.
+        target: the target picture.
+        reference: the reference picture; None where the task has none.
+        caption: what the target shows.
+        instruction: what to do to the reference to get the target, where the source has such a sentence.
+        provenance: where the pair comes from; plain JSON.
+    """
+
+    name: str
+    target: Picture
+    reference: Picture | None
+    caption: str
+    instruction: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """Something in the source that makes no pair: where it stands, and why (a word to count by, a sentence to read).
+
+    `expected` marks what the user asked to leave out (a quality threshold): counted, but no reason to refuse.
+    """
+
+    name: str
+    reason: str
+    detail: str
+    expected: bool = False
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A user's pictures and captions, as pairs. Iterating it reads no picture files."""
+
+    orphans: list[Orphan]
+    """What names alone show to be orphaned, known before anything is read."""
+
+    def __len__(self) -> int:
+        """Return the number of things that iterating yields, to show progress."""
+        ...
+
+    def __iter__(self) -> Iterator[Candidate | Orphan]:
+        """Yield candidates, and orphans that come to light on the way, always in the same order."""
+        ...
+
+
+class Keys:
+    """Makes keys from names: readable, free of dots, slashes and blanks, unique; the same for the same sequence."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
+
+    def make(self, name: str) -> str:
+        """Return a new key for `name`; where the plain one is taken it gets -2, -3, ..."""
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        plain = re.sub(r"[^A-Za-z0-9-]+", "_", plain).strip("_-")[:_LONGEST_STEM] or "pair"
+        key, number = plain, self._next.get(plain, 2)
+        while key in self._taken:
+            key, number = f"{plain}-{number}", number + 1
+        self._next[plain] = number
+        self._taken.add(key)
+        return key
+
+
+def clean_text(value: Any) -> str | None:
+    """Return a caption without blanks around it; None for an empty one or for something that is not text."""
+    return value.strip() or None if isinstance(value, str) else None

@@ -1,0 +1,158 @@
+"""How do candidates become shards? Decode, check, convert, write; orphans are listed, and refused unless allowed."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from dsd_lightning.packing.candidates import Candidate, Keys, Orphan, PackingError, Picture, Source
+from dsd_lightning.pictures import PictureError, load_rgb, shrink, stored_format
+from dsd_lightning.shards import ShardIndex, ShardWriter, encode_picture
+from dsd_lightning.shards.writer import ImageFormat
+
+_IN_FLIGHT_PER_WORKER = 4
+
+
+@dataclass
+class PackingReport:
+    """What became of a source.
+
+    Attributes:
+        index: the index of the set that was written; None where orphans were refused.
+        orphans: everything that made no pair and was not expected to.
+        rejections: how many things were left out, by reason.
+    """
+
+    index: ShardIndex | None = None
+    orphans: list[Orphan] = field(default_factory=list)
+    rejections: Counter[str] = field(default_factory=Counter)
+
+    def add(self, orphan: Orphan) -> None:
+        """Count an orphan, and list it unless it was left out on purpose."""
+        self.rejections[orphan.reason] += 1
+        if not orphan.expected:
+            self.orphans.append(orphan)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    candidate: Candidate
+    target: bytes
+    reference: bytes | None
+
+
+def _prepare_picture(picture: Picture, resolution: int | None, image_format: ImageFormat) -> bytes:
+    """Return a picture as it is to be stored: the file itself where nothing is to be done to it, else encoded anew."""
+    data = picture.read_bytes() if isinstance(picture, Path) else picture
+    image = data if isinstance(data, Image.Image) else load_rgb(data)
+    smaller = shrink(image, resolution)
+    if isinstance(data, bytes) and smaller is image and stored_format(data) is not None:
+        return data
+    return encode_picture(smaller, image_format)
+
+
+def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFormat) -> _Prepared | Orphan:
+    stored: dict[str, bytes | None] = {}
+    for frame, picture in (("reference", candidate.reference), ("target", candidate.target)):
+        try:
+            stored[frame] = None if picture is None else _prepare_picture(picture, resolution, image_format)
+        except (PictureError, OSError) as error:
+            where = f"{candidate.name}: {picture}" if isinstance(picture, Path) else candidate.name
+            return Orphan(candidate.name, f"unreadable_{frame}", f"{where}: {error}")
+    target = stored["target"]
+    assert target is not None, "a candidate always has a target"
+    return _Prepared(candidate, target, stored["reference"])
+
+
+def _prepared(
+    source: Source, resolution: int | None, image_format: ImageFormat, workers: int
+) -> Iterator[_Prepared | Orphan]:
+    """Yield what `source` yields, in order, with pictures ready to store; threads do it, as PIL lets go of the GIL."""
+    waiting: deque[Future[_Prepared | Orphan] | Orphan] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for each in source:
+            waiting.append(each if isinstance(each, Orphan) else pool.submit(_prepare, each, resolution, image_format))
+            while len(waiting) > workers * _IN_FLIGHT_PER_WORKER:
+                first = waiting.popleft()
+                yield first.result() if isinstance(first, Future) else first
+        for rest in waiting:
+            yield rest.result() if isinstance(rest, Future) else rest
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def pack(
+    source: Source,
+    out: str | Path,
+    *,
+    task: str,
+    resolution: int | None = None,
+    allow_orphans: bool = False,
+    overwrite: bool = False,
+    image_format: ImageFormat = "webp",
+    max_bytes: int | float = 1e9,
+    workers: int = 4,
+    progress: bool = False,
+) -> PackingReport:
+    """Write the pairs of `source` as a set of shards in `out`.
+
+    Pictures that are upright RGB files of webp, png or jpg and small enough are stored as they are; others are
+    converted (transparency over white, EXIF orientation applied, palettes and gray to RGB) and stored without loss.
+
+    Args:
+        source: the pairs; see `open_source`.
+        out: the set's folder.
+        task: the task's name.
+        resolution: pictures with a longer short side (pixels) are shrunk to it; None keeps sizes. None is enlarged.
+        allow_orphans: leave orphans out and count them in the index, rather than refuse the source.
+        overwrite: replace the set that is in `out`.
+        image_format: format of converted pictures, "webp" or "png", without loss.
+        max_bytes: size of a tar, bytes.
+        workers: threads that decode and encode.
+        progress: show a bar on standard error.
+
+    Returns:
+        The report; its index is None, and nothing is written, where there were orphans that were not allowed.
+
+    Raises:
+        PackingError: not one pair is left, or a number is out of range.
+        ShardError: `out` holds a set already and `overwrite` is off.
+    """
+    if (resolution is not None and resolution < 1) or workers < 1:
+        raise PackingError(f"resolution={resolution} pixels, workers={workers}: both must be at least 1")
+    report = PackingReport()
+    for orphan in source.orphans:
+        report.add(orphan)
+    if report.orphans and not allow_orphans:
+        return report
+    keys = Keys()
+    with ExitStack() as stack:
+        writer = ShardWriter(
+            out, task=task, resolution=resolution, max_bytes=max_bytes, image_format=image_format, overwrite=overwrite
+        )
+        stack.callback(writer.abort)  # does nothing after close()
+        ready = _prepared(source, resolution, image_format, workers)
+        stack.callback(ready.close)  # type: ignore[attr-defined]
+        for each in tqdm(ready, total=len(source), desc="packing", unit="pair", disable=not progress):
+            if isinstance(each, Orphan):
+                report.add(each)
+            elif allow_orphans or not report.orphans:
+                pair = each.candidate
+                key = keys.make(pair.name)
+                writer.write(key, each.reference, each.target, pair.caption, pair.instruction, pair.provenance)
+        if report.orphans and not allow_orphans:
+            return report
+        if not len(writer):
+            raise PackingError(f"not one pair is left: {dict(report.rejections) or 'the source is empty'}")
+        for reason, count in report.rejections.items():
+            writer.reject(reason, count)
+        report.index = writer.close()
+    return report

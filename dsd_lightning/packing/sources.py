@@ -1,0 +1,116 @@
+"""Which kind of source is this? From a path and a few options to the `Source` that yields its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from dsd_lightning.packing.candidates import PackingError, Source
+from dsd_lightning.packing.folders import PairedFolders
+from dsd_lightning.packing.subjects200k import Subjects200K, is_composite_table
+from dsd_lightning.packing.tables import PairTables, Table, open_table
+
+Format = Literal["auto", "folders", "metadata", "parquet", "subjects200k"]
+FORMATS: tuple[Format, ...] = ("auto", "folders", "metadata", "parquet", "subjects200k")
+TASK_WITHOUT_REFERENCE = "text_only"
+_METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def _metadata_in(source: Path) -> list[Path]:
+    return [path for name in _METADATA_NAMES if (path := source / name).is_file()]
+
+
+def _parquet_in(source: Path) -> list[Path]:
+    found = sorted(path for path in source.rglob("*.parquet") if not path.name.startswith("."))
+    return [path for path in found if path.name not in _METADATA_NAMES]
+
+
+def _table_paths(source: Path, source_format: Format) -> list[Path]:
+    """Return the tables that `source` means under `source_format`; an empty list where it means none."""
+    if source.is_file():
+        return [source]
+    metadata = _metadata_in(source) if source_format in ("auto", "metadata") else []
+    if len(metadata) > 1:
+        names = " and ".join(path.name for path in metadata)
+        raise PackingError(f"{source} holds {names}; give the one to be read as SOURCE")
+    if metadata or source_format in ("folders", "metadata"):
+        return metadata
+    return _parquet_in(source)
+
+
+def open_source(
+    source: str | Path,
+    *,
+    task: str,
+    source_format: Format = "auto",
+    reference_dir: str | Path | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    min_quality: int = 0,
+) -> Source:
+    """Open a user's data.
+
+    Args:
+        source: a folder of targets (or with `target` and `reference` in it), a folder with metadata.jsonl, .csv or
+            .parquet, a folder of parquet files, or one such file.
+        task: the task's name; "text_only" needs no references.
+        source_format: what `source` is; "auto" looks.
+        reference_dir: folder of references, for folders of pictures.
+        columns: names of a table's columns by part; the usual names are found by themselves.
+        min_quality: for Subjects200K, the lowest score (0 to 5) that each of a row's three must reach.
+
+    Raises:
+        PackingError: nothing of that kind is there.
+    """
+    source = Path(source)
+    with_reference = task != TASK_WITHOUT_REFERENCE
+    if not source.exists():
+        raise PackingError(f"there is no {source}")
+    if source_format == "folders" and source.is_file():
+        raise PackingError(f"{source} is a file; --format folders needs a folder of target pictures")
+    as_folders = source_format == "folders" or (source_format == "auto" and reference_dir is not None)
+    paths = [] if as_folders else _table_paths(source, source_format)
+    if not paths:
+        if source_format not in ("auto", "folders"):
+            what = " or ".join(_METADATA_NAMES) if source_format == "metadata" else "parquet file"
+            raise PackingError(f"{source} holds no {what}, which --format {source_format} needs")
+        return _open_folders(source, reference_dir, with_reference)
+    if reference_dir is not None:
+        raise PackingError(
+            f"--reference-dir is for folders of pictures, but {paths[0]} is a table of pairs; leave it out"
+        )
+    return _open_tables([open_table(path) for path in paths], source_format, columns or {}, with_reference, min_quality)
+
+
+def _open_folders(source: Path, reference_dir: str | Path | None, with_reference: bool) -> Source:
+    if not with_reference:
+        return PairedFolders(source, None)
+    if reference_dir is not None:
+        return PairedFolders(source, Path(reference_dir))
+    if (source / "target").is_dir() and (source / "reference").is_dir():
+        return PairedFolders(source / "target", source / "reference")
+    raise PackingError(
+        f"where are the references of {source}? Give their folder with --reference-dir, or put the pictures into "
+        f"{source / 'target'} and {source / 'reference'}, or use --task {TASK_WITHOUT_REFERENCE} for pictures without"
+    )
+
+
+def _open_tables(
+    tables: Sequence[Table],
+    source_format: Format,
+    columns: Mapping[str, str | None],
+    with_reference: bool,
+    min_quality: int,
+) -> Source:
+    composites = source_format == "subjects200k" or (source_format == "auto" and all(map(is_composite_table, tables)))
+    if not composites:
+        if min_quality:
+            raise PackingError("--min-quality is for Subjects200K, whose rows carry quality scores; leave it out")
+        return PairTables(tables, columns, with_reference)
+    for table in tables:
+        if not is_composite_table(table):
+            raise PackingError(
+                f"{table.path} is not a table of Subjects200K: it needs the columns image, description and "
+                f"quality_assessment, and has: {', '.join(table.columns)}"
+            )
+    return Subjects200K(tables, min_quality)

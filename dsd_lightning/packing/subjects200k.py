@@ -1,0 +1,90 @@
+"""Which pairs are in Subjects200K's composites? Each panel, with its own caption, and the other as its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dsd_lightning.packing.candidates import Candidate, Orphan, clean_text
+from dsd_lightning.packing.tables import Table, name_of, picture_from
+from dsd_lightning.pictures import PictureError, load_rgb
+
+PADDING = 16
+"""Pixels by which a composite is higher than its panels: 8 above and 8 below."""
+_SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
+
+
+def is_composite_table(table: Table) -> bool:
+    """Tell whether a table has the columns of Subjects200K."""
+    return {"image", "description", "quality_assessment"} <= set(table.columns)
+
+
+def split_composite(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Return the left and the right panel of a composite, both square.
+
+    The panels lie where the data set's authors cut them (src/dataset.py of Yuanshi9815/Subjects200K): of a picture 528
+    pixels high the left is at columns 8 to 520, the right at 528 to 1040, both at rows 8 to 520.
+
+    Raises:
+        ValueError: the picture is not about twice as wide as high.
+    """
+    size, edge = image.height - PADDING, PADDING // 2
+    if size < 1 or not 2 * size + PADDING <= image.width <= 2 * image.height + PADDING:
+        raise ValueError(
+            f"{image.width} x {image.height} is no composite of two square panels with {PADDING} pixels of padding"
+        )
+    left = image.crop((edge, edge, edge + size, edge + size))
+    right = image.crop((size + PADDING, edge, 2 * size + PADDING, edge + size))
+    return left, right
+
+
+class Subjects200K:
+    """Tables of two-panel composites; each good row gives two pairs, left from right and right from left.
+
+    Args:
+        tables: parquet tables with the columns image, description and quality_assessment.
+        min_quality: rows with any of the three scores (0 to 5) below this are left out; 0 keeps all.
+    """
+
+    def __init__(self, tables: Sequence[Table], min_quality: int) -> None:
+        self.tables, self.min_quality = tables, min_quality
+        self.orphans: list[Orphan] = []
+
+    def __len__(self) -> int:
+        return 2 * sum(len(table) for table in self.tables)
+
+    def __iter__(self) -> Iterator[Candidate | Orphan]:
+        for table in self.tables:
+            for number, row in enumerate(table):
+                yield from self._pairs(table.path, number, row)
+
+    def _pairs(self, path: Path, number: int, row: Mapping[str, Any]) -> Iterator[Candidate | Orphan]:
+        where = f"{path.name}, row {number}"
+        scores = row.get("quality_assessment") or {}
+        lowest = min((scores.get(name) or 0 for name in _SCORES), default=0)
+        if lowest < self.min_quality:
+            detail = f"{where}: lowest quality score {lowest} is below {self.min_quality}"
+            yield from (Orphan(where, f"quality_below_{self.min_quality}", detail, expected=True) for _ in range(2))
+            return
+        source = picture_from(row["image"], path.parent)
+        try:
+            if source is None or (isinstance(source, Path) and not source.is_file()):
+                raise FileNotFoundError(f"no picture {source or 'in column image'}")
+            panels = split_composite(load_rgb(source) if not isinstance(source, Image.Image) else source)
+        except (PictureError, FileNotFoundError, ValueError) as error:
+            reason = {PictureError: "unreadable_target", FileNotFoundError: "missing_target"}.get(type(error))
+            yield from (Orphan(where, reason or "no_composite", f"{where}: {error}") for _ in range(2))
+            return
+        description = row.get("description") or {}
+        name = name_of(row["image"], path, number)
+        for index in (0, 1):
+            caption = clean_text(description.get(f"description_{index}"))
+            if caption is None:
+                yield Orphan(where, "missing_caption", f"{where}: description.description_{index} is empty")
+                continue
+            provenance = {"source": path.name, "row": number, "panel": index, "item": description.get("item")}
+            provenance["collection"] = row.get("collection")
+            yield Candidate(f"{name}-{index}", panels[index], panels[1 - index], caption, provenance=provenance)

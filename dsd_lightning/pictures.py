@@ -1,0 +1,162 @@
+"""How does a picture file become pixels, and pixels a picture? Colour modes, orientation, resizing, cropping, buckets.
+
+Pixels are float32 [3, height, width] in [-1, 1]; pictures are PIL images in mode RGB, 8 bits a channel. Nothing here
+ever enlarges a picture: a model trained on enlarged pictures learns their blur.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+WHITE = (255, 255, 255, 255)
+EXIF_ORIENTATION = 0x0112
+STORED_FORMATS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg"}
+"""PIL's name of each file format that pair shards hold, with its extension."""
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class PictureError(ValueError):
+    """A file or byte string is no picture, is damaged, or has pixel values without a defined range."""
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return `image` upright (EXIF orientation applied) in mode RGB.
+
+    Transparency is flattened over white; palettes, gray and CMYK are converted; 16-bit gray is scaled to 8 bits rather
+    than cut off at 255. Of an animation the first frame is taken; colour profiles are ignored.
+
+    Raises:
+        PictureError: floating point pixels, or integers beyond 16 bits, which have no defined white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise PictureError("floating point pixels have no defined range; save the picture with 8 or 16 bits")
+    if _is_sixteen_bit(image):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError(
+                f"integer pixels between {values.min()} and {values.max()} are outside 16 bits; save 8 or 16 bits"
+            )
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if _is_transparent(image):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def load_rgb(source: bytes | str | Path) -> Image.Image:
+    """Decode a picture, given as the bytes or the path of a file, whole, to mode RGB (see `to_rgb`).
+
+    Raises:
+        PictureError: not a picture, truncated, damaged or of undefined range; the message says which.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return to_rgb(image)
+    except (FileNotFoundError, PictureError):
+        raise
+    except _DAMAGE as error:
+        size = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+        raise PictureError(f"cannot decode {size} as a picture: {error or type(error).__name__}") from error
+
+
+def stored_format(data: bytes) -> str | None:
+    """Return the extension (webp, png or jpg) under which `data` can be stored unchanged, or None where it cannot.
+
+    Unchanged means that the file is of one of these formats and that `to_rgb` would only hand its pixels through: mode
+    RGB, upright, opaque, one frame. Only the header is read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            extension = STORED_FORMATS.get(image.format or "")
+            upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+            plain = image.mode == "RGB" and not _is_transparent(image) and getattr(image, "n_frames", 1) == 1
+    except _DAMAGE:
+        return None
+    return extension if plain and upright else None
+
+
+def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
+    """Return `image` with a short side of at most `short_side` pixels, aspect kept; a smaller one comes back as is."""
+    if short_side is None or min(image.size) <= short_side:
+        return image
+    scale = short_side / min(image.size)
+    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_pixels(
+    image: Image.Image, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
+) -> Float[Tensor, "3 h w"]:
+    """Resize `image` until it just covers `height` x `width`, crop, and return pixels.
+
+    Args:
+        image: a picture of any mode.
+        height: rows asked for, pixels.
+        width: columns asked for, pixels.
+        crop: where the crop lies in what the resized picture has too much: (top to bottom, left to right), each in
+            [0, 1]; (0.5, 0.5) is the middle.
+
+    Returns:
+        float32 [3, height, width] in [-1, 1]; bicubic with antialiasing. A picture of the right size passes exactly.
+
+    Raises:
+        ValueError: the picture is smaller than what is asked, in either direction; or `crop` is outside [0, 1].
+    """
+    if not all(0 <= position <= 1 for position in crop):
+        raise ValueError(f"crop={crop}: both positions must lie in [0, 1]")
+    if image.width < width or image.height < height:
+        raise ValueError(
+            f"a picture of {image.width} x {image.height} (width x height) cannot fill {width} x {height} without "
+            f"being enlarged; ask for a lower resolution or leave this picture out"
+        )
+    scale = max(height / image.height, width / image.width)
+    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    image = to_rgb(image).resize(resized, Image.Resampling.BICUBIC)
+    top, left = round(crop[0] * (resized[1] - height)), round(crop[1] * (resized[0] - width))
+    values = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Return pixels in [-1, 1] as an RGB picture; values outside are clamped. The inverse of `to_pixels`, exactly."""
+    values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def bucket_for(width: int, height: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the bucket (width, height) of nearest aspect ratio that a picture of `width` x `height` fills.
+
+    Nearness is the difference of the aspect ratios' logarithms; of equally near buckets the one with more pixels wins.
+
+    Raises:
+        ValueError: the picture would have to be enlarged for every bucket, or there is none.
+    """
+    filled = [bucket for bucket in buckets if bucket[0] <= width and bucket[1] <= height]
+    if not filled:
+        raise ValueError(
+            f"a picture of {width} x {height} (width x height) fills none of the buckets {list(buckets)} without being "
+            f"enlarged; add a smaller bucket or leave this picture out"
+        )
+    aspect = math.log(width / height)
+    return min(filled, key=lambda bucket: (round(abs(math.log(bucket[0] / bucket[1]) - aspect), 9), -math.prod(bucket)))

@@ -1,0 +1,62 @@
+"""Which questions about a set of shards does the command line answer?
+
+python -m dsd_lightning.shards verify FOLDER     read everything; exit code 0: whole, 1: damaged, 2: no set
+python -m dsd_lightning.shards list FOLDER       what is in it
+python -m dsd_lightning.shards index FOLDER      write index.json for webdataset tars that have none
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dsd_lightning.shards.format import DamagedSample, ShardError
+from dsd_lightning.shards.inspection import describe_shards, index_shards, verify_shards
+from dsd_lightning.shards.reader import PairShards
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dsd_lightning.shards", description="Verify, list or index pair shards."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    verify = commands.add_parser("verify", help="compare sizes and sha256 with index.json and read every sample")
+    verify.add_argument("--quick", action="store_true", help="sizes and sha256 only; do not decode the samples")
+    listing = commands.add_parser("list", help="print what the set holds")
+    listing.add_argument("--all", action="store_true", help="every sample, not only the first 20")
+    index = commands.add_parser("index", help="write index.json for tars that have none")
+    index.add_argument("--task", help="the task's name (default: as in the samples' records)")
+    index.add_argument("--overwrite", action="store_true", help="replace an index.json that is there")
+    for command in (verify, listing, index):
+        command.add_argument("folder", help="folder that holds the tar files")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 fine, 1 damage found, 2 refused."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.command == "verify":
+            problems = verify_shards(options.folder, decode=not options.quick, progress=sys.stderr.isatty())
+            for problem in problems:
+                print(problem)
+            print(f"{options.folder}: " + (f"{len(problems)} problems" if problems else "whole"))
+            return 1 if problems else 0
+        if options.command == "list":
+            shards = PairShards(options.folder)
+            print("\n".join(describe_shards(shards, None if options.all else 20)))
+            for line in shards.damage:
+                print(f"damaged: {line}")
+            return 1 if shards.damage else 0
+        index = index_shards(options.folder, task=options.task, overwrite=options.overwrite)
+        print(f"{options.folder}: {index.samples} pairs in {len(index.shards)} tars, task {index.task or 'unknown'}")
+        return 0
+    except (ShardError, DamagedSample) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
