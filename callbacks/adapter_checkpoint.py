@@ -1,0 +1,264 @@
+"""When is the run saved, how many checkpoints are kept, and how does a stopped run lose nothing?"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from callbacks.generators import generator_states, restore_generators
+from callbacks.stopping import Stopped, StopRequest
+from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, list_steps
+from dsd_lightning.checkpoints.whole import PARTIAL
+
+log = logging.getLogger(__name__)
+
+SUPERSEDED = ".superseded"
+"""Ending of the names of checkpoints that lie after the one a run was resumed from."""
+
+
+class AdapterCheckpoint(Checkpoint):
+    """Saves a checkpoint folder every so many optimizer steps, when training ends, and when it is stopped or fails.
+
+    Needs `Trainer(plugins=[FolderCheckpointIO()])`. Lightning runs it after all other callbacks (it is a `Checkpoint`).
+
+    - What is saved is the state at the end of an optimizer step, whenever it is saved; a checkpoint from before that
+      step's validation makes a resumed run validate first. The last step is saved once its validation is over, so that
+      a run killed meanwhile does it again.
+    - SIGTERM and Ctrl-C stop at the end of the step (of the batch, in validation): save, then exit with 143 or 130. A
+      second Ctrl-C stops at once. On several devices all of them stop if any one got the signal.
+    - After an error the end of the last whole step is saved, if its weights are still there unchanged and no other
+      device has to be waited for.
+
+    Args:
+        folder: where the `step_...` folders go.
+        every_n_steps: optimizer steps between two checkpoints.
+        keep: number of checkpoints that stay; older ones are removed after a newer one is whole on the disk.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int, keep: int = 2) -> None:
+        if every_n_steps < 1 or keep < 1:
+            raise ValueError(f"checkpoint every_n_steps={every_n_steps}, keep={keep}: both must be at least 1")
+        self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self._stop = StopRequest()
+        self._boundary: dict[str, Any] | None = None
+        self._step = self._saved_step = -1
+        self._stepping = self._saving = False
+        self._generators: dict[str, Any] | None = None
+
+    # --- Before the first step.
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a folder that cannot be written.
+
+        Raises:
+            PermissionError: naming the folder and the remedy.
+        """
+        if stage == "fit" and trainer.is_global_zero:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+            except OSError as error:
+                raise PermissionError(
+                    f"cannot write checkpoints to {self.folder}: {error}; choose a run folder that can be written "
+                    "(hydra.run.dir=...)"
+                ) from error
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse a folder that holds another run's checkpoints: `ckpt=last` could not tell them apart.
+
+        Raises:
+            FileExistsError: naming the folder and the remedy.
+        """
+        resumed = trainer.ckpt_path is not None or trainer.strategy.restore_checkpoint_after_setup
+        taken = [] if resumed else list(list_steps(self.folder).values())
+        if taken:
+            raise FileExistsError(
+                f"{self.folder} holds checkpoints already (up to {taken[-1].name}), and this run starts anew: resume "
+                "with ckpt=last, choose another run folder, or remove them"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals, put the generators' states back, and set aside what a resumed run leaves behind."""
+        self._stop.install()
+        self._step = self._saved_step = trainer.global_step
+        if self._generators is not None:
+            restore_generators(self._generators)
+        if trainer.is_global_zero:
+            self._tidy(trainer.global_step)
+
+    def _tidy(self, step: int) -> None:
+        for leftover in self.folder.glob(f"step_*{PARTIAL}"):
+            shutil.rmtree(leftover)
+        for later, folder in list_steps(self.folder).items():
+            if later > step:
+                aside = folder.with_name(folder.name + SUPERSEDED)
+                if aside.exists():
+                    shutil.rmtree(aside)
+                folder.rename(aside)
+                log.warning("resumed at step %d: %s lies after it and was renamed to %s", step, folder, aside.name)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put the generators' states back once more: making the data iterator draws from them."""
+        if self._generators is not None:
+            restore_generators(self._generators)
+            self._generators = None
+
+    # --- At the end of an optimizer step.
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """From here to the end of the batch the weights belong to no step."""
+        self._stepping = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the state of the loops if an optimizer step was made; save if it is time; stop if asked to."""
+        if trainer.global_step == self._step:
+            return
+        self._step, self._stepping = trainer.global_step, False
+        self._boundary = {"loops": _loops_now(trainer), "generators": generator_states()}
+        if self._step >= trainer.max_steps > 0:
+            return
+        stopping = self._asked_to_stop(trainer)
+        if stopping or self._step % self.every_n_steps == 0:
+            self._save(trainer)
+        if stopping:
+            raise Stopped(128 + stopping)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop if asked to; the last step's validation is finished first."""
+        if self._boundary is None or self._step >= trainer.max_steps > 0:
+            return
+        stopping = self._asked_to_stop(trainer)
+        if stopping:
+            raise Stopped(128 + stopping)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this step's validation is over."""
+        if self._boundary is not None and trainer.state.fn == "fit":
+            _validated(self._boundary["loops"])
+            self._boundary["generators"] = generator_states()
+        if self._generators is not None:
+            self._generators = generator_states()
+
+    # --- At the end.
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step."""
+        self._save(trainer)
+        self._stop.remove()
+        self._say(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the end of the last whole step, if that is possible."""
+        self._stop.remove()
+        everyone_is_here = trainer.world_size == 1 or isinstance(exception, Stopped)
+        if self._boundary is not None and not self._stepping and not self._saving and everyone_is_here:
+            try:
+                self._save(trainer)
+            except (OSError, RuntimeError) as error:
+                log.error("the state before the error could not be saved: %s", error)
+        if self._boundary is not None:
+            self._say(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Stop listening for signals."""
+        self._stop.remove()
+
+    def _say(self, trainer: L.Trainer) -> None:
+        steps = list_steps(self.folder)
+        if trainer.is_global_zero and steps:
+            log.info("checkpoint: %s; the same command with ckpt=last goes on from it", list(steps.values())[-1])
+
+    # --- Saving.
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self._boundary is None or self._step == self._saved_step:
+            return
+        self._saving = True
+        path = self.folder / STEP_FOLDER.format(self._step)
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saving, self._saved_step = False, self._step
+        log.debug("saved %s", path)
+        if trainer.is_global_zero:
+            older = [folder for step, folder in list_steps(self.folder).items() if step < self._step]
+            for folder in older[: max(0, len(older) - (self.keep - 1))]:
+                trainer.strategy.remove_checkpoint(folder)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the state of the loops and of the generators (of every device) at the end of the last step."""
+        states = generator_states()
+        if self._saving and self._boundary is not None:
+            checkpoint["loops"]["fit_loop"] = self._boundary["loops"]
+            states = self._boundary["generators"]
+        gathered: list[Any] = [states]
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, states)
+        checkpoint["generators"] = gathered
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the generators' states; devices that the saved run did not have keep their own."""
+        states = checkpoint.get("generators", [])
+        self._generators = states[trainer.global_rank] if trainer.global_rank < len(states) else None
+
+    def _asked_to_stop(self, trainer: L.Trainer) -> int:
+        received = self._stop.received
+        if trainer.world_size > 1:
+            highest = trainer.strategy.reduce(
+                torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"
+            )
+            received = int(highest)
+        return received
+
+
+def _loops_now(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the state of the fit loop at the end of a batch, as Lightning saves it, ready to be resumed from.
+
+    If this step's validation is still to come, the copy says that it was interrupted in its first batch, which makes
+    Lightning run it on resume. Otherwise a resumed run would skip it.
+    """
+    state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        # Not the end of the data: a resumed run may have a larger max_steps.
+        state["epoch_loop.batch_progress"]["is_last_batch"] = False
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is not None and trainer.enable_validation and loop._should_check_val_fx(fetcher):
+        started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        nothing = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+        progress = state["epoch_loop.val_loop.batch_progress"]
+        progress |= {"total": started, "current": nothing, "is_last_batch": False}
+        # Lightning adds one on resume and one more after the validation.
+        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        state["validation_due"] = True
+    return state
+
+
+def _validated(loops: dict[str, Any]) -> None:
+    """Change the state in place to that of a step whose validation is over."""
+    if loops.pop("validation_due", False):
+        progress = loops["epoch_loop.val_loop.batch_progress"]
+        progress["total"] = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1

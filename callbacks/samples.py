@@ -1,0 +1,224 @@
+"""What does the model draw by now? Sheets of fixed held-out pairs, and of a user's own references and prompts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from callbacks.drawing import EveryNSteps, drawing
+from callbacks.sheet import Row, draw_sheet, save_whole
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import REFERENCE, TARGET
+from dsd_lightning.pictures import load_rgb, to_image, to_pixels
+
+log = logging.getLogger(__name__)
+
+GIVEN, REDRAWN, GENERATED, TRUTH = "reference", "redrawn reference", "generated", "truth"
+COLUMNS = (GIVEN, REDRAWN, GENERATED, TRUTH)
+"""Of a sheet, from left to right; those without any picture are left out."""
+
+SHEET, TABLE = "samples/sheet", "samples/table"
+"""Names in W&B."""
+
+
+class PromptsFileError(ValueError):
+    """A file of prompts and references that cannot be used; the message names the line and the remedy."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user wants drawn: a reference picture's file and a prompt."""
+
+    image: Path
+    prompt: str
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Return the requests of a JSONL file, one `{"image": path, "prompt": text}` a line; paths relative to the file.
+
+    Raises:
+        PromptsFileError: no such file, a line of another form, or pictures that do not exist (all of them named).
+    """
+    if not path.is_file():
+        raise PromptsFileError(f"prompts_file={path}: no such file; give a JSONL file, or null for none")
+    requests: list[Request] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PromptsFileError(f"{path}, line {number} is no JSON: {error}") from error
+        texts = [entry.get("image"), entry.get("prompt")] if isinstance(entry, dict) else []
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise PromptsFileError(
+                f'{path}, line {number}: expected {{"image": "file", "prompt": "text"}}, got {line[:80]!r}'
+            )
+        requests.append(Request(path.parent / entry["image"], entry["prompt"]))
+    missing = [str(request.image) for request in requests if not request.image.is_file()]
+    if missing:
+        raise PromptsFileError(f"{path} names {len(missing)} pictures that do not exist: {', '.join(missing)}")
+    return requests
+
+
+class SampleSheets(L.Callback):
+    """Draws sheets `samples/step_<8 digits>.png`: before training, every N optimizer steps and at the end.
+
+    A row is a held-out pair (reference, redrawn reference, generated, truth); pairs and noise are the same every time, so
+    that sheets can be compared. Rows of a user's file follow, without a truth. After the first step the averaged weights
+    are used if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Each sheet goes to W&B
+    too if a WandbLogger is there, with a table of captions and pictures at the end.
+
+    Args:
+        count: pairs a sheet, from `trainer.datamodule.probe_batches`; also the most samples drawn at once.
+        every_n_steps: optimizer steps between sheets; None for none before the end.
+        at_start: whether the untrained state is drawn too.
+        prompts_file: a JSONL file of `{"image": path, "prompt": text}` with paths relative to it; its pictures are cut to
+            the datamodule's `resolution` (height, width).
+        folder: where the sheets go; `samples/` in the run folder (the trainer's `default_root_dir`) if None.
+
+    Raises:
+        PromptsFileError: see `read_requests`; and at the start of the run, for pictures that cannot be read or are
+            smaller than the resolution.
+    """
+
+    def __init__(
+        self,
+        count: int = 8,
+        every_n_steps: int | None = None,
+        at_start: bool = True,
+        prompts_file: str | None = None,
+        folder: str | None = None,
+    ) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"count={count} must be at least 1 pair a sheet")
+        self.count, self.at_start = count, at_start
+        self.clock = EveryNSteps(every_n_steps, "every_n_steps")
+        self.folder = None if folder is None else Path(folder)
+        self.prompts_file = None if prompts_file is None else Path(prompts_file)
+        self.requests = [] if self.prompts_file is None else read_requests(self.prompts_file)
+        self.references: list[Float[Tensor, "3 h w"]] = []
+
+    # --- When.
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the user's pictures, so that a bad one is refused before anything is trained."""
+        if not self.requests:
+            return
+        resolution = getattr(getattr(trainer, "datamodule", None), "resolution", None)
+        if resolution is None:
+            raise PromptsFileError(f"prompts_file={self.prompts_file} needs a datamodule that tells its resolution")
+        height, width = resolution
+        self.references = []
+        for request in self.requests:
+            try:
+                self.references.append(to_pixels(load_rgb(request.image), height, width))
+            except ValueError as error:
+                raise PromptsFileError(f"{self.prompts_file} names {request.image}: {error}") from error
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the untrained state, unless the run is resumed."""
+        self.clock.start(trainer)
+        if self.at_start and trainer.global_step == 0:
+            self.draw(trainer, pl_module, averaged=False)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Draw every N optimizer steps."""
+        if self.clock.due(trainer):
+            self.draw(trainer, pl_module, averaged=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the trained state, and hand the table to W&B."""
+        rows = self.draw(trainer, pl_module, averaged=True)
+        if rows and trainer.is_global_zero:
+            self._log_table(trainer, rows)
+
+    # --- What.
+
+    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule, averaged: bool) -> list[Row]:
+        """Draw one sheet, write and log it, and return its rows; no row where there is nothing to draw."""
+        module = cast(DiffusionSelfDistillation, pl_module)
+        # Every device draws, as sharded weights demand; the first one writes.
+        with drawing(trainer, module, averaged):
+            rows = self._pair_rows(trainer, module) + self._request_rows(module)
+        if not rows:
+            log.info("the data has no probe_batches and no prompts_file is given: no sample sheet")
+            return []
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            sheet = draw_sheet(_columns(rows), rows, title=f"arch={module.architecture.name}, step {step}")
+            path = self.path(trainer, step)
+            save_whole(sheet, path)
+            log.info("sample sheet: %s", path)
+            for logger in _wandb_loggers(trainer):
+                logger.log_image(key=SHEET, images=[sheet], step=step)
+        return rows
+
+    def path(self, trainer: L.Trainer, step: int) -> Path:
+        """Return the file of the sheet after `step` optimizer steps."""
+        folder = self.folder or Path(trainer.default_root_dir) / "samples"
+        return folder / f"step_{step:08d}.png"
+
+    def _pair_rows(self, trainer: L.Trainer, module: DiffusionSelfDistillation) -> list[Row]:
+        offered = getattr(getattr(trainer, "datamodule", None), "probe_batches", None)
+        first = None if offered is None else next(iter(offered(self.count, self.count)), None)
+        if first is None:
+            return []
+        batch = first.to(module.device)
+        drawn = module.draw(batch)
+        return _rows({GIVEN: batch.reference, **_named(drawn), TRUTH: batch.target}, batch.prompts)
+
+    def _request_rows(self, module: DiffusionSelfDistillation) -> list[Row]:
+        rows: list[Row] = []
+        for start in range(0, len(self.requests), self.count):
+            chosen = slice(start, start + self.count)
+            prompts = [request.prompt for request in self.requests[chosen]]
+            reference = torch.stack(self.references[chosen]).to(module.device)
+            keys = [f"request {index}" for index in range(start, start + len(prompts))]
+            rows += _rows({GIVEN: reference, **_named(module.draw_from(reference, prompts, keys))}, prompts)
+        return rows
+
+    def _log_table(self, trainer: L.Trainer, rows: Sequence[Row]) -> None:
+        loggers = _wandb_loggers(trainer)
+        if not loggers:
+            return
+        import wandb  # here, because it takes a second and only these runs need it
+
+        columns = _columns(rows)
+        data = [
+            [row.caption, *(wandb.Image(row.pictures[name]) if name in row.pictures else None for name in columns)]
+            for row in rows
+        ]
+        for logger in loggers:
+            logger.log_table(key=TABLE, columns=["caption", *columns], data=data, step=trainer.global_step)
+
+
+def _named(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+    titles = {REFERENCE: REDRAWN, TARGET: GENERATED}
+    return {titles[name]: pictures for name, pictures in drawn.items()}
+
+
+def _rows(pictures: dict[str, Tensor | None], captions: Sequence[str]) -> list[Row]:
+    return [
+        Row({name: to_image(batch[index]) for name, batch in pictures.items() if batch is not None}, caption)
+        for index, caption in enumerate(captions)
+    ]
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return [name for name in COLUMNS if any(name in row.pictures for row in rows)]
+
+
+def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

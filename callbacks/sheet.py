@@ -1,0 +1,116 @@
+"""What does a sheet of pictures look like? Headed columns, one row a sample, the caption below its row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, GAP = 14, 8
+"""Pixels around the sheet, and between pictures."""
+
+HEADING_SIZE, CAPTION_SIZE = 14, 12
+"""Sizes of the letters, pixels."""
+
+LINE = 16
+"""Height of a line of a caption, pixels."""
+
+MOST_LINES = 2
+"""Lines of a caption; what is longer ends in an ellipsis."""
+
+LEAST_SIDE = 128
+"""Pictures with a shorter side are magnified by whole numbers, pixel by pixel, until theirs is as long. Pixels."""
+
+PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 99, 108)
+"""Colours of the ground, of headings and of captions, sRGB."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample: its pictures by column (a column may be missing), and the words below them."""
+
+    pictures: Mapping[str, Image.Image]
+    caption: str
+
+
+def magnified(image: Image.Image, least_side: int = LEAST_SIDE) -> Image.Image:
+    """Return `image` with each pixel repeated a whole number of times, so that its short side is `least_side` or more."""
+    factor = -(-least_side // min(image.size))
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def draw_sheet(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> Image.Image:
+    """Return the sheet.
+
+    Args:
+        columns: headings, from left to right.
+        rows: from top to bottom; pictures in columns that are not named are left out.
+        title: a line above the headings; none if empty.
+
+    Raises:
+        ValueError: no columns, or no picture at all.
+    """
+    shown = [{name: magnified(row.pictures[name]) for name in columns if name in row.pictures} for row in rows]
+    pictures = [picture for row in shown for picture in row.values()]
+    if not pictures:
+        raise ValueError(f"a sheet of {len(rows)} rows under the columns {list(columns)} has no picture to show")
+    cell = max(picture.width for picture in pictures)
+    width = 2 * MARGIN + len(columns) * cell + (len(columns) - 1) * GAP
+    heading, small = ImageFont.load_default(HEADING_SIZE), ImageFont.load_default(CAPTION_SIZE)
+    captions = [_lines(row.caption, small, width - 2 * MARGIN) for row in rows]
+    heights = [max(p.height for p in row.values()) if row else 0 for row in shown]
+    top = MARGIN + (HEADING_SIZE + GAP) * (2 if title else 1)
+    total = top + sum(heights) + sum(GAP // 2 + LINE * len(lines) + GAP for lines in captions) + MARGIN - GAP
+
+    sheet = Image.new("RGB", (width, total), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    if title:
+        pen.text((MARGIN, MARGIN - 2), title, fill=FAINT, font=heading)
+    for index, name in enumerate(columns):
+        pen.text((MARGIN + index * (cell + GAP), top - HEADING_SIZE - GAP - 2), name, fill=INK, font=heading)
+    y = top
+    for row, lines, height in zip(shown, captions, heights, strict=True):
+        for index, name in enumerate(columns):
+            if name in row:
+                sheet.paste(row[name], (MARGIN + index * (cell + GAP), y))
+        y += height + GAP // 2
+        for line in lines:
+            pen.text((MARGIN, y), line, fill=FAINT, font=small)
+            y += LINE
+        y += GAP
+    return sheet
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Return `text` broken between words into at most `MOST_LINES` lines of at most `width` pixels."""
+    lines: list[str] = []
+    words = text.split()
+    while words:
+        count = 1
+        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
+            count += 1
+        lines.append(" ".join(words[:count]))
+        words = words[count:]
+        if words and len(lines) == MOST_LINES:
+            lines[-1] = _shortened(lines[-1] + " " + words[0], font, width)
+            break
+    return [line if font.getlength(line) <= width else _shortened(line, font, width) for line in lines]
+
+
+def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    while line and font.getlength(line + " ...") > width:
+        line = line[:-1]
+    return line.rstrip(" ,") + " ..."
+
+
+def save_whole(image: Image.Image, path: Path) -> None:
+    """Write a PNG beside its place and rename it, so that a reader never meets half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.save(beside, format="PNG")
+    os.replace(beside, path)

@@ -1,0 +1,125 @@
+"""How fast is training, what does it wait for, and how large are its steps?"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class Throughput(L.Callback):
+    """Logs figures at the trainer's logging interval.
+
+    - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation and saving
+      are not counted as time.
+    - `throughput/data_share`: share of that time spent between the batches, which is waiting for data; in [0, 1].
+    - `throughput/memory_gib`: peak of the memory allocated on this device; CUDA only.
+    - `optimizer/grad_norm`: L2 norm of all gradients of the step, before clipping.
+    - `optimizer/lr`: learning rate of the step, of the first parameter group.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        self._ended: float | None = None
+        self._started = 0.0
+        self._step = 0
+
+    def _reset(self) -> None:
+        self._pairs, self._busy, self._waited = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        self._reset()
+        self._ended, self._step = None, trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note how long the batch was waited for."""
+        self._started = time.monotonic()
+        if self._ended is not None:
+            self._waited += self._started - self._ended
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log the gradient norm and the learning rate of the steps that are logged."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # The reduction stays on the device; the logger fetches the number.
+        pl_module.log("optimizer/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log("optimizer/lr", float(optimizer.param_groups[0]["lr"]))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, and log at the trainer's interval."""
+        now = time.monotonic()
+        self._busy += now - self._started
+        self._pairs += len(batch) * trainer.world_size
+        due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due and trainer.global_step != self._step:
+            seconds = self._busy + self._waited
+            pl_module.log("throughput/pairs_per_second", self._pairs / max(seconds, 1e-9), prog_bar=True)
+            pl_module.log("throughput/data_share", self._waited / max(seconds, 1e-9))
+            if pl_module.device.type == "cuda":
+                pl_module.log("throughput/memory_gib", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)
+            self._reset()
+        self._step = trainer.global_step
+        self._ended = now
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the time until the next batch out."""
+        self._ended = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the time until the next batch out."""
+        self._ended = None
+
+
+class ProgressBar(TQDMProgressBar):
+    """Shows the loss of every frame, pairs per second and the time left for the whole run.
+
+    Args:
+        refresh_rate: batches between two updates.
+    """
+
+    BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Open the bar where a resumed run goes on: Lightning starts an epoch's bar only at its first batch."""
+        super().on_train_start()
+        bar: Tqdm = self.train_progress_bar
+        bar.set_description("training")
+        bar.total = self._batches_of_the_run(trainer)
+        # The time left is judged by the batches of this process alone.
+        bar.initial = bar.n = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        bar.refresh()
+
+    def _batches_of_the_run(self, trainer: L.Trainer) -> int | None:
+        # Lightning's own figure is what remains after a resume, while its count goes on from where the run stopped.
+        batches = float(trainer.num_training_batches)
+        if trainer.max_steps > 0:
+            batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
+        return None if batches == float("inf") else int(batches)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Keep the bar of the run; an epoch of the trainer has no meaning of its own here."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return what stands behind the bar, under short names and without the logger's version number."""
+        shown = {}
+        for name, value in super().get_metrics(trainer, pl_module).items():
+            if name == "v_num":
+                continue
+            if name == "throughput/pairs_per_second":
+                name = "pairs/s"
+            elif name.startswith("train/"):
+                name = name.removeprefix("train/")
+            shown[name] = value
+        return shown

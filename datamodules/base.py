@@ -1,0 +1,185 @@
+"""What every task's datamodule shares: loaders over a source, counting of damaged samples, fixed probe pairs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.pool import batches_of
+from datamodules.samples import Damage, Drawn, LoadedBatch, collate
+from datamodules.stream import PairLoader, SampleOrder, Size
+from dsd_lightning.pairs import Pair, PairBatch, Task
+
+log = logging.getLogger(__name__)
+
+
+class DamagedDataError(RuntimeError):
+    """More samples were unreadable than the configuration tolerates."""
+
+
+class Source(Protocol):
+    """Where pairs come from: the miniature world, or pair shards.
+
+    Attributes:
+        workers: processes that read ahead (0 reads in the training process).
+        max_damaged: unreadable samples tolerated in a run.
+        resolution: (height, width) of a frame, pixels.
+    """
+
+    workers: int
+    max_damaged: int
+    resolution: Size
+
+    def training(self, data: PairData) -> Any:
+        """Return the training dataset: answers (epoch, index) with `Drawn` or `Damage`, and tells each index's bucket."""
+        ...
+
+    def validation(self, data: PairData) -> Any:
+        """Return the validation dataset, alike; its samples are never trained on."""
+        ...
+
+    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+        """Return `count` fixed pairs with pictures that are never trained on; fewer or None where there are none."""
+        ...
+
+
+class PairData(L.LightningDataModule):
+    """Pairs of one task from one source.
+
+    Args:
+        task: what reference and target are to each other.
+        source: where the pairs come from.
+        batch_size: samples a step, over all devices and before accumulation.
+        seed: of the order, the crops and the choice of captions.
+    """
+
+    def __init__(self, task: Task, source: Source, batch_size: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
+        self.task, self.source, self.batch_size, self.seed = task, source, batch_size, seed
+        self.damaged = 0
+        self._training: Any = None
+        self._validation: Any = None
+        self._probes: Dataset[Pair] | None = None
+
+    @property
+    def resolution(self) -> Size:
+        """(height, width) of a frame, pixels."""
+        return self.source.resolution
+
+    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
+        """Draw this task's pair from the miniature world, of a training or of a held-out identity."""
+        raise TypeError(f"task={self.task.name} has no miniature pairs; choose data=shards data.root=FOLDER")
+
+    def setup(self, stage: str) -> None:
+        """Open the source; the miniature's pool is drawn and encoded here, on the training device."""
+        if stage == "fit" and self._training is None:
+            self._training = self.source.training(self)
+            self._validation = self.source.validation(self)
+
+    # --- Loaders.
+
+    def train_dataloader(self) -> PairLoader:
+        """Return the loader of the whole run; it resumes at any batch.
+
+        Raises:
+            ValueError: if the run's length is not given, or the batch cannot be divided among the devices.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.max_steps < 1:
+            raise ValueError("trainer.max_steps must be given: a run's length is counted in optimizer steps")
+        if self.batch_size % trainer.world_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is not divisible by the {trainer.world_size} devices; it counts the "
+                "samples of all devices together"
+            )
+        order = SampleOrder(
+            [self._training.bucket(i) for i in range(len(self._training))],
+            self.batch_size,
+            self.resolution,
+            self.seed,
+            trainer.world_size,
+        )
+        return PairLoader(
+            self._training,
+            order,
+            batches=trainer.max_steps * trainer.accumulate_grad_batches,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            collate_fn=collate,
+            num_workers=self.source.workers,
+            persistent_workers=False,
+        )
+
+    def val_dataloader(self) -> DataLoader[LoadedBatch] | list[Any]:
+        """Return fixed batches that are never trained on."""
+        if len(self._validation) == 0:
+            return []
+        trainer = self.trainer
+        assert trainer is not None
+        size = max(1, self.batch_size // trainer.world_size)
+        mine = list(range(len(self._validation)))[trainer.global_rank :: trainer.world_size]
+        by_size: dict[Size, list[tuple[int, int]]] = {}
+        for index in mine:
+            by_size.setdefault(self._validation.bucket(index), []).append((0, index))
+        batches = [group[i : i + size] for group in by_size.values() for i in range(0, len(group), size)]
+        return DataLoader(
+            self._validation, batch_sampler=batches, collate_fn=collate, num_workers=min(1, self.source.workers)
+        )
+
+    def on_before_batch_transfer(self, batch: LoadedBatch | PairBatch, dataloader_idx: int) -> PairBatch:
+        """Count and report the samples that could not be read.
+
+        Raises:
+            DamagedDataError: when there are more than `data.max_damaged`.
+        """
+        if isinstance(batch, PairBatch):
+            return batch
+        for damage in batch.damages:
+            self.damaged += 1
+            log.warning("skipped %s: %s (%d skipped so far)", damage.key, damage.reason, self.damaged)
+        if self.damaged > self.source.max_damaged:
+            last = batch.damages[-1]
+            raise DamagedDataError(
+                f"{self.damaged} samples could not be read, more than data.max_damaged={self.source.max_damaged}; the last "
+                f"was {last.key}: {last.reason}. Check the shards with `python -m dsd_lightning.shards verify FOLDER`, or "
+                "raise the limit"
+            )
+        return batch.pairs
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Move the tensors of a batch."""
+        return batch.to(device)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of damaged samples so far."""
+        return {"damaged": self.damaged}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.damaged = state_dict["damaged"]
+
+    # --- Fixed pairs for pictures and figures.
+
+    def probe_batches(self, count: int, batch_size: int) -> Iterator[PairBatch]:
+        """Yield up to `count` fixed pairs with pictures, in batches; the same ones in every run and at every step."""
+        if self._probes is None or len(self._probes) < count:  # type: ignore[arg-type]
+            self._probes = self.source.probes(self, count)
+        if self._probes is None:
+            return
+        available = min(count, len(self._probes))  # type: ignore[arg-type]
+        for indices in batches_of(self._probes, batch_size):
+            drawn: list[Drawn | Damage] = []
+            for index in indices:
+                if index < available:
+                    pair = self._probes[index]
+                    drawn.append(Drawn(pair.key, 0, pair.caption, pair.reference, pair.target, facts=pair.facts))
+            if drawn:
+                yield collate(drawn).pairs

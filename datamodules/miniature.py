@@ -1,0 +1,95 @@
+"""The embedded source: pairs of the miniature world, drawn by number and encoded once into a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import PairData
+from datamodules.pool import EncodedPool, PicturePairs
+from datamodules.stream import Size
+from dsd_lightning.miniature.renderer import RESOLUTION, Rendering
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import Pair
+from dsd_lightning.randomness import numpy_generator
+
+
+def to_pixels(rendering: Rendering) -> Float[Tensor, "3 h w"]:
+    """Return a rendered picture as pixels in [-1, 1]."""
+    return torch.from_numpy(rendering.picture).permute(2, 0, 1).contiguous() * 2 - 1
+
+
+class MiniaturePairs(Dataset[Pair]):
+    """`count` pairs of a task; pair i depends on (seed, task, split, i) alone."""
+
+    def __init__(self, data: PairData, count: int, seed: int, split: str) -> None:
+        self.data, self.count, self.seed, self.split = data, count, seed, split
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        key = f"{self.data.task.name}-{self.split}-{index:07d}"
+        rng = numpy_generator(self.seed, "miniature", key)
+        return self.data.miniature_pair(rng, key, held_out=self.split != "training")
+
+
+@dataclass
+class Miniature:
+    """Pairs of the miniature world.
+
+    Attributes:
+        pairs: training pairs in the pool; validation_pairs: held-out ones.
+        seed: of the pairs, apart from the run's seed, so that runs with other seeds see the same data.
+        pool: encode once and keep in memory; false renders and encodes in every step.
+        workers, max_damaged: as in `datamodules.base.Source`.
+    """
+
+    pairs: int
+    validation_pairs: int
+    seed: int = 0
+    pool: bool = True
+    workers: int = 0
+    max_damaged: int = 0
+    resolution: Size = (RESOLUTION, RESOLUTION)
+
+    def __post_init__(self) -> None:
+        self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
+        if self.resolution != (RESOLUTION, RESOLUTION):
+            raise ValueError(
+                f"data.resolution={list(self.resolution)}: the miniature world is drawn at {RESOLUTION} x {RESOLUTION} only; "
+                "use data=shards for pictures of other sizes"
+            )
+        if self.pairs < 1 or self.validation_pairs < 0:
+            raise ValueError(
+                f"data.pairs={self.pairs} must be >= 1, data.validation_pairs={self.validation_pairs} >= 0"
+            )
+        if self.pool and self.workers:
+            raise ValueError(f"data.workers={self.workers}: a pool in memory needs none; set 0, or data.pool=false")
+
+    def training(self, data: PairData) -> Any:
+        """Return the training pairs, as a pool of encodings or as pictures."""
+        return self._dataset(data, MiniaturePairs(data, self.pairs, self.seed, "training"))
+
+    def validation(self, data: PairData) -> Any:
+        """Return pairs of held-out identities."""
+        return self._dataset(data, MiniaturePairs(data, self.validation_pairs, self.seed, "validation"))
+
+    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+        """Return other pairs of held-out identities, with pictures and facts."""
+        return MiniaturePairs(data, count, self.seed, "probe")
+
+    def _dataset(self, data: PairData, pairs: Dataset[Pair]) -> Any:
+        if not self.pool:
+            return PicturePairs(pairs, data.task, data.seed)
+        module = data.trainer.lightning_module if data.trainer is not None else None
+        if not isinstance(module, DiffusionSelfDistillation):
+            raise TypeError("a pool is encoded by the module that trains on it; use data.pool=false without one")
+        return EncodedPool(pairs, module, data.task, data.seed)

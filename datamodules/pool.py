@@ -1,0 +1,145 @@
+"""A pool of pairs, drawn and encoded once and kept in memory, so that epochs cost no rendering and no VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from datamodules.samples import Drawn, choose_caption
+from datamodules.stream import Draw, Size
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Encodings of some pairs of one size."""
+
+    encoded: Encoded
+    text: dict[str, TextEmbeddings]
+
+
+class EncodedPool(Dataset[Drawn]):
+    """Encodings of `pairs` under a module's architecture, VAE and text encoders.
+
+    Args:
+        pairs: what to encode; their pictures are dropped afterwards, their words and facts stay.
+        module: gives architecture, codec and text encoder, on the device where the encoding is done.
+        task: which caption kinds may be asked for.
+        seed: keys the choice of the caption kind.
+        text_lengths: T5 length by picture size, where it differs from the text encoder's own.
+    """
+
+    def __init__(
+        self,
+        pairs: Dataset[Pair],
+        module: DiffusionSelfDistillation,
+        task: Task,
+        seed: int,
+        text_lengths: dict[Size, int] | None = None,
+        chunk: int = 64,
+    ) -> None:
+        self.task, self.seed, self.chunk = task, seed, chunk
+        self.pairs: list[Pair] = []
+        self.sizes: list[Size] = []
+        self.chunks: list[_Chunk] = []
+        self.places: list[tuple[int, int]] = []
+        count = len(pairs)  # type: ignore[arg-type]
+        waiting: dict[Size, list[int]] = {}
+        self.places = [(-1, -1)] * count
+        held: dict[int, Pair] = {}
+        with tqdm(total=count, desc="encoding pairs", unit="pair", leave=False) as bar:
+            for index in range(count):
+                pair = pairs[index]
+                size = (pair.target.shape[-2], pair.target.shape[-1])
+                held[index] = pair
+                self.sizes.append(size)
+                self.pairs.append(_without_pictures(pair))
+                waiting.setdefault(size, []).append(index)
+                if len(waiting[size]) == chunk:
+                    self._encode(waiting.pop(size), held, module, (text_lengths or {}).get(size))
+                bar.update()
+            for size, indices in waiting.items():
+                self._encode(indices, held, module, (text_lengths or {}).get(size))
+
+    def _encode(
+        self, indices: list[int], held: dict[int, Pair], module: DiffusionSelfDistillation, text_length: int | None
+    ) -> None:
+        pairs = [held.pop(index) for index in indices]
+        device = module.device
+        references = [pair.reference for pair in pairs if pair.reference is not None]
+        reference = torch.stack(references).to(device) if references else None
+        target = torch.stack([pair.target for pair in pairs]).to(device)
+        encoded = module.architecture.encode(reference, target, module.codec).to(torch.device("cpu"))
+        text = {}
+        for kind in self.task.captions:
+            words = [_words(pair, kind) for pair in pairs]
+            text[kind] = module.text_encoder.encode(words, sequence_length=text_length).to(torch.device("cpu"))
+        for row, index in enumerate(indices):
+            self.places[index] = (len(self.chunks), row)
+        self.chunks.append(_Chunk(encoded, text))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def bucket(self, index: int) -> Size:
+        """Return (height, width) of sample `index`, pixels."""
+        return self.sizes[index]
+
+    def __getitem__(self, draw: Draw) -> Drawn:
+        epoch, index = draw
+        pair = self.pairs[index]
+        kind = choose_caption(self.task, pair, self.seed, epoch)
+        number, row = self.places[index]
+        chunk = self.chunks[number]
+        text = chunk.text[kind]
+        return Drawn(
+            key=pair.key,
+            epoch=epoch,
+            prompt=_words(pair, kind),
+            encoded=Encoded(chunk.encoded.clean[row], {k: v[row] for k, v in chunk.encoded.reference.items()}),
+            text=TextEmbeddings(text.sequence[row : row + 1], text.pooled[row : row + 1]),
+            facts=pair.facts,
+        )
+
+
+def _words(pair: Pair, kind: str) -> str:
+    return pair.instruction if kind == "instruction" and pair.instruction is not None else pair.caption
+
+
+def _without_pictures(pair: Pair) -> Pair:
+    empty: Float[Tensor, "3 h w"] = torch.empty(3, 0, 0)
+    return Pair(pair.key, None, empty, pair.caption, pair.instruction, pair.facts)
+
+
+class PicturePairs(Dataset[Drawn]):
+    """Pairs as pictures, encoded anew in every step; for small sets and for tests of the encoding itself."""
+
+    def __init__(self, pairs: Dataset[Pair], task: Task, seed: int) -> None:
+        self.pairs, self.task, self.seed = pairs, task, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)  # type: ignore[arg-type]
+
+    def bucket(self, index: int) -> Size:
+        """Return (height, width) of sample `index`, pixels."""
+        target = self.pairs[index].target
+        return target.shape[-2], target.shape[-1]
+
+    def __getitem__(self, draw: Draw) -> Drawn:
+        epoch, index = draw
+        pair = self.pairs[index]
+        kind = choose_caption(self.task, pair, self.seed, epoch)
+        return Drawn(pair.key, epoch, _words(pair, kind), pair.reference, pair.target, facts=pair.facts)
+
+
+def batches_of(dataset: Sequence[Pair] | Dataset[Pair], size: int) -> list[list[int]]:
+    """Return the indices of `dataset` in consecutive groups of at most `size`."""
+    count = len(dataset)  # type: ignore[arg-type]
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

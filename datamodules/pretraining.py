@@ -1,0 +1,94 @@
+"""Pictures and grids that the tiny base is pretrained on: text to image, no reference.
+
+Single pictures (64 x 64) under full captions, and 2 x 2 grids (128 x 128) of one character in four contexts. Half of the
+grids do not tell who the character is, so that consistency has to come from the panels themselves. Training identities
+only; every grid is consistent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch.utils.data import Dataset
+
+from datamodules.base import PairData
+from datamodules.miniature import to_pixels
+from datamodules.pool import EncodedPool
+from datamodules.stream import Size
+from dsd_lightning.miniature.captions import full_caption, grid_caption
+from dsd_lightning.miniature.renderer import RESOLUTION, render
+from dsd_lightning.miniature.world import Scene, draw_context, draw_identity, share_light_and_style
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import Pair
+from dsd_lightning.randomness import numpy_generator
+
+
+class PretrainingPictures(PairData):
+    """The datamodule of `task=text_to_image`."""
+
+
+class _Pictures(Dataset[Pair]):
+    def __init__(self, singles: int, grids: int, untold: float, seed: int, split: str) -> None:
+        self.singles, self.grids, self.untold, self.seed, self.split = singles, grids, untold, seed, split
+
+    def __len__(self) -> int:
+        return self.singles + self.grids
+
+    def __getitem__(self, index: int) -> Pair:
+        key = f"text_to_image-{self.split}-{index:07d}"
+        rng = numpy_generator(self.seed, "pretraining", key)
+        identity = draw_identity(rng, held_out=False)
+        if index < self.singles:
+            scene = Scene(identity, draw_context(rng))
+            return Pair(key, None, to_pixels(render(scene)), full_caption(scene, rng))
+        first = draw_context(rng)
+        contexts = [first] + [share_light_and_style(draw_context(rng), first) for _ in range(3)]
+        panels = torch.stack([to_pixels(render(Scene(identity, context))) for context in contexts])
+        grid = rearrange(panels, "(r c) d h w -> d (r h) (c w)", r=2, c=2)
+        told = identity if rng.random() >= self.untold else None
+        return Pair(key, None, grid, grid_caption(told, contexts, rng))
+
+
+@dataclass
+class MiniaturePictures:
+    """The source of `data=pretraining`: a pool of encoded single pictures and grids.
+
+    Attributes:
+        singles, grids: pictures of each kind in the pool.
+        untold: share of grids whose caption does not tell the identity.
+        validation_pictures: pictures of each kind that are not trained on.
+        seed: of the pictures.
+        grid_text_length: T5 tokens of a grid caption.
+    """
+
+    singles: int
+    grids: int
+    untold: float
+    validation_pictures: int
+    seed: int
+    grid_text_length: int
+    workers: int = 0
+    max_damaged: int = 0
+    resolution: Size = (RESOLUTION, RESOLUTION)
+
+    def training(self, data: PairData) -> Any:
+        """Return the pool."""
+        return self._pool(data, self.singles, self.grids, "training")
+
+    def validation(self, data: PairData) -> Any:
+        """Return a small pool of other pictures."""
+        return self._pool(data, self.validation_pictures, self.validation_pictures, "validation")
+
+    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+        """Return nothing: a picture without a reference has no pair to compare with."""
+        return None
+
+    def _pool(self, data: PairData, singles: int, grids: int, split: str) -> EncodedPool:
+        module = data.trainer.lightning_module if data.trainer is not None else None
+        assert isinstance(module, DiffusionSelfDistillation)
+        pictures = _Pictures(singles, grids, self.untold, self.seed, split)
+        lengths = {(2 * RESOLUTION, 2 * RESOLUTION): self.grid_text_length}
+        return EncodedPool(pictures, module, data.task, data.seed, lengths)

@@ -1,0 +1,98 @@
+"""What a dataset hands to the loader, and how samples become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsd_lightning.pairs import Encoded, Pair, PairBatch, Task, TextEmbeddings
+from dsd_lightning.randomness import uniform
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample of an epoch: a pair whose prompt has been chosen, as pictures or as encodings."""
+
+    key: str
+    epoch: int
+    prompt: str
+    reference: Float[Tensor, "3 h w"] | None = None
+    target: Float[Tensor, "3 h w"] | None = None
+    encoded: Encoded | None = None
+    text: TextEmbeddings | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that could not be read: which one, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch and the samples that are missing from it."""
+
+    pairs: PairBatch
+    damages: tuple[Damage, ...] = ()
+
+
+class UnreadableBatchError(RuntimeError):
+    """No sample of a batch could be read."""
+
+
+def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
+    """Return the caption kind ("caption" or "instruction") of a sample in an epoch, by the task's odds."""
+    if pair.instruction is None:
+        return "caption"
+    draw, upto = uniform(seed, epoch, pair.key, "caption"), 0.0
+    for kind, odds in task.captions.items():
+        upto += odds
+        if draw < upto:
+            return kind
+    return list(task.captions)[-1]
+
+
+def collate(samples: Sequence[Drawn | Damage]) -> LoadedBatch:
+    """Stack the readable samples into a batch.
+
+    Raises:
+        UnreadableBatchError: if none is readable, naming the first reason.
+    """
+    damages = tuple(sample for sample in samples if isinstance(sample, Damage))
+    drawn = [sample for sample in samples if isinstance(sample, Drawn)]
+    if not drawn:
+        raise UnreadableBatchError(
+            f"none of {len(damages)} samples could be read; {damages[0].key}: {damages[0].reason}"
+        )
+    first = drawn[0]
+    encoded = text = None
+    if first.encoded is not None:
+        parts = [sample.encoded for sample in drawn if sample.encoded is not None]
+        encoded = Encoded(
+            torch.stack([part.clean for part in parts]),
+            {name: torch.stack([part.reference[name] for part in parts]) for name in first.encoded.reference},
+        )
+    if first.text is not None:
+        texts = [sample.text for sample in drawn if sample.text is not None]
+        text = TextEmbeddings(torch.cat([each.sequence for each in texts]), torch.cat([each.pooled for each in texts]))
+    references = [sample.reference for sample in drawn if sample.reference is not None]
+    targets = [sample.target for sample in drawn if sample.target is not None]
+    batch = PairBatch(
+        keys=[sample.key for sample in drawn],
+        epochs=[sample.epoch for sample in drawn],
+        prompts=[sample.prompt for sample in drawn],
+        reference=torch.stack(references) if references else None,
+        target=torch.stack(targets) if targets else None,
+        encoded=encoded,
+        text=text,
+        facts=[sample.facts for sample in drawn],
+    )
+    return LoadedBatch(batch, damages)

@@ -1,0 +1,197 @@
+"""Pair shards as a source: real pictures of any size, cropped to the resolution or to buckets, never enlarged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import PairData
+from datamodules.samples import Damage, Drawn, choose_caption
+from datamodules.stream import Draw, Size
+from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
+from dsd_lightning.pictures import bucket_for, to_pixels
+from dsd_lightning.randomness import uniform
+from dsd_lightning.shards import DamagedSample, PairShards
+
+log = logging.getLogger(__name__)
+
+
+class ShardPairs(Dataset[Drawn | Damage]):
+    """Some samples of pair shards as pairs of one task; a damaged one comes back as `Damage`, it is not raised.
+
+    Args:
+        shards: the shards.
+        positions: which samples.
+        buckets: each sample's (height, width), pixels.
+        task: tells whether both pictures share their crop, and which caption to take.
+        seed: of crops and captions.
+        crop: "random" moves with the epoch, "center" does not.
+    """
+
+    def __init__(
+        self,
+        shards: PairShards,
+        positions: Sequence[int],
+        buckets: Sequence[Size],
+        task: Task,
+        seed: int,
+        crop: str,
+    ) -> None:
+        self.shards, self.positions, self.buckets = shards, positions, buckets
+        self.task, self.seed, self.crop = task, seed, crop
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def bucket(self, index: int) -> Size:
+        """Return (height, width) to which sample `index` is cropped, pixels."""
+        return self.buckets[index]
+
+    def __getitem__(self, draw: Draw) -> Drawn | Damage:
+        epoch, index = draw
+        key = self.shards.keys[self.positions[index]]
+        try:
+            pair = self.pair(index, epoch)
+        except DamagedSample as damage:
+            return Damage(key, f"{damage.shard}: {damage.reason}")
+        except ValueError as error:
+            return Damage(key, str(error))
+        kind = choose_caption(self.task, pair, self.seed, epoch)
+        words = pair.instruction if kind == "instruction" and pair.instruction else pair.caption
+        return Drawn(key, epoch, words, pair.reference, pair.target, facts=pair.facts)
+
+    def pair(self, index: int, epoch: int) -> Pair:
+        """Return a sample as a pair of crops.
+
+        Raises:
+            DamagedSample: if it cannot be read.
+            ValueError: if one of its pictures is too small.
+        """
+        raw = self.shards[self.positions[index]]
+        height, width = self.buckets[index]
+
+        def crop(image: Any, frame: str) -> Float[Tensor, "3 h w"]:
+            shared = TARGET if self.task.aligned else frame
+            at = [
+                uniform(self.seed, epoch, raw.key, shared, "crop", axis) if self.crop == "random" else 0.5
+                for axis in ("down", "across")
+            ]
+            return to_pixels(image, height, width, crop=(at[0], at[1]))
+
+        return Pair(
+            key=raw.key,
+            reference=None if raw.reference is None else crop(raw.reference, REFERENCE),
+            target=crop(raw.target, TARGET),
+            caption=raw.caption,
+            instruction=raw.instruction,
+            facts=raw.facts or {},
+        )
+
+
+class _Fixed(Dataset[Pair]):
+    """The first readable pairs of a dataset, cropped in the middle."""
+
+    def __init__(self, pairs: ShardPairs, count: int) -> None:
+        self.pairs: list[Pair] = []
+        for index in range(len(pairs)):
+            if len(self.pairs) == count:
+                break
+            # Pictures of one size: a sheet shows them side by side.
+            if pairs.bucket(index) != pairs.bucket(0):
+                continue
+            try:
+                self.pairs.append(pairs.pair(index, 0))
+            except (DamagedSample, ValueError) as error:
+                log.warning("left out of the sample sheets: %s", error)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+
+@dataclass
+class Shards:
+    """Pair shards in a folder.
+
+    Attributes:
+        root: folder with the tars (and `index.json`).
+        resolution: (height, width) of a frame, pixels.
+        buckets: (height, width) of several frame sizes instead; each pair goes to the one nearest in aspect ratio.
+        validation_pairs: samples set aside, by a hash of their key, and never trained on.
+        crop: "random" or "center", of what the resolution leaves over.
+        workers: processes that decode ahead.
+        max_damaged: unreadable samples tolerated in a run.
+        verify: what is checked of the files at start: "size", "sha256" or "off".
+    """
+
+    root: str
+    resolution: Size
+    buckets: Sequence[Size] | None
+    validation_pairs: int
+    crop: str
+    workers: int
+    max_damaged: int
+    verify: str
+
+    def __post_init__(self) -> None:
+        self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
+        if self.buckets is not None:
+            self.buckets = [(int(height), int(width)) for height, width in self.buckets]
+        if self.crop not in ("random", "center"):
+            raise ValueError(f"data.crop={self.crop!r}: choose random or center")
+        if self.workers < 0 or self.max_damaged < 0 or self.validation_pairs < 0:
+            raise ValueError(
+                f"data.workers={self.workers}, data.max_damaged={self.max_damaged}, data.validation_pairs="
+                f"{self.validation_pairs}: none may be negative"
+            )
+
+    def training(self, data: PairData) -> ShardPairs:
+        """Return the samples that are trained on."""
+        shards, training, _ = self._open(data)
+        return self._pairs(data, shards, training, self.crop)
+
+    def validation(self, data: PairData) -> ShardPairs:
+        """Return the samples set aside."""
+        shards, _, validation = self._open(data)
+        return self._pairs(data, shards, validation, "center")
+
+    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+        """Return the first samples set aside."""
+        return _Fixed(self.validation(data), count)
+
+    def _open(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
+        shards = PairShards(
+            self.root,
+            task=data.task.name,
+            require_reference=REFERENCE in data.task.frame_weights,
+            verify=self.verify,
+        )
+        for damage in shards.damage:
+            log.warning("%s", damage)
+        by_hash = sorted(range(len(shards)), key=lambda position: uniform("validation", shards.keys[position]))
+        aside = min(self.validation_pairs, len(shards) // 2)
+        return shards, sorted(by_hash[aside:]), sorted(by_hash[:aside])
+
+    def _pairs(self, data: PairData, shards: PairShards, positions: list[int], crop: str) -> ShardPairs:
+        if self.buckets is None:
+            return ShardPairs(shards, positions, [self.resolution] * len(positions), data.task, data.seed, crop)
+        sizes = [(width, height) for height, width in self.buckets]
+        kept: list[int] = []
+        buckets: list[Size] = []
+        for position in positions:
+            try:
+                width, height = bucket_for(*shards.target_size(position), sizes)
+            except (DamagedSample, ValueError) as error:
+                log.warning("left out: %s: %s", shards.keys[position], error)
+                continue
+            kept.append(position)
+            buckets.append((height, width))
+        return ShardPairs(shards, kept, buckets, data.task, data.seed, crop)

@@ -1,0 +1,57 @@
+"""Where a run's files go: a new folder, or, for `ckpt=last`, the folder of the last run of the same command."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+OUTPUTS = Path("outputs")
+
+
+def _overrides() -> list[str]:
+    return sorted(argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith(("ckpt=", "-")))
+
+
+def run_dir(ckpt: str | None) -> str:
+    """Return `outputs/<date>/<time>`; for `ckpt="last"`, the newest one whose command was the same but for `ckpt`.
+
+    Raises:
+        FileNotFoundError: if no earlier run fits.
+    """
+    if ckpt != "last":
+        return str(OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
+    for folder in sorted(OUTPUTS.glob("*-*-*/*-*-*"), reverse=True):
+        saved = folder / ".hydra" / "overrides.yaml"
+        if saved.exists() and (folder / "checkpoints").is_dir():
+            before = sorted(str(each) for each in OmegaConf.load(saved) if not str(each).startswith("ckpt="))
+            if before == _overrides():
+                return str(folder)
+    raise FileNotFoundError(
+        f"ckpt=last, but no run below {OUTPUTS}/ was started with the same overrides and has checkpoints; give the run's "
+        "folder as hydra.run.dir=FOLDER, or a checkpoint folder as ckpt=FOLDER"
+    )
+
+
+def wandb_offline() -> bool:
+    """Return whether W&B has no key to go online with, and so must stay offline."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] != "online"
+    if os.environ.get("WANDB_API_KEY"):
+        return False
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is None
+    except (OSError, netrc.NetrcParseError):
+        return True
+
+
+def register_resolvers() -> None:
+    """Make the functions above known to the configuration, before Hydra composes it."""
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("arch_name", lambda target: target.split(".")[-2], replace=True)
+    OmegaConf.register_new_resolver("base_name", lambda path: path.rstrip("/").split("/")[-1], replace=True)

@@ -1,0 +1,27 @@
+"""Train: `python train.py arch=parallel task=identity`. See `python train.py --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dsd_lightning.run_folder import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Compose, train, say where the results are."""
+    from dsd_lightning.training import report, train
+
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    train(config, run_dir)
+    print("\n" + report(run_dir))
+
+
+if __name__ == "__main__":
+    main()
