@@ -1,8 +1,8 @@
 """Who is in this picture? The identity whose rendering in a known context comes nearest to it.
 
 The search is a coordinate descent over attributes with joint moves where attributes interact (shape with colour, second
-colour with pattern), not the exhaustive one; on rendered pictures it finds the truth (see its test). The distance is that
-of `candidates`.
+colour with pattern), from one start for every pattern; it is not exhaustive. On rendered pictures with slight noise it
+finds the truth nearly always (see its test). The distance is that of `candidates`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsd_lightning.miniature.world import Context, Identity, Scene
 SWEEPS = 3
 """Passes over all attributes; the search ends earlier when a pass changes nothing."""
 
-_MOVES = (("shape", "color"), ("second_color", "pattern"), ("accessory",), ("face",), ("color", "second_color"))
+_MOVES = (("shape",), ("color", "second_color"), ("accessory",), ("face",), ("pattern",), ("shape",))
 
 
 def _alternatives(identity: Identity, attributes: tuple[str, ...]) -> Iterable[Identity]:
@@ -46,14 +46,17 @@ def infer_identity(picture: NDArray[np.float32], context: Context) -> Identity:
             known[identity] = float(distances(wanted, pooled(drawn[None]))[0])
         return known[identity]
 
-    best = Identity(shape=0, color=0, second_color=1, pattern=0, accessory=0, face=0)
-    for _ in range(SWEEPS):
-        before = best
-        for attributes in _MOVES:
-            best = min([best, *_alternatives(best, attributes)], key=distance)
-        if best == before:
-            break
-    return best
+    found = []
+    for pattern in range(len(Identity.vocabulary["pattern"])):
+        best = Identity(shape=0, color=0, second_color=1, pattern=pattern, accessory=0, face=0)
+        for _ in range(SWEEPS):
+            before = best
+            for attributes in _MOVES:
+                best = min([best, *_alternatives(best, attributes)], key=distance)
+            if best == before:
+                break
+        found.append(best)
+    return min(found, key=distance)
 
 
 def told_attributes(picture: NDArray[np.float32], scene: Scene) -> dict[str, bool]:

@@ -1,0 +1,120 @@
+"""From a pretraining run to a base model folder: averaged weights, scheduler, `model_index.json`, measured model card.
+
+python -m dsd_lightning.pretraining.assemble run=outputs/pretraining/base
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import hydra
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from dsd_lightning.architectures.text_only import TextOnly
+from dsd_lightning.checkpoints.adapter import load_adapter
+from dsd_lightning.checkpoints.folder_io import find_last
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.module import DiffusionSelfDistillation, Dropout
+from dsd_lightning.pairs import Task
+from dsd_lightning.pictures import to_image
+from dsd_lightning.pretraining.quality import attribute_accuracy, grid_consistency
+from dsd_lightning.rectified_flow import Uniform
+from dsd_lightning.sampler import SamplerSettings
+
+log = logging.getLogger(__name__)
+
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    # Not T5TokenizerFast: transformers 5 rebuilds that class from the vocabulary and forgets the normaliser.
+    "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_scheduler(folder: Path, options: dict[str, Any]) -> None:
+    """Write the scheduler's configuration; pretraining reads it for its timestep shift."""
+    FlowMatchEulerDiscreteScheduler(**options).save_pretrained(folder / "scheduler")
+
+
+def write_transformer(folder: Path, run: Path, config: DictConfig) -> int:
+    """Write the averaged weights of a pretraining run's last checkpoint, in half precision, and return its step."""
+    checkpoint = find_last(run / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(f"run={run}: no whole checkpoint in {run / 'checkpoints'}; pretrain first")
+    base: FluxBase = hydra.utils.instantiate(config)
+    architecture = TextOnly(base.transformer(), train_base=True)
+    load_adapter(checkpoint, architecture)
+    partial, final = folder / "transformer.partial", folder / "transformer"
+    shutil.rmtree(partial, ignore_errors=True)
+    architecture.transformer.to(torch.float16).save_pretrained(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def painter(folder: Path, steps: int) -> DiffusionSelfDistillation:
+    """Return the finished base as a module that can draw."""
+    base = FluxBase(str(folder), text_length=24, guidance_scale=3.5)
+    return DiffusionSelfDistillation(
+        architecture=TextOnly(base.transformer()),
+        codec=base.codec(),
+        text_encoder=base.text_encoder(),
+        task=Task("text_to_image", aligned=False, frame_weights={"target": 1.0}),
+        density=Uniform(),
+        shift=base.resolution_shift(),
+        dropout=Dropout(),
+        optimizer=torch.optim.AdamW,
+        schedule=torch.optim.lr_scheduler.ConstantLR,
+        guidance_scale=3.5,
+        sampler=SamplerSettings(num_inference_steps=steps, guidance_scale=3.5),
+        seed=0,
+    ).eval()
+
+
+@hydra.main(config_path="../../conf", config_name="pretraining/assemble", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Write the folder, measure it, and write the figures beside it."""
+    folder = Path(config.output)
+    write_scheduler(folder, dict(OmegaConf.to_container(config.scheduler, resolve=True)))  # type: ignore[arg-type]
+    if config.run is None:
+        return
+    step = write_transformer(folder, Path(config.run), config.transformer)
+    module = painter(folder, config.num_inference_steps)
+    figures: dict[str, Any] = {"steps": step, "num_inference_steps": config.num_inference_steps}
+    pictures = {}
+    for name, held_out in (("training", False), ("held_out", True)):
+        told, pictures[name] = attribute_accuracy(module, config.singles, config.seed, held_out)
+        figures[f"attribute_accuracy_{name}"] = told
+        log.info("attributes of single pictures (%s identities): %s", name, told)
+    for name, told_identity in (("told", True), ("untold", False)):
+        figures[f"grids_{name}"], pictures[name] = grid_consistency(
+            module, config.grids, config.seed, told_identity, config.grid_text_length
+        )
+        log.info("grids, identity %s: %s", name, figures[f"grids_{name}"])
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    for name, drawn in pictures.items():
+        _sheet(drawn[:16]).save(Path(config.sheets) / f"tiny_flux_{name}.png")
+
+
+def _sheet(pictures: torch.Tensor) -> Image.Image:
+    rows = [torch.cat(list(pictures[i : i + 8]), dim=-1) for i in range(0, len(pictures), 8)]
+    return to_image(torch.cat(rows, dim=-2))
+
+
+if __name__ == "__main__":
+    main()

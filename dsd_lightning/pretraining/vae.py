@@ -1,0 +1,147 @@
+"""How the miniature's VAE is made: a small AutoencoderKL, trained on everything the tasks will show it.
+
+FLUX's layout (8x downsampling, 16 latent channels, no quant convolutions). Batches are of one kind each: single pictures,
+depth maps and relit scenes at 64 x 64, two-frame canvases at 64 x 128 (with a black right half too, since that is how a
+condition is encoded), grids at 128 x 128. Held-out identities are never drawn.
+
+    python -m dsd_lightning.pretraining.vae output=assets/tiny-flux/vae
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import lightning as L
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dsd_lightning.miniature.renderer import render
+from dsd_lightning.miniature.world import Scene, change_context, draw_context, draw_identity
+from dsd_lightning.randomness import numpy_generator
+
+log = logging.getLogger(__name__)
+
+
+class PictureBatches(Dataset[Tensor]):
+    """Whole batches by step number: [n, 3, h, w] in [-1, 1], each of `pixels` pixels in all."""
+
+    def __init__(self, steps: int, pixels: int, seed: int) -> None:
+        self.steps, self.pixels, self.seed = steps, pixels, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Tensor:
+        rng = numpy_generator(self.seed, "vae", step)
+        rows, columns = ((1, 1), (1, 1), (1, 2), (2, 2))[step % 4]
+        count = self.pixels // (rows * columns * 64 * 64)
+        batch = np.stack([self._picture(rng, rows, columns) for _ in range(count)])
+        return torch.from_numpy(batch * 2 - 1)
+
+    def _picture(self, rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+        identity, context = draw_identity(rng), draw_context(rng)
+        contexts = [context] + [draw_context(rng) for _ in range(rows * columns - 1)]
+        if rows * columns == 2 and rng.random() < 0.3:
+            contexts[1] = change_context(context, "light_direction", rng)
+        drawn = [render(Scene(identity, each)) for each in contexts]
+        panels = [each.picture for each in drawn]
+        as_depth = rng.random() < (0.2 if rows == 1 else 0.0)
+        if as_depth:
+            panels[0] = np.repeat(1 - drawn[0].depth[..., None], 3, axis=-1)
+        if rows * columns == 2 and rng.random() < 0.4:
+            panels[1] = np.zeros_like(panels[1])
+        return rearrange(np.stack(panels), "(r c) h w d -> d (r h) (c w)", r=rows, c=columns)
+
+
+class Autoencoding(L.LightningModule):
+    """AutoencoderKL under an L1 loss on pixels and on their gradients, with a slight KL term."""
+
+    def __init__(
+        self, vae: AutoencoderKL, learning_rate: float, steps: int, warmup_steps: int, kl_weight: float
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.save_hyperparameters(ignore=["vae"])
+
+    def training_step(self, pictures: Tensor, _: int) -> Tensor:
+        posterior = self.vae.encode(pictures).latent_dist
+        rebuilt = self.vae.decode(posterior.sample()).sample.float()
+        error = rebuilt - pictures
+        pixel = error.abs().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
+        self.log_dict({"pixel": pixel, "kl": divergence, "psnr": psnr}, prog_bar=True)
+        return pixel + 0.5 * edges + self.hparams["kl_weight"] * divergence
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        rate, steps, warm = (self.hparams[k] for k in ("learning_rate", "steps", "warmup_steps"))
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warm, eta_min=rate * 0.01),
+            ],
+            milestones=[warm],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKL, pictures: Tensor) -> tuple[float, float]:
+    """Return (shift_factor, scaling_factor) that bring the latents of `pictures` to mean 0 and deviation 1."""
+    latents = vae.encode(pictures).latent_dist.mode()
+    return float(latents.mean()), float(1 / latents.std())
+
+
+@hydra.main(config_path="../../conf/pretraining", config_name="vae", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Train the VAE and save it in the diffusers layout; the same command goes on where it stopped."""
+    L.seed_everything(config.seed)
+    vae = AutoencoderKL(**cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True)))
+    module = Autoencoding(vae, config.learning_rate, config.steps, config.warmup_steps, config.kl_weight)
+    work = Path(config.work_dir)
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=1,
+        precision=config.precision,
+        max_steps=config.steps,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        callbacks=[
+            ModelCheckpoint(work, save_last=True, every_n_train_steps=config.checkpoint_every_steps, save_top_k=0),
+            TQDMProgressBar(refresh_rate=50),
+        ],
+    )
+    batches = PictureBatches(config.steps, config.pixels_per_batch, config.seed)
+    loader = DataLoader(batches, batch_size=None, num_workers=config.workers, persistent_workers=False)
+    last = work / "last.ckpt"
+    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
+
+    vae = vae.float().eval()
+    probe = PictureBatches(4, config.pixels_per_batch, config.seed + 1)
+    shift, scale = measure_latents(vae, torch.cat([probe[0], probe[1]]))
+    vae.register_to_config(shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
+    with torch.no_grad():
+        for kind, step in (("pictures", 0), ("canvases", 2), ("grids", 3)):
+            pictures = probe[step]
+            error = vae.decode(vae.encode(pictures).latent_dist.mode()).sample.clamp(-1, 1) - pictures
+            log.info("PSNR of %s: %.2f dB", kind, -10 * torch.log10(error.square().mean() / 4).item())
+    vae.to(torch.float16).save_pretrained(config.output)
+    log.info("saved %s (shift %.4f, scale %.4f)", config.output, shift, scale)
+
+
+if __name__ == "__main__":
+    main()
