@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from dsd_lightning.errors import run_verb
 from dsd_lightning.run_folder import register_resolvers
 
 register_resolvers()
@@ -24,4 +25,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

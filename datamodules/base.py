@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import lightning as L
@@ -29,11 +29,15 @@ class Source(Protocol):
         workers: processes that read ahead (0 reads in the training process).
         max_damaged: unreadable samples tolerated in a run.
         resolution: (height, width) of a frame, pixels.
+        buckets: (height, width) of several frame sizes instead, or None.
+        encodes: whether opening needs the module on its device, because it fills a pool of encodings.
     """
 
     workers: int
     max_damaged: int
     resolution: Size
+    buckets: Sequence[Size] | None
+    encodes: bool
 
     def training(self, data: PairData) -> Any:
         """Return the training dataset: answers (epoch, index) with `Drawn` or `Damage`, and tells each index's bucket."""
@@ -61,9 +65,9 @@ class PairData(L.LightningDataModule):
     def __init__(self, task: Task, source: Source, batch_size: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
+            raise ValueError(f"data.datamodule.batch_size={batch_size} must be at least 1")
         self.task, self.source, self.batch_size, self.seed = task, source, batch_size, seed
-        self.damaged = 0
+        self.damaged: set[str] = set()
         self._training: Any = None
         self._validation: Any = None
         self._probes: Dataset[Pair] | None = None
@@ -73,13 +77,22 @@ class PairData(L.LightningDataModule):
         """(height, width) of a frame, pixels."""
         return self.source.resolution
 
+    @property
+    def sizes(self) -> Sequence[Size]:
+        """Every (height, width) that frames may have, pixels."""
+        return self.source.buckets or [self.source.resolution]
+
     def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
         """Draw this task's pair from the miniature world, of a training or of a held-out identity."""
-        raise TypeError(f"task={self.task.name} has no miniature pairs; choose data=shards data.root=FOLDER")
+        raise ValueError(f"task={self.task.name} has no miniature pairs; choose data=shards data.root=FOLDER")
 
     def setup(self, stage: str) -> None:
-        """Open the source; the miniature's pool is drawn and encoded here, on the training device."""
-        if stage == "fit" and self._training is None:
+        """Open the source, so that bad data is refused early; a pool of encodings waits for the training device."""
+        if stage == "fit" and not self.source.encodes:
+            self._open()
+
+    def _open(self) -> None:
+        if self._training is None:
             self._training = self.source.training(self)
             self._validation = self.source.validation(self)
 
@@ -93,12 +106,13 @@ class PairData(L.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
+        self._open()
         if trainer.max_steps < 1:
             raise ValueError("trainer.max_steps must be given: a run's length is counted in optimizer steps")
         if self.batch_size % trainer.world_size:
             raise ValueError(
-                f"data.batch_size={self.batch_size} is not divisible by the {trainer.world_size} devices; it counts the "
-                "samples of all devices together"
+                f"data.datamodule.batch_size={self.batch_size} is not divisible by the {trainer.world_size} devices; it "
+                "counts the samples of all devices together"
             )
         order = SampleOrder(
             [self._training.bucket(i) for i in range(len(self._training))],
@@ -120,6 +134,7 @@ class PairData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[LoadedBatch] | list[Any]:
         """Return fixed batches that are never trained on."""
+        self._open()
         if len(self._validation) == 0:
             return []
         trainer = self.trainer
@@ -138,19 +153,20 @@ class PairData(L.LightningDataModule):
         """Count and report the samples that could not be read.
 
         Raises:
-            DamagedDataError: when there are more than `data.max_damaged`.
+            DamagedDataError: when there are more than `data.datamodule.source.max_damaged`.
         """
         if isinstance(batch, PairBatch):
             return batch
         for damage in batch.damages:
-            self.damaged += 1
-            log.warning("skipped %s: %s (%d skipped so far)", damage.key, damage.reason, self.damaged)
-        if self.damaged > self.source.max_damaged:
+            if damage.key not in self.damaged:
+                self.damaged.add(damage.key)
+                log.warning("skipped %s: %s (%d skipped so far)", damage.key, damage.reason, len(self.damaged))
+        if batch.damages and len(self.damaged) > self.source.max_damaged:
             last = batch.damages[-1]
             raise DamagedDataError(
-                f"{self.damaged} samples could not be read, more than data.max_damaged={self.source.max_damaged}; the last "
-                f"was {last.key}: {last.reason}. Check the shards with `python -m dsd_lightning.shards verify FOLDER`, or "
-                "raise the limit"
+                f"{len(self.damaged)} samples could not be used, more than data.datamodule.source.max_damaged="
+                f"{self.source.max_damaged}; the last was {last.key}: {last.reason}. Check the shards with `python -m "
+                "dsd_lightning.shards verify FOLDER`, or raise the limit"
             )
         return batch.pairs
 
@@ -158,13 +174,13 @@ class PairData(L.LightningDataModule):
         """Move the tensors of a batch."""
         return batch.to(device)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of damaged samples so far."""
-        return {"damaged": self.damaged}
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return the keys of the damaged samples so far."""
+        return {"damaged": sorted(self.damaged)}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
         """Go on counting."""
-        self.damaged = state_dict["damaged"]
+        self.damaged = set(state_dict["damaged"])
 
     # --- Fixed pairs for pictures and figures.
 

@@ -59,20 +59,29 @@ class Miniature:
     workers: int = 0
     max_damaged: int = 0
     resolution: Size = (RESOLUTION, RESOLUTION)
+    buckets: None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether a pool is filled."""
+        return self.pool
 
     def __post_init__(self) -> None:
         self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
         if self.resolution != (RESOLUTION, RESOLUTION):
             raise ValueError(
-                f"data.resolution={list(self.resolution)}: the miniature world is drawn at {RESOLUTION} x {RESOLUTION} only; "
-                "use data=shards for pictures of other sizes"
+                f"data.datamodule.source.resolution={list(self.resolution)}: the miniature world is drawn at {RESOLUTION} x "
+                f"{RESOLUTION} only; use data=shards for pictures of other sizes"
             )
         if self.pairs < 1 or self.validation_pairs < 0:
             raise ValueError(
-                f"data.pairs={self.pairs} must be >= 1, data.validation_pairs={self.validation_pairs} >= 0"
+                f"data.datamodule.source.pairs={self.pairs} must be at least 1, validation_pairs={self.validation_pairs} "
+                "at least 0"
             )
         if self.pool and self.workers:
-            raise ValueError(f"data.workers={self.workers}: a pool in memory needs none; set 0, or data.pool=false")
+            raise ValueError(
+                f"data.datamodule.source.workers={self.workers}: a pool in memory needs none; set 0, or pool=false beside it"
+            )
 
     def training(self, data: PairData) -> Any:
         """Return the training pairs, as a pool of encodings or as pictures."""
@@ -91,5 +100,5 @@ class Miniature:
             return PicturePairs(pairs, data.task, data.seed)
         module = data.trainer.lightning_module if data.trainer is not None else None
         if not isinstance(module, DiffusionSelfDistillation):
-            raise TypeError("a pool is encoded by the module that trains on it; use data.pool=false without one")
+            raise TypeError("a pool is encoded by the module that trains on it; use pool=false without one")
         return EncodedPool(pairs, module, data.task, data.seed)

@@ -30,7 +30,8 @@ class EncodedPool(Dataset[Drawn]):
 
     Args:
         pairs: what to encode; their pictures are dropped afterwards, their words and facts stay.
-        module: gives architecture, codec and text encoder, on the device where the encoding is done.
+        module: gives architecture, codec and text encoder, on the device where the encoding is done, in the precision of
+            its trainer.
         task: which caption kinds may be asked for.
         seed: keys the choice of the caption kind.
         text_lengths: T5 length by picture size, where it differs from the text encoder's own.
@@ -76,7 +77,8 @@ class EncodedPool(Dataset[Drawn]):
         references = [pair.reference for pair in pairs if pair.reference is not None]
         reference = torch.stack(references).to(device) if references else None
         target = torch.stack([pair.target for pair in pairs]).to(device)
-        encoded = module.architecture.encode(reference, target, module.codec).to(torch.device("cpu"))
+        with module.trainer.precision_plugin.forward_context():
+            encoded = module.architecture.encode(reference, target, module.codec).to(torch.device("cpu"))
         text = {}
         for kind in self.task.captions:
             words = [_words(pair, kind) for pair in pairs]
@@ -98,13 +100,13 @@ class EncodedPool(Dataset[Drawn]):
         kind = choose_caption(self.task, pair, self.seed, epoch)
         number, row = self.places[index]
         chunk = self.chunks[number]
-        text = chunk.text[kind]
+        text, one = chunk.text[kind], slice(row, row + 1)
         return Drawn(
             key=pair.key,
             epoch=epoch,
             prompt=_words(pair, kind),
-            encoded=Encoded(chunk.encoded.clean[row], {k: v[row] for k, v in chunk.encoded.reference.items()}),
-            text=TextEmbeddings(text.sequence[row : row + 1], text.pooled[row : row + 1]),
+            encoded=Encoded(chunk.encoded.clean[one], {k: v[one] for k, v in chunk.encoded.reference.items()}),
+            text=TextEmbeddings(text.sequence[one], text.pooled[one]),
             facts=pair.facts,
         )
 

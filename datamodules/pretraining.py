@@ -73,6 +73,8 @@ class MiniaturePictures:
     workers: int = 0
     max_damaged: int = 0
     resolution: Size = (RESOLUTION, RESOLUTION)
+    buckets: None = None
+    encodes: bool = True
 
     def training(self, data: PairData) -> Any:
         """Return the pool."""

@@ -16,7 +16,7 @@ from dsd_lightning.randomness import uniform
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample of an epoch: a pair whose prompt has been chosen, as pictures or as encodings."""
+    """One sample of an epoch: a pair whose prompt has been chosen, as pictures or as encodings (of batch size 1)."""
 
     key: str
     epoch: int
@@ -30,22 +30,23 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Damage:
-    """A sample that could not be read: which one, and why."""
+    """A sample that could not be used: which one, why, and another one of its size that takes its place."""
 
     key: str
     reason: str
+    instead: Drawn | None = None
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch and the samples that are missing from it."""
+    """A batch, and the samples that others took the place of."""
 
     pairs: PairBatch
     damages: tuple[Damage, ...] = ()
 
 
 class UnreadableBatchError(RuntimeError):
-    """No sample of a batch could be read."""
+    """No sample of a batch could be used, and there was none to take its place."""
 
 
 def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
@@ -61,24 +62,25 @@ def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
 
 
 def collate(samples: Sequence[Drawn | Damage]) -> LoadedBatch:
-    """Stack the readable samples into a batch.
+    """Stack the samples into a batch, others in the place of damaged ones.
 
     Raises:
         UnreadableBatchError: if none is readable, naming the first reason.
     """
     damages = tuple(sample for sample in samples if isinstance(sample, Damage))
-    drawn = [sample for sample in samples if isinstance(sample, Drawn)]
+    either = [sample.instead if isinstance(sample, Damage) else sample for sample in samples]
+    drawn = [sample for sample in either if sample is not None]
     if not drawn:
         raise UnreadableBatchError(
-            f"none of {len(damages)} samples could be read; {damages[0].key}: {damages[0].reason}"
+            f"none of {len(damages)} samples could be used; {damages[0].key}: {damages[0].reason}"
         )
     first = drawn[0]
     encoded = text = None
     if first.encoded is not None:
         parts = [sample.encoded for sample in drawn if sample.encoded is not None]
         encoded = Encoded(
-            torch.stack([part.clean for part in parts]),
-            {name: torch.stack([part.reference[name] for part in parts]) for name in first.encoded.reference},
+            torch.cat([part.clean for part in parts]),
+            {name: torch.cat([part.reference[name] for part in parts]) for name in first.encoded.reference},
         )
     if first.text is not None:
         texts = [sample.text for sample in drawn if sample.text is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -18,12 +18,15 @@ from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
 from dsd_lightning.pictures import bucket_for, to_pixels
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import DamagedSample, PairShards
+from dsd_lightning.shards.reader import Verification
 
 log = logging.getLogger(__name__)
 
 
 class ShardPairs(Dataset[Drawn | Damage]):
     """Some samples of pair shards as pairs of one task; a damaged one comes back as `Damage`, it is not raised.
+
+    The next readable sample of the same size comes with it, so that a batch is as large as it should be.
 
     Args:
         shards: the shards.
@@ -55,6 +58,14 @@ class ShardPairs(Dataset[Drawn | Damage]):
 
     def __getitem__(self, draw: Draw) -> Drawn | Damage:
         epoch, index = draw
+        drawn = self._draw(epoch, index)
+        if isinstance(drawn, Damage):
+            following = ((index + step) % len(self) for step in range(1, len(self)))
+            same_size = (self._draw(epoch, other) for other in following if self.buckets[other] == self.buckets[index])
+            return replace(drawn, instead=next((other for other in same_size if isinstance(other, Drawn)), None))
+        return drawn
+
+    def _draw(self, epoch: int, index: int) -> Drawn | Damage:
         key = self.shards.keys[self.positions[index]]
         try:
             pair = self.pair(index, epoch)
@@ -139,17 +150,19 @@ class Shards:
     crop: str
     workers: int
     max_damaged: int
-    verify: str
+    verify: Verification
+    encodes: bool = False
+    _opened: tuple[PairShards, list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
         if self.buckets is not None:
             self.buckets = [(int(height), int(width)) for height, width in self.buckets]
         if self.crop not in ("random", "center"):
-            raise ValueError(f"data.crop={self.crop!r}: choose random or center")
+            raise ValueError(f"data.datamodule.source.crop={self.crop!r}: choose random or center")
         if self.workers < 0 or self.max_damaged < 0 or self.validation_pairs < 0:
             raise ValueError(
-                f"data.workers={self.workers}, data.max_damaged={self.max_damaged}, data.validation_pairs="
+                f"data.datamodule.source.workers={self.workers}, max_damaged={self.max_damaged}, validation_pairs="
                 f"{self.validation_pairs}: none may be negative"
             )
 
@@ -168,6 +181,12 @@ class Shards:
         return _Fixed(self.validation(data), count)
 
     def _open(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
+        """Return the shards, read once, with the positions to train on and those set aside."""
+        if self._opened is None:
+            self._opened = self._read(data)
+        return self._opened
+
+    def _read(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
         shards = PairShards(
             self.root,
             task=data.task.name,

@@ -47,7 +47,7 @@ class SampleOrder:
         self, buckets: Sequence[Size], batch_size: int, full_size: Size, seed: int, divisible_by: int = 1
     ) -> None:
         if not buckets:
-            raise ValueError("the data source holds no training sample; check data.root or data.pairs")
+            raise ValueError("no training sample: check data.root, or data.datamodule.source.pairs of the miniature")
         if batch_size % divisible_by:
             raise ValueError(f"the global batch of {batch_size} cannot be divided among {divisible_by} devices")
         self.seed = seed

@@ -16,7 +16,8 @@ class MetricsFile(Logger):
     """A Lightning logger that writes a CSV file with a `step` column and a column a metric.
 
     Rows are flushed as they come. A file that is already there is kept up to the step at which the resumed run logs
-    first; later rows, which the interrupted run wrote after its last checkpoint, are replaced.
+    first (what it logs there is added to that row, which may hold figures that are not measured again); later rows,
+    which the interrupted run wrote after its last checkpoint, are replaced.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,7 +70,7 @@ class MetricsFile(Logger):
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
-            self._rows = [{k: v for k, v in row.items() if v} for row in reader if int(row["step"]) < step]
+            self._rows = [{k: v for k, v in row.items() if v} for row in reader if int(row["step"]) <= step]
         self._rewrite()
 
     def _rewrite(self) -> None:

@@ -87,15 +87,9 @@ class DiffusionSelfDistillation(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.guidance_scale, self.sampler_settings, self.seed = guidance_scale, sampler, seed
         self.strict_loading = False
-        self.validation_losses = MetricCollection(
-            {f"val/loss_{frame}": MeanMetric() for frame in architecture.frames}
-            | {
-                f"val/loss_{kind}_bin{i}": MeanMetric()
-                for kind in ("right", "shuffled", "null")
-                for i in range(VALIDATION_BINS)
-            }
-            | {f"val/loss_{kind}": MeanMetric() for kind in ("right", "shuffled", "null")}
-        )
+        kinds = ("right", "shuffled", "null")
+        names = [*architecture.frames, *kinds, *(f"{kind}_bin{i}" for kind in kinds for i in range(VALIDATION_BINS))]
+        self.validation_losses = MetricCollection({f"val/loss_{name}": MeanMetric() for name in names})
 
     # --- Encoding.
 

@@ -14,7 +14,10 @@ OUTPUTS = Path("outputs")
 
 
 def _overrides() -> list[str]:
-    return sorted(argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith(("ckpt=", "-")))
+    """Return this command's overrides as Hydra records them in `.hydra/overrides.yaml`, but for `ckpt`."""
+    elsewhere = ("-", "ckpt=", "hydra.", "hydra/", "+hydra", "++hydra")
+    given = (argument for argument in sys.argv[1:] if "=" in argument or argument.startswith("~"))
+    return sorted(argument for argument in given if not argument.startswith(elsewhere))
 
 
 def run_dir(ckpt: str | None) -> str:
@@ -38,9 +41,9 @@ def run_dir(ckpt: str | None) -> str:
 
 
 def wandb_offline() -> bool:
-    """Return whether W&B has no key to go online with, and so must stay offline."""
+    """Return whether W&B is to stay offline: it was told so, or has no key to go online with."""
     if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] != "online"
+        return os.environ["WANDB_MODE"] in ("offline", "dryrun")
     if os.environ.get("WANDB_API_KEY"):
         return False
     try:

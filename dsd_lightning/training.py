@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints.adapter import load_adapter
+from dsd_lightning.checkpoints.adapter import check_header, load_adapter, read_header
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.module import DiffusionSelfDistillation
@@ -28,24 +31,58 @@ def shift_of_base(base: FluxBase) -> ResolutionShift:
     return base.resolution_shift()
 
 
-def build_module(config: DictConfig) -> DiffusionSelfDistillation:
-    """Return the module of a configuration, complete: base loaded, reference parts added, factors attached."""
-    base: FluxBase = instantiate(config.base.model)
-    base.require_parts()
-    shift: Any = instantiate(config.shift)
-    if not isinstance(shift, Shift):
-        shift = shift(base)
+def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Architecture:
+    """Return the architecture of a configuration, complete: transformer loaded, reference parts and factors added.
+
+    Needs no other part of the base; with `base.model.initialise=meta` no weights either, and no memory.
+
+    Args:
+        config: as `train.py` composes it.
+        base: built from `config` if None.
+
+    Raises:
+        BaseModelError, LoraError, AdapterMismatchError: see there.
+        ValueError: if nothing would be trained.
+    """
+    base = base or build_base(config)
     torch.manual_seed(config.seed)
-    architecture: Architecture = instantiate(config.arch)(transformer=base.transformer())
+    transformer = base.transformer()
+    with transformer.device if transformer.device.type == "meta" else nullcontext():
+        architecture: Architecture = instantiate(config.arch)(transformer=transformer)
     if config.init_from is not None:
         load_adapter(config.init_from, architecture)
     trained = sum(parameter.numel() for _, parameter in architecture.trainable())
     if trained == 0:
         raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
     log.info("%s on %s: %s parameters are trained", architecture.name, base.path, f"{trained:,}")
+    return architecture
+
+
+def build_base(config: DictConfig) -> FluxBase:
+    """Return the base model's place, none of it loaded yet; a local folder that lacks a part is refused."""
+    base: FluxBase = instantiate(config.base.model)
+    base.require_parts()
+    return base
+
+
+def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> DiffusionSelfDistillation:
+    """Return the module of a configuration, complete: base loaded, reference parts added, factors attached.
+
+    Args:
+        config: as `train.py` composes it.
+        sizes: (height, width) of the frames to come, pixels; sizes that the VAE cannot pack are refused before the
+            transformer is loaded.
+    """
+    base = build_base(config)
+    shift: Any = instantiate(config.shift)
+    if not isinstance(shift, Shift):
+        shift = shift(base)
+    codec = base.codec()
+    for height, width in sizes:
+        codec.require_size(height, width)
     return DiffusionSelfDistillation(
-        architecture=architecture,
-        codec=base.codec(),
+        architecture=build_architecture(config, base),
+        codec=codec,
         text_encoder=base.text_encoder(),
         task=instantiate(config.task.relation),
         density=instantiate(config.density),
@@ -79,18 +116,36 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
 
 
 def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
-    """Run the configured training in `run_dir` and return the figures of its summary."""
+    """Run the configured training in `run_dir` and return the figures of its summary.
+
+    What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
+    another architecture before the data is encoded.
+    """
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(config.ckpt, run_dir)
-    module = build_module(config)
     data: L.LightningDataModule = instantiate(config.data.datamodule)
     callbacks = [instantiate(each) for each in config.callbacks.values() if each is not None]
-    loggers = [instantiate(each) for each in config.logger.values() if each is not None]
+    loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[FolderCheckpointIO()]
     )
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
+    module = build_module(config, getattr(data, "sizes", ()))
+    if checkpoint is not None:
+        check_header(read_header(checkpoint), module.architecture)
+    exit_code = 1
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
+        exit_code = 0
+    finally:
+        _close(loggers, exit_code)
     return dict(getattr(module, "summary", {}))
+
+
+def _close(loggers: Iterable[Logger], exit_code: int) -> None:
+    """End the W&B run: the next run of a sweep, in this process, would otherwise go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger.experiment.finish(exit_code=exit_code)
 
 
 HEADLINES = (

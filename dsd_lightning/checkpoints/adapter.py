@@ -138,15 +138,22 @@ def save_adapter(
             ones to publish them.
         dtype: of the stored values.
     """
+    weights = dict(architecture.trainable()) if weights is None else weights
+    write_adapter(folder, header_of(architecture), weights, dtype)
+
+
+def write_adapter(
+    folder: str | Path, header: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write an adapter folder from a header and weights, as `save_adapter` describes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(architecture.trainable()) if weights is None else weights
     stored = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     temporary = folder / f".{WEIGHTS}.partial"
     whole.write_tensors(temporary, stored)
     facts = whole.describe(temporary)
     temporary.replace(folder / WEIGHTS)
-    whole.write_json_atomically(folder / HEADER, header_of(architecture) | {"weights": facts})
+    whole.write_json_atomically(folder / HEADER, dict(header) | {"weights": facts})
 
 
 def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -161,18 +168,29 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
         DamagedError: if a file is not as it was written, naming it.
     """
     folder = Path(folder)
-    if not (folder / HEADER).is_file():
-        raise FileNotFoundError(
-            f"{folder} is no trained adapter: it has no {HEADER}; give a folder with {WEIGHTS} and {HEADER}, such as "
-            "a run's checkpoints/step_..."
-        )
-    header: dict[str, Any] = whole.read_json(folder / HEADER)
+    header = read_header(folder)
     file = folder / (EMA_WEIGHTS if ema and (folder / EMA_WEIGHTS).is_file() else WEIGHTS)
     if (folder / whole.MANIFEST).is_file():
         whole.verify(folder, only=(HEADER, file.name))
     elif "weights" in header:
         whole.verify_file(file, header["weights"])
     return header, read_tensors(file)
+
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """Return the header of a trained adapter or of a run's checkpoint, not verified.
+
+    Raises:
+        FileNotFoundError: if the folder is neither.
+        DamagedError: if the header is no JSON object.
+    """
+    file = Path(folder) / HEADER
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no trained adapter: it has no {HEADER}; give a folder with {WEIGHTS} and {HEADER}, such as "
+            "a run's checkpoints/step_..."
+        )
+    return whole.read_json(file)
 
 
 def load_adapter(folder: str | Path, architecture: Architecture, ema: bool = True) -> dict[str, Any]:

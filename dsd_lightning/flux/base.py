@@ -54,11 +54,13 @@ class FluxBase:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise BaseModelError(f"base.dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+            raise BaseModelError(f"base.model.dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if self.initialise not in ("pretrained", "random", "meta"):
-            raise BaseModelError(f"base.initialise={self.initialise!r} is unknown; choose pretrained, random or meta")
+            raise BaseModelError(
+                f"base.model.initialise={self.initialise!r} is unknown; choose pretrained, random or meta"
+            )
         if self.initialise != "pretrained" and self.transformer_config is None:
-            raise BaseModelError(f"base.initialise={self.initialise} needs base.transformer_config")
+            raise BaseModelError(f"base.model.initialise={self.initialise} needs base.model.transformer_config")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -79,7 +81,7 @@ class FluxBase:
         model.requires_grad_(False)
         if bool(model.config.guidance_embeds) != (self.guidance_scale is not None):
             raise BaseModelError(
-                f"base.guidance_scale={self.guidance_scale}, but the transformer of {self.path!r} has "
+                f"base.model.guidance_scale={self.guidance_scale}, but the transformer of {self.path!r} has "
                 f"guidance_embeds={model.config.guidance_embeds}; give a number for guidance-distilled models "
                 "(FLUX.1-dev: 1.0) and null for others"
             )
@@ -127,13 +129,15 @@ class FluxBase:
         folder = Path(self.path)
         if not folder.exists():
             if self.path.startswith((".", "/", "~", "assets/")) or self.path.count("/") != 1:
-                raise BaseModelError(f"base.path={self.path!r}: no such folder, and no hub id (owner/name) either")
+                raise BaseModelError(
+                    f"base.model.path={self.path!r}: no such folder, and no hub id (owner/name) either"
+                )
             return
         needed = [part for part in PARTS if part != "transformer" or self.initialise == "pretrained"]
         missing = [part for part in needed if not (folder / part).is_dir()]
         if missing:
             raise BaseModelError(
-                f"base.path={self.path!r} lacks {', '.join(missing)}: a FLUX model in the diffusers layout has the "
+                f"base.model.path={self.path!r} lacks {', '.join(missing)}: a FLUX model in the diffusers layout has the "
                 f"folders {', '.join(PARTS)}"
             )
 
@@ -151,7 +155,7 @@ class FluxBase:
             return kind.from_pretrained(self.path, subfolder=part, **options)
         except (OSError, ValueError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise BaseModelError(
-                f"cannot load {part!r} of base.path={self.path!r}: {error}\n"
+                f"cannot load {part!r} of base.model.path={self.path!r}: {error}\n"
                 "Give a folder in the diffusers layout, or a hub id you have access to (FLUX.1-dev is gated: accept its "
                 "licence on its page and run `hf auth login`)."
             ) from error

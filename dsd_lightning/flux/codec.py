@@ -66,7 +66,8 @@ class Codec(nn.Module):
         # On CPU a channels_last input meets an inaccurate GroupNorm (1e-2 off): keep it contiguous.
         posterior = self.vae.encode(pixels.to(weight.device, weight.dtype).contiguous()).latent_dist
         latents = posterior.mode() if sample is None else posterior.sample(sample)
-        return (latents - self.shift) * self.scale
+        # Under autocast the encoder answers in its lower precision.
+        return (latents.to(weight.dtype) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:

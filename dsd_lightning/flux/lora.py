@@ -38,11 +38,11 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise LoraError(f"lora.rank={self.rank} must be at least 1; to train without LoRA set arch.lora=null")
+            raise LoraError(f"arch.lora.rank={self.rank} must be at least 1; to train without LoRA set arch.lora=null")
         try:
             re.compile(self.targets)
         except re.error as error:
-            raise LoraError(f"lora.targets={self.targets!r} is not a regular expression: {error}") from error
+            raise LoraError(f"arch.lora.targets={self.targets!r} is not a regular expression: {error}") from error
 
     def attach(self, transformer: FluxTransformer2DModel) -> list[str]:
         """Add trainable float32 factors to `transformer` and return the names of the layers that got them.
@@ -57,7 +57,7 @@ class Lora:
         ]
         if not matched:
             raise LoraError(
-                f"lora.targets={self.targets!r} matches no linear layer of the transformer; its layers are named like "
+                f"arch.lora.targets={self.targets!r} matches no linear layer of the transformer; its layers are named like "
                 "'transformer_blocks.0.attn.to_q' and 'single_transformer_blocks.0.proj_mlp'"
             )
         transformer.add_adapter(

@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if sequence_length < 1:
-            raise ValueError(f"sequence_length={sequence_length} must be at least 1 T5 token")
+            raise ValueError(f"base.model.text_length: sequence_length={sequence_length} must be at least 1 T5 token")
         self.clip = clip.eval().requires_grad_(False)
         self.t5 = t5.eval().requires_grad_(False)
         self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer, t5_tokenizer

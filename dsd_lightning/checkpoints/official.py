@@ -1,0 +1,223 @@
+"""How do the officially released weights get into the parallel architecture?
+
+Two files, as users download them from primecai/dsd_model: the folder `transformer/`, FLUX's whole transformer with the
+reference's linear layer `c_embedder` beside `x_embedder`; and `pytorch_lora_weights.safetensors`, keys
+`transformer.<layer>.lora_A.weight` and `.lora_B.weight`, no alpha, an effective scale of 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.flux.lora import Lora
+
+log = logging.getLogger(__name__)
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Name under which the LoRA factors are released."""
+
+_PREFIX = "transformer."
+_FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_STRAY = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
+"""Left over in the released transformer from its authors' training; not part of the model."""
+
+
+class OfficialWeightsError(ValueError):
+    """Files that are not in the official layout or do not fit; the message names file, keys and remedy."""
+
+
+def load_official(
+    architecture: Parallel, transformer: str | Path | None = None, lora: str | Path | None = None, scale: float = 1.0
+) -> None:
+    """Put the official weights into `architecture`.
+
+    Args:
+        architecture: built on a transformer of the same configuration; without factors of its own if `lora` is given.
+        transformer: the official `transformer/` folder; None keeps the weights that are there.
+        lora: the official LoRA file; its factors are attached to exactly the layers it names, and are trainable.
+        scale: of the factors' update; it is multiplied into lora_B, so that checkpoints made afterwards hold it.
+
+    Raises:
+        OfficialWeightsError: if a file is missing or not in the official layout, if weights are missing or left over, or if
+            shapes do not fit. The architecture may be half loaded then.
+    """
+    if transformer is not None:
+        _load_transformer(architecture, Path(transformer))
+    if lora is not None:
+        _load_lora(architecture, Path(lora), scale)
+
+
+# --- The whole transformer.
+
+
+def _load_transformer(architecture: Parallel, folder: Path) -> None:
+    _check_config(architecture, folder / "config.json")
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        raise OfficialWeightsError(
+            f"{folder} holds no diffusion_pytorch_model*.safetensors; give the official model's folder transformer/"
+        )
+    # Beside factors of its own, a layer's weights go by another name.
+    missing = {
+        name.replace(".base_layer.", "."): value
+        for name, value in architecture.transformer.state_dict().items()
+        if ".lora_" not in name
+    }
+    stray, unexpected = 0, []
+    for file in files:
+        with _opened(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                if _STRAY.fullmatch(key):
+                    stray += 1
+                elif (place := missing.pop(_ours(key), None)) is None:
+                    unexpected.append(key)
+                else:
+                    _copy(tensors.get_tensor(key), place, key, file)
+    if unexpected:
+        raise OfficialWeightsError(
+            f"{folder} holds {_some(unexpected)}, which the transformer does not have (or has twice)"
+        )
+    if missing:
+        names = [_theirs(name) for name in missing]
+        hint = (
+            "; is it a plain FLUX transformer? Then name it as base.model.path" if "c_embedder.weight" in names else ""
+        )
+        raise OfficialWeightsError(f"{folder} lacks {len(names)} of the transformer's weights: {_some(names)}{hint}")
+    if stray:
+        log.info("left out %d stray LoRA tensors of %s", stray, folder)
+
+
+def _check_config(architecture: Parallel, file: Path) -> None:
+    try:
+        theirs: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise OfficialWeightsError(
+            f"{file} cannot be read: {error}; give the official model's folder transformer/"
+        ) from error
+    ours = architecture.transformer.config
+    for key, value in theirs.items():
+        if key in ours and not key.startswith("_") and _plain(ours[key]) != _plain(value):
+            raise OfficialWeightsError(
+                f"{file} says {key}={value}, but the base transformer has {_plain(ours[key])}; choose a base of the same "
+                "configuration"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _ours(name: str) -> str:
+    """Return our name of an official layer or weight: both embedders stand in the `x_embedder` slot."""
+    return re.sub(r"^([xc]_embedder)(?=\.|$)", r"x_embedder.\1", name)
+
+
+def _theirs(name: str) -> str:
+    return re.sub(r"^x_embedder\.(?=[xc]_embedder\b)", "", name)
+
+
+# --- The factors.
+
+
+def _load_lora(architecture: Parallel, file: Path, scale: float) -> None:
+    if architecture.lora is not None:
+        raise OfficialWeightsError(
+            f"{file} brings its own factors: build the architecture without any (arch.lora=null)"
+        )
+    factors = {_ours(layer): pair for layer, pair in _read_factors(file).items()}
+    rank = _common_rank(factors, file)
+    linear = {name: layer for name, layer in architecture.transformer.named_modules() if isinstance(layer, nn.Linear)}
+    if unknown := sorted(set(factors) - set(linear)):
+        raise OfficialWeightsError(f"{file} has factors for {_some(unknown)}, which the transformer does not have")
+    for name, pair in factors.items():
+        theirs, ours = (pair["B"].shape[0], pair["A"].shape[1]), tuple(linear[name].weight.shape)
+        if theirs != ours:
+            raise OfficialWeightsError(f"{file}: the factors of {name!r} make {theirs}, but the layer has {ours}")
+    # A pattern of whole names, for a bare list of them would match by their endings: `proj_out`, the output head, is also
+    # how the single blocks' last layers end.
+    settings = Lora(rank=rank, targets="|".join(re.escape(name) for name in sorted(factors)))
+    settings.attach(architecture.transformer)
+    architecture.lora = settings
+    for module in architecture.trained_whole():  # peft froze all but the factors
+        module.requires_grad_(True)
+    with torch.no_grad():
+        for name, pair in factors.items():
+            layer = architecture.transformer.get_submodule(name)
+            for side, value in {"A": pair["A"], "B": scale * pair["B"]}.items():
+                _copy(value, getattr(layer, f"lora_{side}")[settings.adapter_name].weight, f"{name}.lora_{side}", file)
+
+
+def _read_factors(file: Path) -> dict[str, dict[str, Tensor]]:
+    if not file.is_file():
+        raise OfficialWeightsError(f"{file} is no file; give the released {LORA_FILE}")
+    with _opened(file) as tensors:
+        keys = list(tensors.keys())
+        if alphas := [key for key in keys if key.endswith(".alpha")]:
+            raise OfficialWeightsError(
+                f"{file} holds {_some(alphas)}: the official layout has no alpha; multiply each layer's lora_B by "
+                "alpha / rank and leave the alpha keys out"
+            )
+        if foreign := [key for key in keys if not key.startswith(_PREFIX)]:
+            raise OfficialWeightsError(
+                f"{file} holds {_some(foreign)}: every key must begin with {_PREFIX!r}, or the official loader would "
+                "silently load nothing; rename them"
+            )
+        factors: dict[str, dict[str, Tensor]] = {}
+        for key in keys:
+            match = _FACTOR.fullmatch(key.removeprefix(_PREFIX))
+            if match is None:
+                raise OfficialWeightsError(
+                    f"{file} holds {key!r}; the official layout knows {_PREFIX}<layer>.lora_A.weight and .lora_B.weight only"
+                )
+            factors.setdefault(match["layer"], {})[match["side"]] = tensors.get_tensor(key)
+    if half := sorted(layer for layer, pair in factors.items() if len(pair) != 2):
+        raise OfficialWeightsError(f"{file} has only one of lora_A and lora_B for {_some(half)}")
+    return factors
+
+
+def _common_rank(factors: Mapping[str, Mapping[str, Tensor]], file: Path) -> int:
+    ranks = {layer: {pair["A"].shape[0], pair["B"].shape[1]} for layer, pair in factors.items()}
+    distinct = set().union(*ranks.values())
+    if len(distinct) != 1:
+        found = ", ".join(f"{sorted(each)} in {layer}" for layer, each in list(ranks.items())[:3])
+        raise OfficialWeightsError(
+            f"{file} must hold factors of one rank, and holds {sorted(distinct)} ({found or 'none'})"
+        )
+    return int(distinct.pop())
+
+
+# --- Reading.
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise OfficialWeightsError(f"{file} cannot be read: {error}; download it again") from error
+
+
+def _copy(value: Tensor, place: Tensor, name: str, file: Path) -> None:
+    if value.shape != place.shape:
+        raise OfficialWeightsError(f"{file}: {name!r} is {tuple(value.shape)}, but the model has {tuple(place.shape)}")
+    if place.is_meta:
+        raise OfficialWeightsError(f"{name!r} has no memory yet (base.model.initialise=meta): load into a real base")
+    place.copy_(value)
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more

@@ -1,0 +1,91 @@
+"""Which errors are the user's to mend? Those are told in one message that names value and remedy; others get a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+REFUSED, INTERRUPTED = 2, 130
+"""Exit codes: for bad input, and after Ctrl-C."""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's environment variable: at 1, every error comes with its traceback."""
+
+_PACKAGES = ("dsd_lightning", "datamodules", "callbacks")
+_CONFIGURATION = (HydraException, OmegaConfBaseException)
+_REFUSALS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ModuleNotFoundError)
+"""What this project's code raises to refuse an input; raised elsewhere, they may be anybody's mistake."""
+
+_FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT)
+
+
+def message_for_user(error: BaseException) -> str | None:
+    """Return what to tell the user of `error`; None for a programming error, whose traceback is needed.
+
+    The user can mend what Hydra says of the configuration, what any constructor says of values from it, what this
+    project's code raises to refuse an input, and what the file system and W&B say.
+    """
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        if cause is None:
+            return str(error)
+        # Hydra's own text repeats the cause as Python would print it.
+        where = str(error).rpartition("full_key: ")[2]
+        return message_for_user(cause) or f"{where}: {type(cause).__name__}: {cause}"
+    if isinstance(error, _CONFIGURATION):
+        return "\n".join(str(each) for each in (error, error.__cause__) if isinstance(each, _CONFIGURATION))
+    package = type(error).__module__.partition(".")[0]
+    if package == "wandb":
+        return (
+            f"W&B is not available: {error}\nTrain with logger.wandb.offline=true (and upload later with `wandb sync`), "
+            "or without it: logger=csv"
+        )
+    if package in _PACKAGES or (isinstance(error, _REFUSALS) and _raised_by_us(error)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _FILE_SYSTEM:
+        return (
+            f"{error.filename}: {error.strerror}; choose another place (the run folder: hydra.run.dir=...), or mend it"
+        )
+    return None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _PACKAGES
+
+
+def run_verb(main: Callable[[], None]) -> None:
+    """Run the `main` of a verb (a function that Hydra decorated).
+
+    An error that the user can mend ends the process with its message and exit code 2; Ctrl-C ends it with 130. With
+    HYDRA_FULL_ERROR=1 every error comes with its traceback.
+    """
+    with_traceback = os.environ.get(FULL_ERROR) == "1"
+    # Hydra would print errors by itself and exit; so it hands them on.
+    os.environ[FULL_ERROR] = "1"
+    try:
+        main()
+    except KeyboardInterrupt:
+        _leave("stopped", INTERRUPTED)
+    except SystemExit as stop:
+        # Lightning answers a Ctrl-C before the first step with exit code 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            _leave("stopped", INTERRUPTED)
+        raise
+    except Exception as error:
+        message = None if with_traceback else message_for_user(error)
+        if message is None:
+            raise
+        _leave(f"error: {message}\n({FULL_ERROR}=1 shows where it was raised.)", REFUSED)
+
+
+def _leave(message: str, code: int) -> None:
+    sys.stderr.write(f"\n{message}\n")
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""What does every test rely on? Shapes checked at each call, no network reached for, two CPU cores shared."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ON_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# Read when the libraries are first imported, here and in the commands that tests start.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_MODE="offline", WANDB_SILENT="true")
+if ON_XDIST_WORKER:  # several workers that each used all cores would slow one another down
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["dsd_lightning"], "beartype.beartype")
+
+import hypothesis
+import pytest
+import torch
+
+TINY_FLUX = Path(__file__).parents[1] / "assets" / "tiny-flux"
+
+torch.set_num_threads(1 if ON_XDIST_WORKER else 2)
+
+# The same examples in every run: a red CI is the change's doing, and a slow machine is no failure.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a whole base in the diffusers layout: the shipped encoders, and a transformer of two random blocks."""
+    from diffusers import FluxTransformer2DModel  # here, because most tests need no base
+
+    folder = tmp_path_factory.mktemp("base") / "tiny_base"
+    folder.mkdir()
+    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        (folder / part).symlink_to(TINY_FLUX / part)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        )
+        transformer.save_pretrained(folder / "transformer")
+    return folder
