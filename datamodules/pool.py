@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class EncodedPool(Dataset[Drawn]):
     Args:
         pairs: what to encode; their pictures are dropped afterwards, their words and facts stay.
         module: gives architecture, codec and text encoder, on the device where the encoding is done, in the precision of
-            its trainer.
+            its trainer, if it has one.
         task: which caption kinds may be asked for.
         seed: keys the choice of the caption kind.
         text_lengths: T5 length by picture size, where it differs from the text encoder's own.
@@ -77,7 +78,8 @@ class EncodedPool(Dataset[Drawn]):
         references = [pair.reference for pair in pairs if pair.reference is not None]
         reference = torch.stack(references).to(device) if references else None
         target = torch.stack([pair.target for pair in pairs]).to(device)
-        with module.trainer.precision_plugin.forward_context():
+        trainer = module._trainer
+        with trainer.precision_plugin.forward_context() if trainer is not None else nullcontext():
             encoded = module.architecture.encode(reference, target, module.codec).to(torch.device("cpu"))
         text = {}
         for kind in self.task.captions:

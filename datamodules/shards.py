@@ -143,7 +143,7 @@ class Shards:
         verify: what is checked of the files at start: "size", "sha256" or "off".
     """
 
-    root: str
+    root: str | None
     resolution: Size
     buckets: Sequence[Size] | None
     validation_pairs: int
@@ -155,6 +155,8 @@ class Shards:
     _opened: tuple[PairShards, list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.root is None:
+            raise ValueError("data=shards needs the folder of the shards: data.root=FOLDER")
         self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
         if self.buckets is not None:
             self.buckets = [(int(height), int(width)) for height, width in self.buckets]
@@ -187,6 +189,7 @@ class Shards:
         return self._opened
 
     def _read(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
+        assert self.root is not None
         shards = PairShards(
             self.root,
             task=data.task.name,

@@ -21,7 +21,16 @@ _CONFIGURATION = (HydraException, OmegaConfBaseException)
 _REFUSALS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ModuleNotFoundError)
 """What this project's code raises to refuse an input; raised elsewhere, they may be anybody's mistake."""
 
-_FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT)
+_FILE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 def message_for_user(error: BaseException) -> str | None:
@@ -58,7 +67,8 @@ def _raised_by_us(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _PACKAGES
+    # Not __name__, which is "__main__" in a module run by `python -m`.
+    return trace is not None and str(trace.tb_frame.f_globals.get("__package__")).partition(".")[0] in _PACKAGES
 
 
 def run_verb(main: Callable[[], None]) -> None:

@@ -15,16 +15,17 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsFile(Logger):
     """A Lightning logger that writes a CSV file with a `step` column and a column a metric.
 
-    Rows are flushed as they come. A file that is already there is kept up to the step at which the resumed run logs
-    first (what it logs there is added to that row, which may hold figures that are not measured again); later rows,
-    which the interrupted run wrote after its last checkpoint, are replaced.
+    Rows stand in the order of their steps; figures of one step share a row, also when they come one after another. A
+    file that is already there is kept up to one step beyond what the resumed run logs first (Lightning counts a step's
+    losses from 0, probes count the steps done); later rows, which the interrupted run wrote after its last checkpoint,
+    are replaced.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = ["step"]
-        self._rows: list[dict[str, str]] = []
+        self._rows: dict[int, dict[str, str]] = {}
         self._opened = False
 
     @property
@@ -49,18 +50,14 @@ class MetricsFile(Logger):
             self._read_before(number)
         values = {name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}
         new = [name for name in values if name not in self._columns]
-        if self._rows and self._rows[-1]["step"] == str(number):
-            self._rows[-1] |= values
-            rewrite = True
-        else:
-            self._rows.append({"step": str(number), **values})
-            rewrite = bool(new)
+        is_last = number > max(self._rows, default=-1)
+        self._rows.setdefault(number, {"step": str(number)}).update(values)
         self._columns += sorted(new)
-        if rewrite or not self.path.exists():
+        if new or not is_last or not self.path.exists():
             self._rewrite()
         else:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(self._rows[-1])
+                csv.DictWriter(file, self._columns).writerow(self._rows[number])
 
     def _read_before(self, step: int) -> None:
         self._opened = True
@@ -70,7 +67,8 @@ class MetricsFile(Logger):
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
-            self._rows = [{k: v for k, v in row.items() if v} for row in reader if int(row["step"]) <= step]
+            rows = {int(row["step"]): {name: value for name, value in row.items() if value} for row in reader}
+            self._rows = {number: row for number, row in rows.items() if number <= step + 1}
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -78,5 +76,5 @@ class MetricsFile(Logger):
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(self._rows)
+            writer.writerows(row for _, row in sorted(self._rows.items()))
         os.replace(temporary, self.path)

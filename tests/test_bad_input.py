@@ -134,7 +134,7 @@ def test_a_folder_without_shards_is_refused(tiny_base: Path, tmp_path: Path) -> 
 
 
 def test_data_root_must_be_given(tiny_base: Path, tmp_path: Path) -> None:
-    assert "data.root" in refusal(tmp_path, *tiny(tiny_base, "data=shards", *QUICK))
+    assert "data.root=FOLDER" in refusal(tmp_path, *tiny(tiny_base, "data=shards", *QUICK))
 
 
 @pytest.mark.parametrize("missing", ["reference.png", "target.png", "json"])

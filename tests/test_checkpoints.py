@@ -197,7 +197,7 @@ def test_resuming_from_no_checkpoint_says_what_one_is(tmp_path: Path) -> None:
     [
         ({"kind": TextOnly}, "arch=parallel, this run has text_only: set arch=parallel"),
         ({"rank": 4}, r"arch\.lora\.rank=2, this run has 4: set arch\.lora\.rank=2"),
-        ({"alpha": 16.0}, r"arch\.lora\.alpha=2, this run has 16: set arch\.lora\.alpha=2"),
+        ({"alpha": 16}, r"arch\.lora\.alpha=2, this run has 16: set arch\.lora\.alpha=2"),
         ({"layers": 2}, "num_layers=1, this run has 2: it belongs to another base"),
     ],
     ids=["architecture", "rank", "alpha", "base"],

@@ -232,10 +232,10 @@ WRONG = {
     f"{SOURCE}.pairs=0": [f"{SOURCE}.pairs=0", "at least 1"],
     f"+{SOURCE}.workers=1": [f"{SOURCE}.workers=1", "pool=false"],
     f"{SOURCE}.resolution=[32,32]": [f"{SOURCE}.resolution=[32, 32]", "data=shards"],
-    "density.deviation=0": ["density.deviation=0", "> 0"],
+    "density.deviation=0.0": ["density.deviation=0.0", "> 0"],
     "dropout.text=0.96": ["text=0.96", "sum <= 1"],
     "sampler.num_inference_steps=0": ["num_inference_steps=0", "at least 1"],
-    "sampler.image_guidance=-1": ["image_guidance=-1", ">= 0"],
+    "sampler.image_guidance=-1.0": ["image_guidance=-1.0", ">= 0"],
     "task.relation.captions.caption=0.5": ["0.5", "sum to 1"],
     "task.relation.frame_weights.target=0": ["frame_weights", "> 0"],
     "trainer.accelerator=abacus": ["abacus"],
@@ -258,7 +258,7 @@ def test_a_wrong_value_is_refused_by_name(wrong: str, tiny_base: Path, tmp_path:
 
 
 def test_a_fixed_and_a_mode_density_refuse_what_they_cannot_do(tiny_base: Path, tmp_path: Path) -> None:
-    for choices in (("density=mode", "density.scale=3"), ("shift=fixed", "shift.factor=0")):
+    for choices in (("density=mode", "density.scale=3.0"), ("shift=fixed", "shift.factor=0.0")):
         with pytest.raises(Exception, match=re.escape(choices[1])):
             build_module(compose_train(tmp_path, *tiny(tiny_base, *FEW["miniature"], *choices)))
 

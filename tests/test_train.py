@@ -41,6 +41,9 @@ def final_state(run_dir: Path) -> dict[str, Any]:
     del summary["seconds"]
     for name in [name for name in summary["values"] if name.startswith("throughput/")]:
         del summary["values"][name]
+    # The tests' type checker draws from it, as often as it is called.
+    for generators in state["generators"]:
+        del generators["python"]
     # Lightning counts the validations of a process, not of a run.
     del state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     return state

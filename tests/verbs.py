@@ -53,8 +53,10 @@ def tiny(base: Path, *overrides: str) -> list[str]:
 
 def tiny_miniature(base: Path, *overrides: str) -> list[str]:
     """Return overrides for a run of seconds on the miniature world."""
-    few = [f"{SOURCE}.pairs=12", "callbacks.probe.samples=8", "callbacks.samples.count=2"]
-    return tiny(base, *few, "trainer.max_steps=4", "trainer.val_check_interval=2", *overrides)
+    few = [f"{SOURCE}.pairs=12", "trainer.max_steps=4", "trainer.val_check_interval=2"]
+    if "callbacks=minimal" not in overrides:
+        few += ["callbacks.probe.samples=8", "callbacks.samples.count=2"]
+    return tiny(base, *few, *overrides)
 
 
 def command(*arguments: str, module: Sequence[str] = ("train.py",)) -> list[str]:
