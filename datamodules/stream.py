@@ -1,7 +1,8 @@
 """In which order samples are seen: a pure function of (seed, epoch), so that a position is all that resuming needs.
 
 An epoch is a list of *global* batches, each from one bucket (one picture size). Every device takes its slice of each. The
-position is counted in global batches, so the number of devices may change while the global batch stays the same.
+position is counted in global batches, so the number of devices may change while every bucket's global batch stays the
+same: with buckets larger than the full size it is rounded down to a multiple of the devices.
 """
 
 from __future__ import annotations

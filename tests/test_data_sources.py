@@ -20,6 +20,8 @@ from datamodules.miniature import Miniature, MiniaturePairs
 from datamodules.samples import LoadedBatch
 from datamodules.shards import Shards
 from datamodules.stream import PairLoader
+from datamodules.write_shards import write_shards
+from dsd_lightning.errors import REFUSED, message_for_user
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, TARGET, PairBatch, Task
@@ -325,14 +327,13 @@ def test_written_shards_train_on_the_pixels_of_the_pool(
     assert {"identity_accuracy", "prompt_accuracy", "copy_paste"} <= set(train(config, tmp_path))
 
 
-@pytest.mark.slow
-def test_write_shards_refuses_what_it_cannot_write(tmp_path: Path, miniature_shards: Path) -> None:
+def test_write_shards_refuses_what_it_cannot_write(tmp_path: Path, photograph_shards: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    before = sorted(path.name for path in miniature_shards.iterdir())
+    before = sorted(path.name for path in photograph_shards.iterdir())
     for arguments, fragments in {
         (tmp_path / "full",): ("full is not empty", "new or empty"),
-        (miniature_shards,): ("is not empty",),
+        (photograph_shards,): ("is not empty",),
         (tmp_path / "full" / "letter.txt",): ("is a file",),
         (tmp_path / "new", "task=text_to_image"): ("task=text_to_image has no miniature pairs",),
         (tmp_path / "new", "split=testing"): ("split='testing'", "validation"),
@@ -340,13 +341,23 @@ def test_write_shards_refuses_what_it_cannot_write(tmp_path: Path, miniature_sha
         (tmp_path / "new", "image_format=bmp"): ("bmp", "webp"),
         (tmp_path / "new", "task=identify"): ("task/identify", "identity"),
     }.items():
-        refused = write(*arguments)  # type: ignore[arg-type]
-        assert refused.returncode == 2, refused.stderr
+        out, *overrides = map(str, arguments)
+        with pytest.raises(Exception) as refusal:  # noqa: PT011
+            write_shards(compose_train(tmp_path, f"out={out}", *overrides, name="write_shards"))
+        message = message_for_user(refusal.value)
+        assert message is not None, repr(refusal.value)
         for fragment in fragments:
-            assert fragment in refused.stderr
-        assert "Traceback" not in refused.stderr
+            assert fragment in message
     assert not (tmp_path / "new").exists()
-    assert sorted(path.name for path in miniature_shards.iterdir()) == before
+    assert sorted(path.name for path in photograph_shards.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_the_command_that_writes_shards_refuses_without_a_traceback(miniature_shards: Path) -> None:
+    refused = write(miniature_shards)
+    assert refused.returncode == REFUSED
+    assert f"out={miniature_shards} is not empty" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 # --- Going on.
