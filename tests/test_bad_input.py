@@ -335,17 +335,18 @@ def test_metrics_that_cannot_be_written_are_refused(tiny_base: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_unavailable_wandb_is_told_with_the_way_around_it(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.delenv("WANDB_MODE")
+def test_an_unavailable_wandb_is_told_with_the_way_around_it(tiny_base: Path, tmp_path: Path) -> None:
+    # In a process of its own: W&B remembers its server for the life of a process, and would refuse later tests too.
     overrides = ["logger=default", "logger.wandb.settings.init_timeout=2", "callbacks=minimal"]
-    message = refusal(tmp_path, *tiny_miniature(tiny_base, *overrides))
-    assert "W&B is not available" in message
-    assert "logger.wandb.offline=true" in message
-    assert "logger=csv" in message
+    refused = run(
+        *tiny_miniature(tiny_base, *overrides, f"hydra.run.dir={tmp_path / 'run'}"),
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",  # nobody listens there
+        WANDB_MODE=None,
+    )
+    assert refused.returncode == REFUSED, refused.stderr
+    for fragment in ("W&B is not available", "logger.wandb.offline=true", "logger=csv"):
+        assert fragment in refused.stderr
 
 
 # --- How errors are told.
