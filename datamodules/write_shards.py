@@ -39,6 +39,8 @@ def write_shards(config: DictConfig) -> ShardIndex:
         raise ValueError(f"count={config.count} must be at least 1 pair")
     if config.split not in SPLITS:
         raise ValueError(f"split={config.split!r} is unknown; choose {', '.join(SPLITS)}")
+    if config.image_format not in ("webp", "png"):
+        raise ValueError(f"image_format={config.image_format!r} is unknown; choose webp or png (both lossless)")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ShardError(f"out={out} is a file; give a new or empty folder")
