@@ -80,8 +80,12 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     codec = base.codec()
     for height, width in sizes:
         codec.require_size(height, width)
+    architecture = build_architecture(config, base)
+    if config.compile:
+        for unit in architecture.shard_units():
+            unit.compile()
     return DiffusionSelfDistillation(
-        architecture=build_architecture(config, base),
+        architecture=architecture,
         codec=codec,
         text_encoder=base.text_encoder(),
         task=instantiate(config.task.relation),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
@@ -42,6 +43,8 @@ class FluxBase:
         transformer_config: FluxTransformer2DModel's configuration. Needed only to build without weights.
         initialise: "pretrained" loads weights; "random" draws them (pretraining); "meta" builds without memory.
         text_cache: prompts whose embeddings stay in memory.
+        attention_backend: diffusers' name of the attention kernel ("native", "_native_math", "_native_cudnn", "flash",
+            ...); None leaves the choice to PyTorch.
     """
 
     path: str
@@ -51,6 +54,7 @@ class FluxBase:
     transformer_config: Mapping[str, Any] | None = None
     initialise: str = "pretrained"
     text_cache: int = 0
+    attention_backend: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -61,6 +65,11 @@ class FluxBase:
             )
         if self.initialise != "pretrained" and self.transformer_config is None:
             raise BaseModelError(f"base.model.initialise={self.initialise} needs base.model.transformer_config")
+        known = [backend.value for backend in AttentionBackendName]
+        if self.attention_backend is not None and self.attention_backend not in known:
+            raise BaseModelError(
+                f"base.model.attention_backend={self.attention_backend!r} is unknown; choose null or one of {', '.join(known)}"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -79,6 +88,8 @@ class FluxBase:
                 model = FluxTransformer2DModel(**config)
             model = model.to(self.torch_dtype)
         model.requires_grad_(False)
+        if self.attention_backend is not None:
+            model.set_attention_backend(self.attention_backend)
         if bool(model.config.guidance_embeds) != (self.guidance_scale is not None):
             raise BaseModelError(
                 f"base.model.guidance_scale={self.guidance_scale}, but the transformer of {self.path!r} has "
