@@ -83,7 +83,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     architecture = build_architecture(config, base)
     if config.compile:
         for unit in architecture.shard_units():
-            unit.compile()
+            unit.compile(dynamic=False)
     return DiffusionSelfDistillation(
         architecture=architecture,
         codec=codec,
