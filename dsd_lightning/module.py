@@ -59,7 +59,7 @@ class DiffusionSelfDistillation(L.LightningModule):
         task: what reference and target are to each other; gives the frame weights.
         density, shift: distribution of the timesteps; the shift sees the whole canvas's tokens.
         dropout: odds of losing text, reference or both.
-        optimizer: `torch.optim` class with all but its parameters.
+        optimizer: `torch.optim` class with all but its parameters, which come with their names.
         schedule: learning-rate schedule with all but its optimizer; stepped once an optimizer step.
         guidance_scale: value of the guidance embedding in training (null for models without one).
         sampler: how previews and probes sample.
@@ -75,7 +75,7 @@ class DiffusionSelfDistillation(L.LightningModule):
         density: Density,
         shift: Shift,
         dropout: Dropout,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
         guidance_scale: float | None,
         sampler: SamplerSettings,
@@ -251,7 +251,7 @@ class DiffusionSelfDistillation(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer over the trained parameters, and its schedule, stepped once an optimizer step."""
-        optimizer = self.make_optimizer([parameter for _, parameter in self.architecture.trainable()])
+        optimizer = self.make_optimizer(list(self.architecture.trainable()))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step", "frequency": 1},

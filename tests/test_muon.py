@@ -1,0 +1,101 @@
+"""Do the two optimizers behind one do what each would do alone, and go on from a saved state as if never stopped?"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dsd_lightning.muon import MuonWithAdamW
+
+MATRICES = r"^block\."
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.block(self.embed(inputs))))
+
+
+def _model() -> _Model:
+    torch.manual_seed(0)
+    return _Model()
+
+
+def _optimizer(model: nn.Module) -> MuonWithAdamW:
+    return MuonWithAdamW(model.named_parameters(), lr=0.01, muon_lr=0.02, matrices=MATRICES, weight_decay=0.1)
+
+
+def _train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (model(inputs) - inputs[:, :2]).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def _same(first: nn.Module, second: nn.Module) -> None:
+    for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_each_updates_its_parameters_as_it_would_alone() -> None:
+    together, apart = _model(), _model()
+    _train(together, [_optimizer(together)], range(5))
+    rest = [value for name, value in apart.named_parameters() if name != "block.weight"]
+    muon = torch.optim.Muon([apart.block.weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    _train(apart, [muon, adamw], range(5))
+    _same(together, apart)
+
+
+def test_a_saved_state_goes_on_as_if_never_stopped() -> None:
+    straight, stopped = _model(), _model()
+    _train(straight, [_optimizer(straight)], range(6))
+    first = _optimizer(stopped)
+    _train(stopped, [first], range(3))
+    state = copy.deepcopy(first.state_dict())
+    second = _optimizer(stopped)
+    second.load_state_dict(state)
+    _train(stopped, [second], range(3, 6))
+    _same(straight, stopped)
+
+
+def test_a_schedule_reaches_both() -> None:
+    model = _model()
+    optimizer = _optimizer(model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
+    _train(model, [optimizer], range(1))
+    schedule.step()
+    before = copy.deepcopy(model)
+    _train(model, [optimizer], range(1, 3))
+    _same(before, model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+
+
+def test_a_step_evaluates_its_closure_once_with_gradients() -> None:
+    model, calls = _model(), []
+    optimizer = _optimizer(model)
+
+    def closure() -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) > 0
+    assert calls == [True]
+
+
+@pytest.mark.parametrize("matrices", ["nothing like this", "."])
+def test_a_pattern_that_leaves_one_of_them_without_work_is_refused(matrices: str) -> None:
+    linear = nn.Linear(3, 3, bias=False)
+    with pytest.raises(ValueError, match=r"optimizer\.matrices=.* finds [01] of 1"):
+        MuonWithAdamW(linear.named_parameters(), lr=0.01, muon_lr=0.02, matrices=matrices)
