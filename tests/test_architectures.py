@@ -37,7 +37,11 @@ def configured(name: str, **overrides: Any) -> Callable[[FluxTransformer2DModel]
         config.lora.rank = 4
     for key, value in overrides.items():
         config[key] = value
-    build: Callable[[FluxTransformer2DModel], Architecture] = instantiate(config)
+
+    def build(transformer: FluxTransformer2DModel) -> Architecture:
+        architecture: Architecture = instantiate(config)(transformer)
+        return architecture
+
     return build
 
 

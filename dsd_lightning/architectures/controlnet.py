@@ -107,7 +107,13 @@ def copy_blocks(transformer: FluxTransformer2DModel, num_layers: int, num_single
     Raises:
         KeyError: if layers of `transformer` bear other names, as those with LoRA factors do.
     """
-    shared = ("in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim", "pooled_projection_dim")
+    shared = (
+        "in_channels",
+        "attention_head_dim",
+        "num_attention_heads",
+        "joint_attention_dim",
+        "pooled_projection_dim",
+    )
     config = {key: transformer.config[key] for key in (*shared, "guidance_embeds", "axes_dims_rope")}
     # Without memory first: no time is lost on random numbers, and a layer that got no weights cannot go unnoticed.
     with torch.device("meta"), warnings.catch_warnings():
