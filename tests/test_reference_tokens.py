@@ -88,7 +88,7 @@ def test_a_separate_pass_is_joint_attention_in_which_the_reference_looks_at_itse
         torch.full((BATCH,), time),
         condition,
         torch.cat([ids, shifted]),
-        joint_attention_kwargs={"attention_mask": mask},
+        joint_attention_kwargs={"attention_mask": mask[None, None]},
     )
     torch.testing.assert_close(predicted, tokens.unpack(expected[:, :4], 4, 4), atol=1e-5, rtol=1e-5)
     # Without the mask it is another function.
