@@ -98,6 +98,7 @@ def admitted(layers: int, count: int) -> bool:
     return True
 
 
+@torch.no_grad()
 def marks_read(layers: int, marks: list[torch.Tensor]) -> set[float]:
     """Return which of `marks` diffusers' transformer adds, if it is given them as a ControlNet's outputs."""
 
