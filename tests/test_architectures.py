@@ -22,6 +22,8 @@ from dsd_lightning.flux.codec import Codec
 from dsd_lightning.objective import frame_losses
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, Encoded, TextEmbeddings
 from dsd_lightning.randomness import normal
+from dsd_lightning.rectified_flow import NoShift
+from dsd_lightning.sampler import SamplerSettings, sample
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf" / "arch"
@@ -29,12 +31,17 @@ BATCH, SIZE = 2, 32  # samples; pixels of a frame's side
 
 
 def configured(name: str, **overrides: Any) -> Callable[[FluxTransformer2DModel], Architecture]:
-    """Return what `arch=NAME` builds, with factors of rank 4."""
+    """Return what `arch=NAME` builds, with factors of rank 4 where it has any."""
     config = OmegaConf.load(CONF / f"{name}.yaml")
-    config.lora.rank = 4
+    if config.lora is not None:
+        config.lora.rank = 4
     for key, value in overrides.items():
         config[key] = value
-    build: Callable[[FluxTransformer2DModel], Architecture] = instantiate(config)
+
+    def build(transformer: FluxTransformer2DModel) -> Architecture:
+        architecture: Architecture = instantiate(config)(transformer)
+        return architecture
+
     return build
 
 
@@ -48,8 +55,17 @@ class Row:
     trains_base: bool = False
 
 
+FACTORS = OmegaConf.load(CONF / "lora" / "all_linear.yaml")  # +arch/lora=all_linear
+FACTORS.rank = 4
+
 ROWS = {
     "parallel": Row(configured("parallel")),
+    "concat": Row(configured("concat")),
+    "concat-without_lora": Row(configured("concat", lora=None)),
+    "controlnet": Row(configured("controlnet")),
+    "controlnet-with_lora": Row(configured("controlnet", lora=FACTORS)),
+    "reference_tokens": Row(configured("reference_tokens"), starts_as_base=False),
+    "reference_tokens-separate_pass": Row(configured("reference_tokens", separate_pass=True), starts_as_base=False),
     "text_only": Row(configured("text_only"), uses_reference=False),
     "text_only-whole": Row(configured("text_only", train_base=True, lora=None), uses_reference=False, trains_base=True),
 }
@@ -257,6 +273,28 @@ def test_samples_of_a_batch_do_not_see_each_other(row: Row, codec: Codec) -> Non
         torch.testing.assert_close(predicted, together[one], atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_guidance_keeps_a_state_for_each_of_its_passes(row: Row, codec: Codec) -> None:
+    drawn = case(row, codec, trained=True)
+    no_text = TextEmbeddings(normal((1, 5, 16), "no text"), normal((1, 8), "no text pooled"))
+    image, text, steps = 1.5, 2.5, 2
+    settings = SamplerSettings(steps, image_guidance=image, text_guidance=text, guidance_start=0)
+    sampled = sample(drawn.architecture, drawn.condition, no_text, drawn.noisy, settings, NoShift())
+
+    untold = drawn.condition.with_text(
+        TextEmbeddings(no_text.sequence.expand(BATCH, -1, -1), no_text.pooled.expand(BATCH, -1))
+    )
+    nothing = replace(untold, reference=drawn.architecture.null_reference(drawn.encoded.reference))
+    canvas = drawn.noisy
+    for time in (1.0, 0.5):
+        null, reference, full = (
+            drawn.architecture(canvas, torch.full((BATCH,), time), condition)
+            for condition in (nothing, untold, drawn.condition)
+        )
+        canvas = canvas - (null + image * (reference - null) + text * (full - reference)) / steps
+    torch.testing.assert_close(sampled, canvas, atol=1e-4, rtol=1e-4)
+
+
 # --- What is trained.
 
 
@@ -310,7 +348,7 @@ def test_a_bfloat16_base_trains_float32_weights(row: Row, codec: Codec) -> None:
         assert parameter.grad.any(), name
 
 
-def test_shard_units_are_the_transformers_blocks(row: Row) -> None:
+def test_shard_units_hold_the_transformers_blocks_and_share_nothing(row: Row) -> None:
     architecture = row.build(base())
     units = list(architecture.shard_units())
     blocks = [*architecture.transformer.transformer_blocks, *architecture.transformer.single_transformer_blocks]

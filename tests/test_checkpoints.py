@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 from tiny_run import Run, TextOnly, assert_same, make_architecture, make_module
 
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.architectures.reference_tokens import ReferenceTokens
 from dsd_lightning.checkpoints import whole
 from dsd_lightning.checkpoints.adapter import (
     EMA_WEIGHTS,
@@ -358,6 +361,23 @@ def test_lora_pattern_may_be_written_otherwise() -> None:
     check_header(header, make_architecture())
     with pytest.raises(AdapterMismatchError, match=r"arch\.lora\.targets=another"):
         check_header(header | {"parameters": 1}, make_architecture())
+
+
+def test_settings_of_the_architecture_itself_must_be_the_same() -> None:
+    def built(**settings: Any) -> Architecture:
+        return make_architecture(partial(ReferenceTokens, **settings))
+
+    header = json.loads(json.dumps(header_of(built(separate_pass=True, reference_timestep=0.25))))
+    check_header(header, built(separate_pass=True, reference_timestep=0.25))
+    for other, message in {
+        (False, 0.25): r"arch\.separate_pass=true, this run has false: set arch\.separate_pass=true",
+        (True, 0.0): r"arch\.reference_timestep=0\.25, this run has 0",
+    }.items():
+        with pytest.raises(AdapterMismatchError, match=message):
+            check_header(header, built(separate_pass=other[0], reference_timestep=other[1]))
+    # Checkpoints of before there were any.
+    before = {key: value for key, value in header_of(make_architecture()).items() if key != "settings"}
+    check_header(before, make_architecture())
 
 
 def test_a_failed_block_leaves_the_folder_as_it_was(tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def test_debug_makes_every_experiment_small() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_flux_dev_is_built_on_meta(arch: str) -> None:
+    factors_by_itself = OmegaConf.load(CONF / "arch" / f"{arch}.yaml").lora is not None
     choices = ["base=flux_dev", "base.model.initialise=meta", f"arch={arch}", "arch.lora.rank=512"]
+    choices += [] if factors_by_itself else ["+arch/lora=all_linear"]
     architecture = build_architecture(compose_train(Path("run"), *choices))
     assert all(parameter.device.type == "meta" for parameter in architecture.parameters())
     frozen = sum(p.numel() for p in architecture.transformer.parameters() if not p.requires_grad)
@@ -203,6 +205,21 @@ def test_flux_dev_is_built_on_meta(arch: str) -> None:
     assert factors == LORA_512_PARAMETERS
     assert {p.dtype for _, p in architecture.trainable()} == {torch.float32}
     assert {p.dtype for p in architecture.transformer.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+COUNTS = re.findall(
+    r"^\| `(\w+)` \|.*\| ([\d,]+) \| ([\d,]+) \|$", (CONF.parent / "docs" / "architecture.md").read_text(), re.M
+)
+"""Rows of the document's table: the architecture, its trained values on tiny and on FLUX.1-dev."""
+
+
+@pytest.mark.parametrize(("arch", "on_tiny", "on_flux_dev"), COUNTS, ids=[row[0] for row in COUNTS])
+def test_the_documents_state_what_is_trained(arch: str, on_tiny: str, on_flux_dev: str) -> None:
+    assert {"parallel", "concat", "controlnet", "reference_tokens", "text_only"} <= {row[0] for row in COUNTS}
+    for base, stated in (("tiny_untrained", on_tiny), ("flux_dev", on_flux_dev)):
+        config = compose_train(Path("run"), f"base={base}", "base.model.initialise=meta", f"arch={arch}")
+        trained = sum(parameter.numel() for _, parameter in build_architecture(config).trainable())
+        assert f"{trained:,}" == stated, base
 
 
 def test_tiny_and_flux_dev_differ_in_values_alone() -> None:

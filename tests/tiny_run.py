@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ def make_batch(index: int) -> PairBatch:
     )
 
 
-def make_architecture(kind: type[Architecture] = Parallel, rank: int = 2, layers: int = 1, **lora: Any) -> Architecture:
+def make_architecture(
+    kind: Callable[..., Architecture] = Parallel, rank: int = 2, layers: int = 1, **lora: Any
+) -> Architecture:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(

@@ -18,35 +18,11 @@ from dsd_lightning.architectures.base import Architecture, State
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
+from dsd_lightning.flux.reference_embedder import ReferenceEmbedder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition
 
 BLACK = -1.0
 """Pixel value of the condition canvas's empty half; grey instead shifts its latents by 4.5 (official weights)."""
-
-
-class ReferenceEmbedder(nn.Module):
-    """Embeds noisy tokens and reference tokens and adds them; stands in the transformer's `x_embedder` slot.
-
-    Takes both along the last axis, `[noisy | reference]`, so that the transformer itself stays diffusers' own. The
-    reference's linear layer (`c_embedder` in the official code) starts at zero: at first the base is unchanged. It is
-    float32 because it is trained.
-    """
-
-    def __init__(self, x_embedder: nn.Linear) -> None:
-        super().__init__()
-        self.x_embedder = x_embedder
-        self.c_embedder = nn.Linear(
-            x_embedder.in_features, x_embedder.out_features, device=x_embedder.weight.device, dtype=torch.float32
-        )
-        nn.init.zeros_(self.c_embedder.weight)
-        nn.init.zeros_(self.c_embedder.bias)
-
-    def forward(self, both: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        """Return `x_embedder(noisy) + c_embedder(reference)` in the base's dtype."""
-        noisy, reference = both.chunk(2, dim=-1)
-        embedded = self.x_embedder(noisy)
-        added = self.c_embedder(reference.to(self.c_embedder.weight.dtype))
-        return embedded + added.to(embedded.dtype)
 
 
 class Parallel(Architecture):
@@ -68,11 +44,11 @@ class Parallel(Architecture):
         self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
     ) -> Float[Tensor, "b c lh lw"]:
         """Return the latents of `reference | target`, encoded as one picture."""
-        return codec.encode(torch.cat([_required(reference), target], dim=-1))
+        return codec.encode(torch.cat([self.required(reference), target], dim=-1))
 
     def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:
         """Return the latents of `reference | black`, encoded as one picture."""
-        reference = _required(reference)
+        reference = self.required(reference)
         canvas = torch.cat([reference, torch.full_like(reference, BLACK)], dim=-1)
         return {"canvas": codec.encode(canvas)}
 
@@ -115,11 +91,3 @@ class Parallel(Architecture):
         """Return the velocity of packed tokens; `condition.reference` is not read."""
         both = torch.cat([noisy, reference.to(noisy.dtype)], dim=-1)
         return self._transform(both, timestep, condition, image_ids)
-
-
-def _required(reference: Tensor | None) -> Tensor:
-    if reference is None:
-        raise ValueError(
-            "arch=parallel needs a reference picture in every pair; data without one trains arch=text_only"
-        )
-    return reference

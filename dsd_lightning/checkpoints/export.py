@@ -1,6 +1,9 @@
-"""From a run to a small folder that holds the trained adapter alone.
+"""From a run to a small folder that holds what was trained alone, whatever the architecture.
 
 python -m dsd_lightning.checkpoints.export RUN_DIR OUT [--dtype float16] [--raw]
+
+The folder is in this project's own layout (`adapter.safetensors`, `adapter.json`), which `init_from=OUT` reads. The layout
+of the officially released weights knows `arch=parallel` alone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dsd_lightning.checkpoints.adapter import read_adapter, write_adapter
+from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.flux.base import DTYPES
 
@@ -57,7 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(f"{checkpoint} -> {chosen.out}")  # noqa: T201
+    header = read_header(chosen.out)
+    print(  # noqa: T201
+        f"{checkpoint} -> {chosen.out}: the {header['parameters']:,} trained values of arch={header['architecture']}, in this "
+        f"project's layout; init_from={chosen.out} loads them"
+    )
     return 0
 
 
