@@ -95,7 +95,7 @@ class MiniatureProbe(L.Callback):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, averaged: bool) -> dict[str, float]:
         """Draw and score the probe pairs, log the figures and return them by name; empty where nothing can be told."""
-        figures = self._score(trainer, pl_module, DiffusionSelfDistillation.draw, averaged)
+        figures = self._score(trainer, pl_module, _by_the_model, averaged)
         if not figures:
             return {}
         for logger in trainer.loggers:
@@ -107,9 +107,7 @@ class MiniatureProbe(L.Callback):
                 log.info("%s, attributes mistaken: %s", name, dict(details))
         return figures
 
-    def _score(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, averaged: bool
-    ) -> dict[str, float]:
+    def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, averaged: bool) -> dict[str, float]:
         """Return the figures of what `draw` makes of the probe pairs, by name."""
         module = cast(DiffusionSelfDistillation, pl_module)
         with drawing(trainer, module, averaged):
@@ -157,6 +155,11 @@ class MiniatureProbe(L.Callback):
         if not hasattr(pl_module, "summary"):
             pl_module.summary = {}  # type: ignore[assignment]
         cast(dict[str, Any], pl_module.summary).update(figures)
+
+
+def _by_the_model(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
+    """Return what the model draws."""
+    return module.draw(batch)
 
 
 def _through_the_vae(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
