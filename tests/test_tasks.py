@@ -14,6 +14,7 @@ from verbs import CONF, compose_train
 
 from datamodules.base import PairData
 from datamodules.miniature import Miniature, MiniaturePairs, to_pixels
+from dsd_lightning.miniature.captions import depth_caption
 from dsd_lightning.miniature.renderer import Rendering, render
 from dsd_lightning.miniature.world import (
     LIGHT_COLORS,
@@ -136,8 +137,6 @@ def test_a_depth_caption_tells_who_and_the_surroundings_but_neither_size_nor_pla
 
 def test_scenes_that_differ_in_placement_alone_have_the_same_depth_captions() -> None:
     rng = numpy_generator("placement")
-    from dsd_lightning.miniature.captions import depth_caption
-
     pair = pairs_of("depth")[0]
     scene = Scene(Identity(*pair.facts["identity"]), Context(*pair.facts["target"]))
     for _ in range(10):

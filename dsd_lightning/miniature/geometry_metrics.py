@@ -35,7 +35,7 @@ class _GeometryFigure(MiniatureFigure):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def figure(self, drawn: int, true: int) -> float:

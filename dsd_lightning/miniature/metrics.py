@@ -194,6 +194,8 @@ class CopyPaste(MiniatureFigure):
 
     def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add the drawn targets."""
+        assert batch.target is not None
+        assert batch.reference is not None
         self.update(drawn[TARGET], batch.target, batch.reference)
 
     def compute(self) -> Tensor:
@@ -217,4 +219,5 @@ class ReferencePSNR(Figure, PeakSignalNoiseRatio):
 
     def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add the redrawn references."""
+        assert batch.reference is not None
         self.update(drawn[REFERENCE], batch.reference)

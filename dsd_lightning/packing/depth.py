@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from dsd_lightning.packing.sources import TASK_WITHOUT_REFERENCE, open_source
 from dsd_lightning.pictures import WHITE_16, PictureError, load_rgb, shrink
 from dsd_lightning.shards import DamagedSample, PairShards, encode_picture
 
-Near = Literal["auto", "large", "small"]
 _METRIC_TYPES = ("zoedepth", "glpn", "depth_pro")
 """Types of transformers' models that answer with distances; the others answer with inverse depth."""
 
@@ -66,7 +65,7 @@ class DepthEstimator:
         self,
         model: str,
         revision: str | None = None,
-        near_is: Near = "auto",
+        near_is: str = "auto",
         device: str = "auto",
         short_side: int | None = None,
     ) -> None:
