@@ -90,7 +90,8 @@ class DepthEstimator:
 
     def fingerprint(self) -> str:
         """Return a short hash of all that a map depends on besides its picture."""
-        digest = hashlib.sha256(repr((self.near_is, self.short_side, self.processor.to_json_string())).encode())
+        settings = (self.near_is, self.short_side, type(self.processor).__name__, self.processor.to_json_string())
+        digest = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
