@@ -47,6 +47,10 @@ SECTIONS = (
         (
             Panel("Right identity, right prompt (chance 0.0625)", ("probe/identity_accuracy", "probe/prompt_accuracy"),
                   "share", (0.0, 1.0)),
+            Panel("Overlap with the true mask", ("probe/mask_iou",), "IoU", (0.0, 1.0)),
+            Panel("Error of depth (AbsRel)", ("probe/depth_abs_rel",), "share of the true depth"),
+            Panel("Right light (chance 0.2 and 0.33)",
+                  ("probe/light_direction_accuracy", "probe/light_color_accuracy"), "share", (0.0, 1.0)),
             Panel("Copied from the reference (0 is none)", ("probe/copy_paste",), "RMS RGB difference"),
             Panel("Redrawn reference", ("probe/reference_psnr",), "PSNR, dB"),
         ),

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.pool import batches_of
-from datamodules.samples import Damage, Drawn, LoadedBatch, collate
+from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
 from datamodules.stream import PairLoader, SampleOrder, Size
 from dsd_lightning.pairs import Pair, PairBatch, Task
 
@@ -196,6 +196,8 @@ class PairData(L.LightningDataModule):
             for index in indices:
                 if index < available:
                     pair = self._probes[index]
-                    drawn.append(Drawn(pair.key, 0, pair.caption, pair.reference, pair.target, facts=pair.facts))
+                    # By the task's odds; apart from the run's seed, so that the words are the same in every run, too.
+                    words = words_of(pair, choose_caption(self.task, pair, 0, 0))
+                    drawn.append(Drawn(pair.key, 0, words, pair.reference, pair.target, facts=pair.facts))
             if drawn:
                 yield collate(drawn).pairs

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datamodules.samples import Drawn, choose_caption
+from datamodules.samples import Drawn, choose_caption, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
@@ -83,7 +83,7 @@ class EncodedPool(Dataset[Drawn]):
             encoded = module.architecture.encode(reference, target, module.codec).to(torch.device("cpu"))
         text = {}
         for kind in self.task.captions:
-            words = [_words(pair, kind) for pair in pairs]
+            words = [words_of(pair, kind) for pair in pairs]
             text[kind] = module.text_encoder.encode(words, sequence_length=text_length).to(torch.device("cpu"))
         for row, index in enumerate(indices):
             self.places[index] = (len(self.chunks), row)
@@ -106,15 +106,11 @@ class EncodedPool(Dataset[Drawn]):
         return Drawn(
             key=pair.key,
             epoch=epoch,
-            prompt=_words(pair, kind),
+            prompt=words_of(pair, kind),
             encoded=Encoded(chunk.encoded.clean[one], {k: v[one] for k, v in chunk.encoded.reference.items()}),
             text=TextEmbeddings(text.sequence[one], text.pooled[one]),
             facts=pair.facts,
         )
-
-
-def _words(pair: Pair, kind: str) -> str:
-    return pair.instruction if kind == "instruction" and pair.instruction is not None else pair.caption
 
 
 def _without_pictures(pair: Pair) -> Pair:
@@ -140,7 +136,7 @@ class PicturePairs(Dataset[Drawn]):
         epoch, index = draw
         pair = self.pairs[index]
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        return Drawn(pair.key, epoch, _words(pair, kind), pair.reference, pair.target, facts=pair.facts)
+        return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
 
 def batches_of(dataset: Sequence[Pair] | Dataset[Pair], size: int) -> list[list[int]]:

@@ -61,6 +61,11 @@ def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
     return list(task.captions)[-1]
 
 
+def words_of(pair: Pair, kind: str) -> str:
+    """Return the words of a caption kind; a pair without an instruction has only its caption."""
+    return pair.instruction if kind == "instruction" and pair.instruction is not None else pair.caption
+
+
 def collate(samples: Sequence[Drawn | Damage]) -> LoadedBatch:
     """Stack the samples into a batch, others in the place of damaged ones.
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.samples import Damage, Drawn, choose_caption
+from datamodules.samples import Damage, Drawn, choose_caption, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
-from dsd_lightning.pictures import bucket_for, to_pixels
+from dsd_lightning.pictures import bucket_for, covering_size, to_pixels
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import DamagedSample, PairShards
 from dsd_lightning.shards.reader import Verification
@@ -74,18 +74,25 @@ class ShardPairs(Dataset[Drawn | Damage]):
         except ValueError as error:
             return Damage(key, str(error))
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        words = pair.instruction if kind == "instruction" and pair.instruction else pair.caption
-        return Drawn(key, epoch, words, pair.reference, pair.target, facts=pair.facts)
+        return Drawn(key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
     def pair(self, index: int, epoch: int) -> Pair:
         """Return a sample as a pair of crops.
 
         Raises:
             DamagedSample: if it cannot be read.
-            ValueError: if one of its pictures is too small.
+            ValueError: if one of its pictures is too small, or both should show the same pixels and differ in shape.
         """
         raw = self.shards[self.positions[index]]
         height, width = self.buckets[index]
+        if self.task.aligned and raw.reference is not None:
+            covering = [covering_size(image.size, height, width) for image in (raw.reference, raw.target)]
+            # A pixel may be the rounding of two sizes of one shape.
+            if max(abs(one - other) for one, other in zip(*covering, strict=True)) > 1:
+                raise ValueError(
+                    f"task={self.task.name} needs a reference and a target of one shape, but they have {raw.reference.size} "
+                    f"and {raw.target.size} pixels (width, height)"
+                )
 
         def crop(image: Any, frame: str) -> Float[Tensor, "3 h w"]:
             shared = TARGET if self.task.aligned else frame

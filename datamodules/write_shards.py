@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.utils import instantiate
@@ -14,6 +14,10 @@ from tqdm import tqdm
 
 from dsd_lightning.errors import run_verb
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,8 @@ SPLITS = ("training", "validation", "probe")
 def write_shards(config: DictConfig) -> ShardIndex:
     """Write the pairs that `conf/write_shards.yaml` asks for and return the index of the set.
 
-    The set appears whole at the end; a failure or Ctrl-C leaves nothing. Pictures are stored with 8 bits a channel.
+    The set appears whole at the end; a failure or Ctrl-C leaves nothing. Pictures are stored with 8 bits a channel, depth
+    maps as gray of 16 bits.
 
     Raises:
         ValueError: a number or split that makes no sense, or a task that the miniature world has no pairs of.
@@ -33,7 +38,7 @@ def write_shards(config: DictConfig) -> ShardIndex:
     from datamodules.base import PairData
     from datamodules.miniature import Miniature, MiniaturePairs
     from dsd_lightning.miniature.renderer import RESOLUTION
-    from dsd_lightning.pictures import to_image
+    from dsd_lightning.pictures import is_gray, to_gray16, to_image
 
     if config.count < 1:
         raise ValueError(f"count={config.count} must be at least 1 pair")
@@ -56,6 +61,10 @@ def write_shards(config: DictConfig) -> ShardIndex:
         ),
     )
     pairs = MiniaturePairs(data, config.count, config.seed, config.split)
+
+    def stored(pixels: Tensor) -> Image:
+        return to_gray16(pixels) if is_gray(pixels) else to_image(pixels)
+
     provenance = {"source": "miniature", "split": config.split, "seed": config.seed}
     with ShardWriter(
         out,
@@ -68,8 +77,8 @@ def write_shards(config: DictConfig) -> ShardIndex:
             pair = pairs[index]
             writer.write(
                 pair.key,
-                None if pair.reference is None else to_image(pair.reference),
-                to_image(pair.target),
+                None if pair.reference is None else stored(pair.reference),
+                stored(pair.target),
                 pair.caption,
                 pair.instruction,
                 provenance,

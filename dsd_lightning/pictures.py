@@ -1,7 +1,8 @@
 """How does a picture file become pixels, and pixels a picture? Colour modes, orientation, resizing, cropping, buckets.
 
-Pixels are float32 [3, height, width] in [-1, 1]; pictures are PIL images in mode RGB, 8 bits a channel. Nothing here
-ever enlarges a picture: a model trained on enlarged pictures learns their blur.
+Pixels are float32 [3, height, width] in [-1, 1]; pictures are PIL images in mode RGB, 8 bits a channel, or in mode I;16,
+gray of 16 bits (depth maps), of whose three channels of pixels each has the full precision. Nothing here ever enlarges a
+picture: a model trained on enlarged pictures learns their blur.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -29,7 +31,12 @@ class PictureError(ValueError):
     """A file or byte string is no picture, is damaged, or has pixel values without a defined range."""
 
 
-def _is_sixteen_bit(image: Image.Image) -> bool:
+WHITE_16 = 65535
+"""Value of white in gray of 16 bits; 257 times that of 8 bits."""
+
+
+def is_sixteen_bit(image: Image.Image) -> bool:
+    """Return whether `image` is gray of 16 bits (or in PIL's mode for integers, into which some files open)."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
@@ -49,17 +56,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise PictureError("floating point pixels have no defined range; save the picture with 8 or 16 bits")
-    if _is_sixteen_bit(image):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureError(
-                f"integer pixels between {values.min()} and {values.max()} are outside 16 bits; save 8 or 16 bits"
-            )
-        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if is_sixteen_bit(image):
+        return Image.fromarray(np.round(_sixteen_bit_values(image) / 257).astype(np.uint8)).convert("RGB")
     if _is_transparent(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _sixteen_bit_values(image: Image.Image) -> NDArray[np.uint16]:
+    """Return the values [height, width] of gray of 16 bits, 0 to 65535.
+
+    Raises:
+        PictureError: integers beyond 16 bits.
+    """
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > WHITE_16:
+        raise PictureError(
+            f"integer pixels between {values.min()} and {values.max()} are outside 16 bits; save 8 or 16 bits"
+        )
+    return values.astype(np.uint16)
+
+
+def to_stored_mode(image: Image.Image) -> Image.Image:
+    """Return `image` upright in the mode in which pair shards hold it: gray of 16 bits as I;16, all else as RGB.
+
+    Raises:
+        PictureError: see `to_rgb`.
+    """
+    if is_sixteen_bit(image):
+        return Image.fromarray(_sixteen_bit_values(ImageOps.exif_transpose(image)))
+    return to_rgb(image)
 
 
 def load_rgb(source: bytes | str | Path) -> Image.Image:
@@ -69,10 +96,19 @@ def load_rgb(source: bytes | str | Path) -> Image.Image:
         PictureError: not a picture, truncated, damaged or of undefined range; the message says which.
         FileNotFoundError: there is no such file.
     """
+    return _load(source, to_rgb)
+
+
+def load_picture(source: bytes | str | Path) -> Image.Image:
+    """Decode a picture as `load_rgb` does, but leave gray of 16 bits its precision, in mode I;16."""
+    return _load(source, to_stored_mode)
+
+
+def _load(source: bytes | str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
-            return to_rgb(image)
+            return convert(image)
     except (FileNotFoundError, PictureError):
         raise
     except _DAMAGE as error:
@@ -83,14 +119,14 @@ def load_rgb(source: bytes | str | Path) -> Image.Image:
 def stored_format(data: bytes) -> str | None:
     """Return the extension (webp, png or jpg) under which `data` can be stored unchanged, or None where it cannot.
 
-    Unchanged means that the file is of one of these formats and that `to_rgb` would only hand its pixels through: mode
-    RGB, upright, opaque, one frame. Only the header is read.
+    Unchanged means that the file is of one of these formats and that `to_stored_mode` would only hand its pixels through:
+    mode RGB or, in a png, I;16; upright, opaque, one frame. Only the header is read.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             extension = STORED_FORMATS.get(image.format or "")
             upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-            plain = image.mode == "RGB" and not _is_transparent(image) and getattr(image, "n_frames", 1) == 1
+            plain = image.mode in ("RGB", "I;16") and not _is_transparent(image) and getattr(image, "n_frames", 1) == 1
     except _DAMAGE:
         return None
     return extension if plain and upright else None
@@ -102,7 +138,21 @@ def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
         return image
     scale = short_side / min(image.size)
     size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+    if is_sixteen_bit(image):
+        values = np.asarray(_as_float(image).resize(size, Image.Resampling.BICUBIC))
+        return Image.fromarray(np.clip(np.round(values), 0, WHITE_16).astype(np.uint16))
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _as_float(image: Image.Image) -> Image.Image:
+    """Return gray of 16 bits in mode F with the same values, since PIL resamples that without rounding."""
+    return Image.fromarray(_sixteen_bit_values(image).astype(np.float32))
+
+
+def covering_size(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Return (width, height) to which a picture of `size` (width, height) is resized so that it just covers a frame."""
+    scale = max(height / size[1], width / size[0])
+    return max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
 
 
 def to_pixels(
@@ -130,12 +180,33 @@ def to_pixels(
             f"a picture of {image.width} x {image.height} (width x height) cannot fill {width} x {height} without "
             f"being enlarged; ask for a lower resolution or leave this picture out"
         )
-    scale = max(height / image.height, width / image.width)
-    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = to_rgb(image).resize(resized, Image.Resampling.BICUBIC)
+    resized = covering_size(image.size, height, width)
     top, left = round(crop[0] * (resized[1] - height)), round(crop[1] * (resized[0] - width))
-    values = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
+    box = (left, top, left + width, top + height)
+    if is_sixteen_bit(image):
+        gray = np.asarray(_as_float(image).resize(resized, Image.Resampling.BICUBIC).crop(box))
+        # Unlike 8 bits, floats are not clipped where bicubic resampling overshoots.
+        return torch.from_numpy(gray / (WHITE_16 / 2) - 1).clamp(-1, 1).expand(3, -1, -1).contiguous()
+    image = to_rgb(image).resize(resized, Image.Resampling.BICUBIC)
+    values = np.asarray(image.crop(box), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def is_gray(pixels: Float[Tensor, "3 h w"]) -> bool:
+    """Return whether all three channels are equal everywhere, as those of a depth map are."""
+    return bool((pixels == pixels[:1]).all())
+
+
+def to_gray16(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Return gray pixels in [-1, 1] as gray of 16 bits; values outside are clamped. The inverse of `to_pixels`, exactly.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    if not is_gray(pixels):
+        raise ValueError("pixels whose channels differ are no gray picture; store them with to_image, 8 bits a channel")
+    values = ((pixels[0].detach().double().cpu().clamp(-1, 1) + 1) * (WHITE_16 / 2)).round()
+    return Image.fromarray(values.numpy().astype(np.uint16))
 
 
 def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def options(group: str) -> list[str]:
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHER_VERBS)
 EVERY_CHOICE = [(group, option) for group in GROUPS for option in options(group)]
 ARCHITECTURES, TASKS, SOURCES, BASES = (options(group) for group in ("arch", "task", "data", "base"))
+
+IN_THE_MINIATURE = ("identity", "depth", "relighting")
+"""Tasks that the embedded world has pairs of."""
 
 FEW = {
     "miniature": [f"{SOURCE}.pairs=4", f"{SOURCE}.validation_pairs=2"],
@@ -132,7 +136,7 @@ def test_every_arch_on_every_task_from_every_source_trains_or_is_refused(
         if refusal is None:
             raise
     # Pairs of pictures are never refused, nor is the miniature where the task has pairs in it.
-    if source == "shards" or (task, source) == ("identity", "miniature"):
+    if source == "shards" or (task in IN_THE_MINIATURE and source == "miniature"):
         assert refusal is None
     assert (tmp_path / "summary.json").is_file() == (refusal is None)
 
@@ -162,7 +166,7 @@ def test_every_configuration_of_another_verb_composes(file: Path) -> None:
 
 
 def test_every_verbs_root_file_composes() -> None:
-    needed = {"write_shards": ["out=FOLDER"]}
+    needed = {"write_shards": ["out=FOLDER"], "write_depth": ["source=PICTURES", "out=FOLDER"]}
     for file in CONF.glob("*.yaml"):
         config = compose_train(Path("run"), *needed.get(file.stem, ()), name=file.stem)
         with open_dict(config):
@@ -187,6 +191,48 @@ def test_debug_makes_every_experiment_small() -> None:
         ]
         assert sizes
         assert max(sizes) <= 64
+
+
+@pytest.mark.parametrize("task", IN_THE_MINIATURE)
+def test_a_run_reports_the_figures_that_its_task_names(task: str, tiny_base: Path, tmp_path: Path) -> None:
+    overrides = [f"task={task}", "logger=csv", "callbacks.samples=null", "callbacks.probe.samples=2"]
+    config = compose_train(tmp_path, *tiny(tiny_base, *FEW["miniature"], *overrides, "trainer.max_steps=1"))
+    names = list(OmegaConf.load(CONF / "task" / f"{task}.yaml").figures)
+    train(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in names:
+        assert {name, f"{name}_before", f"{name}_ceiling"} <= summary.keys()
+    documented = (CONF.parent / "docs" / "metrics.md").read_text()
+    assert all(f"`probe/{name}`" in documented for name in names)
+
+
+@pytest.mark.parametrize("task", ["identity", "relighting"])
+def test_captions_and_instructions_are_mixed_by_the_given_odds(task: str, tiny_base: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"task={task}",
+        "callbacks=minimal",
+        "logger=csv",
+        f"{SOURCE}.pairs=60",
+        f"{SOURCE}.validation_pairs=2",
+    ]
+    odds = ["task.relation.captions.caption=0.5", "task.relation.captions.instruction=0.5"]
+    config = compose_train(tmp_path, *tiny(tiny_base, *overrides, *odds, "trainer.max_steps=1"))
+    train(config, tmp_path)
+    data = instantiate(config.data.datamodule)
+    data.source.pool = False
+    dataset = data.source.training(data)
+    kinds = {}
+    for epoch in range(2):
+        for index in range(60):
+            pair, prompt = dataset.pairs[index], dataset[epoch, index].prompt
+            assert prompt in (pair.caption, pair.instruction)
+            kinds[epoch, index] = prompt == pair.instruction
+    assert 0.35 < sum(kinds.values()) / len(kinds) < 0.65
+    # A sample is not tied to one kind for good.
+    assert any(kinds[0, index] != kinds[1, index] for index in range(60))
+    probed = [prompt for batch in data.probe_batches(40, 20) for prompt in batch.prompts]
+    captions = [data.source.probes(data, 40)[index].caption for index in range(40)]
+    assert 5 < sum(one != other for one, other in zip(probed, captions, strict=True)) < 35
 
 
 # --- FLUX.1-dev, on meta.

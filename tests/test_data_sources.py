@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from PIL import Image
 from skimage import data as photographs
 from verbs import SOURCE, compose_train, run, tiny
@@ -128,7 +128,7 @@ def test_photographs_train(photograph_shards: Path, tiny_base: Path, tmp_path: P
     assert summary["train/loss"] > 0
     assert summary["val/loss_right"] > 0
     # What only the miniature can tell is left out.
-    assert set(figures) == {"reference_psnr", "reference_psnr_before"}
+    assert set(figures) == {"reference_psnr", "reference_psnr_before", "reference_psnr_ceiling"}
     assert len(list((tmp_path / "samples").glob("step_*.png"))) == 2
 
 
@@ -172,6 +172,20 @@ def test_frames_share_their_crop_only_where_the_task_is_aligned(tmp_path: Path) 
         data = opened(pairs_of(shards_of(tmp_path / "shards"), aligned))
         equal = [torch.equal(b.reference, b.target) for b in batches(data)]  # type: ignore[arg-type]
         assert all(equal) if aligned else not any(equal)
+
+
+def test_pictures_that_should_show_the_same_pixels_and_differ_in_shape_are_left_out(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "shards", task="identity", resolution=None) as writer:
+        for number, name in enumerate(PHOTOGRAPHS):
+            target = photograph(name)
+            half = (round(target.width / 2), round(target.height / 2))
+            reference = photograph("cat").resize((90, 150)) if name == "coffee" else target.resize(half)
+            writer.write(f"{name}-{number}", reference, target, "a photograph")
+    for aligned, left_out in ((True, {"coffee-2"}), (False, set())):
+        source = shards_of(tmp_path / "shards", validation_pairs=0, max_damaged=1, resolution=(32, 32))
+        data = opened(pairs_of(source, aligned, batch_size=2), steps=3)
+        assert len(batches(data)) == 3
+        assert data.damaged == left_out
 
 
 def test_pictures_smaller_than_the_frame_are_replaced_and_counted_once(tmp_path: Path) -> None:
@@ -308,6 +322,29 @@ def test_written_shards_hold_the_pairs_of_the_pool(miniature_shards: Path) -> No
         # 8 bits a channel: half a step of 2 / 255.
         for picture, pixels in ((raw.reference, pair.reference), (raw.target, pair.target)):
             assert (to_pixels(picture, 64, 64) - pixels).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("task", ["depth", "relighting"])
+def test_shards_of_every_task_hold_the_pairs_of_the_miniature(task: str, tmp_path: Path) -> None:
+    config = compose_train(tmp_path, f"out={tmp_path / task}", f"task={task}", "count=4", "seed=3", name="write_shards")
+    assert write_shards(config).task == task
+    relation = instantiate(config.task.relation)
+    data = get_class(config.task.datamodule)(relation, Miniature(4, 0, seed=3, pool=False), 2, 0)
+    pairs = MiniaturePairs(data, 4, 3, "training")
+    for position, raw in enumerate(PairShards(tmp_path / task, task=task, require_reference=True)):
+        pair = pairs[position]
+        assert raw.reference is not None
+        assert pair.reference is not None
+        assert (raw.key, raw.caption, raw.instruction, raw.facts) == (
+            pair.key,
+            pair.caption,
+            pair.instruction,
+            pair.facts,
+        )
+        # Depth maps keep 16 bits, colours 8: half a step of 2 / 65535 and of 2 / 255.
+        step = 1 / 65535 if task == "depth" else 1 / 255
+        assert (to_pixels(raw.reference, 64, 64) - pair.reference).abs().max() <= step + 1e-6
+        assert (to_pixels(raw.target, 64, 64) - pair.target).abs().max() <= 1 / 255 + 1e-6
 
 
 @pytest.mark.slow

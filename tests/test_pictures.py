@@ -11,7 +11,17 @@ import torch
 from PIL import Image
 from skimage import data
 
-from dsd_lightning.pictures import PictureError, bucket_for, load_rgb, shrink, stored_format, to_image, to_pixels
+from dsd_lightning.pictures import (
+    PictureError,
+    bucket_for,
+    load_picture,
+    load_rgb,
+    shrink,
+    stored_format,
+    to_gray16,
+    to_image,
+    to_pixels,
+)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -81,6 +91,44 @@ def test_sixteen_bit_gray_is_scaled_not_cut_off(file_format: str) -> None:
     loaded = load_rgb(encoded(wide, file_format))
     assert loaded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(loaded), np.repeat(camera[..., None], 3, axis=-1))
+
+
+@pytest.fixture
+def ramp() -> Image.Image:
+    """Return a gray picture that uses most of its 16 bits, in neighbours that 8 bits could not tell apart."""
+    return Image.fromarray((np.arange(96 * 128, dtype=np.uint32).reshape(96, 128) * 5).astype(np.uint16))
+
+
+def test_sixteen_bits_keep_their_precision_from_file_to_pixels_and_back(ramp: Image.Image) -> None:
+    loaded = load_picture(encoded(ramp))
+    assert loaded.mode == "I;16"
+    pixels = to_pixels(loaded, 96, 128)
+    assert pixels.dtype == torch.float32
+    assert len(torch.unique(pixels)) == 96 * 128
+    assert torch.equal(pixels[0], pixels[2])
+    expected = np.asarray(ramp).astype(np.float64) / 65535 * 2 - 1
+    np.testing.assert_allclose(pixels[1].numpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(to_gray16(pixels)), np.asarray(ramp))
+
+
+def test_sixteen_and_eight_bits_of_one_picture_give_the_same_pixels() -> None:
+    narrow = Image.fromarray(data.camera())
+    wide = Image.fromarray(data.camera().astype(np.uint16) * 257)
+    for crop in ((0.5, 0.5), (0.0, 1.0)):
+        one, other = (to_pixels(picture, 64, 80, crop=crop) for picture in (narrow, wide))
+        # 8 bits are rounded after resampling, and clipped where it overshoots.
+        assert (one - other).abs().max() <= 1.1 / 127.5
+        assert other.abs().max() <= 1
+    assert np.abs(np.asarray(shrink(wide, 64)) / 257 - np.asarray(shrink(narrow, 64))).max() <= 1.1
+
+
+def test_sixteen_bit_files_are_stored_as_they_are_and_colours_are_no_gray(ramp: Image.Image) -> None:
+    assert stored_format(encoded(ramp)) == "png"
+    assert stored_format(encoded(ramp, "TIFF")) is None
+    assert load_picture(encoded(ramp, "TIFF")).mode == "I;16"
+    assert load_picture(encoded(Image.fromarray(data.camera()))).mode == "RGB"
+    with pytest.raises(ValueError, match="channels differ"):
+        to_gray16(to_pixels(Image.fromarray(data.astronaut()), 64, 64))
 
 
 def test_gray_and_cmyk_become_rgb(astronaut: Image.Image) -> None:

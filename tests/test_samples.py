@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
+from verbs import CONF
 
 from callbacks.drawing import EveryNSteps, drawing
 from callbacks.ema import ExponentialMovingAverage
@@ -28,10 +31,12 @@ from callbacks.samples import PromptsFileError, Request, SampleSheets, read_requ
 from callbacks.sheet import CAPTION_SIZE, GAP, LINE, MARGIN, Row, _lines, draw_sheet, magnified, save_whole
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.architectures.text_only import TextOnly
+from dsd_lightning.figures import Figure
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.miniature.captions import target_caption
+from dsd_lightning.miniature.metrics import CopyPaste, ReferencePSNR
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Scene, draw_context, draw_identity
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
@@ -42,6 +47,11 @@ from dsd_lightning.rectified_flow import NoShift, Uniform
 from dsd_lightning.sampler import SamplerSettings
 
 TEXTS = Path(__file__).parents[1] / "assets" / "tiny-flux"
+
+
+def identity_figures() -> dict[str, Figure]:
+    """Return what `conf/task/identity.yaml` names."""
+    return dict(instantiate(OmegaConf.load(CONF / "task" / "identity.yaml").figures))
 
 
 def text_encoder() -> TextEncoder:
@@ -160,7 +170,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_a_run_leaves_sheets_figures_and_no_trace_on_the_training(tmp_path: Path) -> None:
     watched, alone = small_module(), small_module()
     modes = [part.training for part in watched.modules()]
-    probe = MiniatureProbe(samples=3, batch_size=2, every_n_steps=2)
+    probe = MiniatureProbe(identity_figures(), samples=3, batch_size=2, every_n_steps=2)
     sheets = SampleSheets(count=2, every_n_steps=3)
     run(tmp_path / "watched", watched, Miniature(), [ExponentialMovingAverage(0.9), probe, sheets])
     run(tmp_path / "alone", alone, Miniature(), [ExponentialMovingAverage(0.9)])
@@ -175,7 +185,7 @@ def test_a_run_leaves_sheets_figures_and_no_trace_on_the_training(tmp_path: Path
         assert sheet.width == 2 * MARGIN + 4 * 128 + 3 * GAP
 
     names = {"identity_accuracy", "prompt_accuracy", "copy_paste", "reference_psnr"}
-    assert set(watched.summary) == names | {f"{name}_before" for name in names}
+    assert set(watched.summary) == {f"{name}{suffix}" for name in names for suffix in ("", "_before", "_ceiling")}
     assert all(isinstance(value, float) for value in watched.summary.values())
     rows = list(csv.DictReader((tmp_path / "watched" / "metrics.csv").open()))
     logged = [row for row in rows if row["probe/identity_accuracy"]]
@@ -206,10 +216,10 @@ def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None
     trainer = run(tmp_path / "first", small_module(), Miniature(), [], steps=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     module, data = small_module(), Miniature()
-    callbacks = [MiniatureProbe(samples=2, batch_size=2, every_n_steps=2), SampleSheets(count=1, every_n_steps=2)]
+    callbacks = [MiniatureProbe(identity_figures(), 2, 2, every_n_steps=2), SampleSheets(count=1, every_n_steps=2)]
     run(tmp_path / "second", module, data, callbacks, steps=3, ckpt_path=tmp_path / "two.ckpt")
     assert [path.name for path in (tmp_path / "second" / "samples").iterdir()] == ["step_00000003.png"]
-    assert not any(name.endswith("_before") for name in module.summary)
+    assert not any(name.endswith(("_before", "_ceiling")) for name in module.summary)
     assert "identity_accuracy" in module.summary
     assert data.served == 2  # at the end, once for each callback
 
@@ -224,9 +234,31 @@ def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None
 )
 def test_a_probe_tells_what_can_be_told(tmp_path: Path, kind: str, with_facts: bool, expected: set[str]) -> None:
     module = small_module(kind)
-    probe = MiniatureProbe(samples=2, batch_size=2, before=False)
+    probe = MiniatureProbe(identity_figures(), samples=2, batch_size=2, before=False)
     run(tmp_path, module, Miniature(with_facts), [probe], steps=1)
-    assert set(module.summary) == expected
+    assert set(module.summary) == expected | {f"{name}_ceiling" for name in expected}
+
+
+def test_the_ceiling_is_what_the_truth_scores_once_it_has_passed_through_the_vae(tmp_path: Path) -> None:
+    module, data = small_module(), Miniature()
+    figures = identity_figures()
+    run(tmp_path, module, data, [MiniatureProbe(figures, 3, 2, before=False)], steps=1)
+    psnr, copied = ReferencePSNR(), CopyPaste()
+    for batch in data.probe_batches(3, 2):
+        assert batch.reference is not None
+        assert batch.target is not None
+        canvas = module.codec.decode(module.codec.encode(torch.cat([batch.reference, batch.target], dim=-1)))
+        reference, target = canvas.chunk(2, dim=-1)
+        psnr.update(reference, batch.reference)
+        copied.update(target, batch.target, batch.reference)
+    assert module.summary["reference_psnr_ceiling"] == pytest.approx(float(psnr.compute()), rel=1e-6)
+    assert module.summary["copy_paste_ceiling"] == pytest.approx(float(copied.compute()), abs=1e-6)
+
+
+def test_a_ceiling_can_be_left_out(tmp_path: Path) -> None:
+    module = small_module()
+    run(tmp_path, module, Miniature(), [MiniatureProbe(identity_figures(), 2, 2, before=False, ceiling=False)], steps=1)
+    assert module.summary.keys() == identity_figures().keys()
 
 
 def test_an_architecture_of_one_frame_has_no_column_for_the_other(tmp_path: Path) -> None:
@@ -404,4 +436,4 @@ def test_intervals_and_counts_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="count=0"):
         SampleSheets(count=0)
     with pytest.raises(ValueError, match="samples=0"):
-        MiniatureProbe(samples=0)
+        MiniatureProbe({}, samples=0)

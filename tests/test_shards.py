@@ -97,6 +97,22 @@ def test_what_is_written_is_read_by_position(tmp_path: Path) -> None:
         shards[7]
 
 
+def test_gray_of_sixteen_bits_makes_the_round_trip_as_picture_and_as_file(tmp_path: Path) -> None:
+    values = (np.arange(40 * 48, dtype=np.uint32).reshape(40, 48) * 31 % 65536).astype(np.uint16)
+    depth, buffer = Image.fromarray(values), io.BytesIO()
+    depth.save(buffer, "PNG")
+    with ShardWriter(tmp_path, task="depth", resolution=None, image_format="webp") as writer:
+        writer.write("picture", depth, patch(1), "a thing")
+        writer.write("file", buffer.getvalue(), patch(2), "a thing")
+    with tarfile.open(tmp_path / "pairs-000000.tar") as tar:
+        names = tar.getnames()
+    assert {"picture.reference.png", "picture.target.webp", "file.reference.png"} <= set(names)
+    for pair in PairShards(tmp_path, require_reference=True):
+        assert pair.reference is not None
+        assert (pair.reference.mode, pair.target.mode) == ("I;16", "RGB")
+        np.testing.assert_array_equal(np.asarray(pair.reference), values)
+
+
 def test_png_and_text_only(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, task="text_only", resolution=None, image_format="png") as writer:
         writer.write("alone", None, patch(3), "a thing")

@@ -1,9 +1,10 @@
 """Plain-English captions of the miniature world, several templates each.
 
 A *target caption* tells the context and never the identity ("this character, large, on the right, ..."): only the
-reference picture can. A *full caption* tells both (single pictures of the base model's pretraining); a *grid caption*
-describes four panels of one character. Attributes at their first, unspoken value (upright, front light, white light,
-painted) are not mentioned.
+reference picture can. A *full caption* tells both (single pictures of the base model's pretraining); a *depth caption* is
+a full one without size, place and rotation, which only the depth map can tell; a *relighting caption* tells the new light
+alone; a *grid caption* describes four panels of one character. Attributes at their first, unspoken value (upright, front
+light, white light, painted) are not mentioned.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ def style(context: Context) -> str:
     return "" if context.word("style") == "painted" else f"{context.word('style')} style"
 
 
+def surroundings(context: Context) -> list[str]:
+    """Return every spoken phrase of a context but size, place and rotation."""
+    return [phrase for phrase in (backdrop(context), lighting(context), style(context)) if phrase]
+
+
 def context_phrases(context: Context) -> list[str]:
     """Return every spoken phrase of a context, in the order of the templates."""
-    return [phrase for phrase in (*placement(context), backdrop(context), lighting(context), style(context)) if phrase]
+    return [*placement(context), *surroundings(context)]
 
 
 def subject(identity: Identity) -> str:
@@ -107,6 +113,11 @@ def instruction(reference: Context, target: Context, rng: Draw) -> str:
 def full_caption(scene: Scene, rng: Draw) -> str:
     """Return a caption that tells both who and where."""
     return _choose(_FULL_OPENINGS, rng) + ", ".join([subject(scene.identity), *context_phrases(scene.context)])
+
+
+def depth_caption(scene: Scene, rng: Draw) -> str:
+    """Return a caption of what a depth map does not show, and of who is in it; never of size, place or rotation."""
+    return _choose(_FULL_OPENINGS, rng) + ", ".join([subject(scene.identity), *surroundings(scene.context)])
 
 
 def relighting_caption(context: Context, rng: Draw) -> str:

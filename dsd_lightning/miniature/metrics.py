@@ -12,19 +12,20 @@ background) adds the same to every squared distance.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
+from dsd_lightning.figures import Figure
 from dsd_lightning.miniature import candidates
 from dsd_lightning.miniature.renderer import RESOLUTION
 from dsd_lightning.miniature.world import Context, Identity, Scene
+from dsd_lightning.pairs import REFERENCE, TARGET, PairBatch
 
 Facts = Mapping[str, Any]
 """What the miniature tells of a sample: lists of indices, "identity" [6], "reference" [8] and "target" [8] (contexts)."""
@@ -42,21 +43,39 @@ def target_scene(facts: Facts) -> Scene:
     return Scene(Identity(*facts["identity"]), Context(*facts["target"]))
 
 
-def features(pictures: Float[Tensor, "b 3 h w"]) -> candidates.Features:
-    """Return pictures [b, 3, 64, 64] in [-1, 1] as the distance sees them.
+def require_size(pictures: Float[Tensor, "b 3 h w"]) -> None:
+    """Refuse pictures that are not of the world's size.
 
     Raises:
-        ValueError: pictures of another size than the world's.
+        ValueError: naming both sizes.
     """
     if tuple(pictures.shape[-2:]) != (RESOLUTION, RESOLUTION):
         raise ValueError(
             f"pictures of {pictures.shape[-2]} x {pictures.shape[-1]} cannot be compared with the miniature's renderings "
             f"of {RESOLUTION} x {RESOLUTION}; sample at data.resolution={RESOLUTION}"
         )
+
+
+def features(pictures: Float[Tensor, "b 3 h w"]) -> candidates.Features:
+    """Return pictures [b, 3, 64, 64] in [-1, 1] as the distance sees them.
+
+    Raises:
+        ValueError: pictures of another size than the world's.
+    """
+    require_size(pictures)
     return candidates.pooled(pictures.detach().float().cpu().numpy())
 
 
-class NearestCandidate(Metric):
+class MiniatureFigure(Figure):
+    """A figure that needs the miniature world, where the truth can be rendered; other pictures it cannot score."""
+
+    def can_score(self, batch: PairBatch, frames: Collection[str]) -> bool:
+        """Return whether the samples are pictures of the world's size that tell the target's scene."""
+        pictured = batch.target is not None and tuple(batch.target.shape[-2:]) == (RESOLUTION, RESOLUTION)
+        return pictured and len(batch.facts) == len(batch) and all(tells_scene(facts) for facts in batch.facts)
+
+
+class NearestCandidate(MiniatureFigure):
     """Share of pictures whose nearest candidate is the truth; in [0, 1], higher is better, chance 0.0625."""
 
     higher_is_better = True
@@ -95,9 +114,17 @@ class NearestCandidate(Metric):
             for name in candidates.differing(scene, options[nearest]):
                 self.mistaken[self.attributes.index(name)] += 1
 
+    def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
+        """Count hits among the drawn targets."""
+        self.update(drawn[TARGET], batch.facts, batch.keys)
+
     def compute(self) -> Tensor:
         """Return the share of hits; NaN before the first picture."""
         return self.correct / self.total
+
+    def details(self) -> Mapping[str, int]:
+        """Return the attributes that were mistaken, and how often."""
+        return {name: count for name, count in self.errors_by_attribute().items() if count}
 
     def errors_by_attribute(self) -> dict[str, int]:
         """Return how often each attribute differed between the truth and the nearest candidate (of this process)."""
@@ -130,7 +157,7 @@ class PromptAccuracy(NearestCandidate):
         return candidates.context_candidates(scene.identity, scene.context, key)
 
 
-class CopyPaste(Metric):
+class CopyPaste(MiniatureFigure):
     """How much closer the result is to the reference picture than the truth is.
 
     Mean of d(truth, reference) - d(result, reference), RMS RGB difference on the [-1, 1] scale: 0 for results like the
@@ -161,12 +188,22 @@ class CopyPaste(Metric):
             self.excess += float(of_truth - of_result)
             self.total += 1
 
+    def can_score(self, batch: PairBatch, frames: Collection[str]) -> bool:
+        """Return whether there are references to copy from, too."""
+        return super().can_score(batch, frames) and batch.reference is not None
+
+    def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
+        """Add the drawn targets."""
+        assert batch.target is not None
+        assert batch.reference is not None
+        self.update(drawn[TARGET], batch.target, batch.reference)
+
     def compute(self) -> Tensor:
         """Return the mean excess; NaN before the first picture."""
         return self.excess / self.total
 
 
-class ReferencePSNR(PeakSignalNoiseRatio):
+class ReferencePSNR(Figure, PeakSignalNoiseRatio):
     """Peak signal-to-noise ratio of the redrawn reference frame, dB, from the squared error of all pictures together.
 
     `update(redrawn, references)` with pictures [b, 3, h, w] in [-1, 1] of any size; higher is better. The VAE's own loss
@@ -175,3 +212,12 @@ class ReferencePSNR(PeakSignalNoiseRatio):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(data_range=(-1.0, 1.0), **options)
+
+    def can_score(self, batch: PairBatch, frames: Collection[str]) -> bool:
+        """Return whether there is a reference, and it is redrawn."""
+        return batch.reference is not None and REFERENCE in frames
+
+    def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
+        """Add the redrawn references."""
+        assert batch.reference is not None
+        self.update(drawn[REFERENCE], batch.reference)

@@ -60,6 +60,14 @@ class Rendering:
     mask: NDArray[np.float32]
     depth: NDArray[np.float32]
 
+    @property
+    def depth_map(self) -> NDArray[np.float32]:
+        """The depth as a picture [64, 64, 3] in [0, 1): `1 - depth`, near is bright, three equal channels.
+
+        The one definition of how depth is shown: what `task=depth` conditions on and what the VAE is trained on.
+        """
+        return np.repeat(1 - self.depth[..., None], 3, axis=-1)
+
 
 def _rgb(color: tuple[float, float, float]) -> NDArray[np.float32]:
     return np.asarray(color, dtype=np.float32)
@@ -76,21 +84,28 @@ _ROWS, _COLUMNS = np.meshgrid(
 )
 
 
-def _background(context: Context) -> NDArray[np.float32]:
-    base = _rgb(BACKGROUND_PALETTE[context.word("background_color")])
-    picture = np.broadcast_to(base, (RESOLUTION, RESOLUTION, 3)).copy()
-    kind = context.word("background_kind")
+DARKER = 0.72
+"""Brightness of the darker stripes and squares of a background, relative to the lighter ones."""
+
+
+def darkened(kind: str) -> NDArray[np.float32]:
+    """Return the share [64, 64] of each pixel that a kind of background darkens."""
     if kind == "plain":
-        return picture
+        return np.zeros((RESOLUTION, RESOLUTION), dtype=np.float32)
     period = 16.0
     wave_x = np.abs(np.mod(_COLUMNS, period) - period / 2) - period / 4
+    across = np.clip(0.5 - wave_x, 0, 1)
     if kind == "striped":
-        dark = np.clip(0.5 - wave_x, 0, 1)
-    else:
-        wave_y = np.abs(np.mod(_ROWS, period) - period / 2) - period / 4
-        across, down = np.clip(0.5 - wave_x, 0, 1), np.clip(0.5 - wave_y, 0, 1)
-        dark = across + down - 2 * across * down
-    return _mix(picture, base * np.float32(0.72), dark.astype(np.float32))
+        return across.astype(np.float32)
+    wave_y = np.abs(np.mod(_ROWS, period) - period / 2) - period / 4
+    down = np.clip(0.5 - wave_y, 0, 1)
+    return (across + down - 2 * across * down).astype(np.float32)
+
+
+def _background(context: Context) -> NDArray[np.float32]:
+    base = _rgb(BACKGROUND_PALETTE[context.word("background_color")])
+    picture = np.broadcast_to(base, (RESOLUTION, RESOLUTION, 3))
+    return _mix(picture, base * np.float32(DARKER), darkened(context.word("background_kind")))
 
 
 def _pattern(kind: str, u: shapes.Field, v: shapes.Field, body: shapes.Field, edge: float) -> NDArray[np.float32]:
@@ -138,15 +153,59 @@ def _paint_face(
     return paint(picture, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
 
 
-def render(scene: Scene) -> Rendering:
-    """Draw one scene at 64 x 64."""
-    identity, context = scene.identity, scene.context
+@dataclass(frozen=True)
+class Placement:
+    """Where a context puts a character: its own coordinates at each pixel [64, 64], body radius (pixels), tilt (radians)."""
+
+    u: shapes.Field
+    v: shapes.Field
+    radius: float
+    angle: float
+
+
+def placed(context: Context) -> Placement:
+    """Return the placement that a context's size, place and rotation give."""
     radius = BODY_RADIUS[context.word("size")]
     center_x, center_y = CENTER[context.word("place")]
     angle = np.deg2rad(TILT_DEGREES[context.word("rotation")])
     cosine, sine = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     right, up = _COLUMNS - np.float32(center_x), np.float32(center_y) - _ROWS
-    u, v = right * cosine + up * sine, up * cosine - right * sine
+    return Placement(right * cosine + up * sine, up * cosine - right * sine, radius, angle)
+
+
+def light_direction(context: Context) -> NDArray[np.float32]:
+    """Return the unit vector [3] towards the light."""
+    direction = np.asarray(LIGHT[context.word("light_direction")], dtype=np.float32)
+    return direction / np.linalg.norm(direction)
+
+
+def glow(direction: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the factor [64, 64] by which the background is brighter towards a side light."""
+    across, upwards = (_COLUMNS - 32) / 32, (32 - _ROWS) / 32
+    return np.float32(0.92) + np.float32(0.22) * (across * direction[0] + upwards * direction[1])
+
+
+def shade(shape: str, placement: Placement, direction: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the factor [64, 64] by which the background is darker where the body throws its shadow."""
+    shift_u, shift_v = direction[0] * np.float32(0.55), direction[1] * np.float32(0.55)
+    angle = placement.angle
+    tilt_u = shift_u * np.cos(angle) + shift_v * np.sin(angle)
+    tilt_v = shift_v * np.cos(angle) - shift_u * np.sin(angle)
+    shadow_field = shapes.BODIES[shape](placement.u + np.float32(tilt_u), placement.v + np.float32(tilt_v))
+    shadow = np.clip(0.5 - shadow_field / 0.35, 0, 1).astype(np.float32)
+    return 1 - np.float32(0.38) * shadow
+
+
+def outline_of(field: shapes.Field, radius: float) -> NDArray[np.float32]:
+    """Return the cover [64, 64] of a cartoon's outline along the edge of a signed distance `field`, body radii."""
+    return np.clip(1.6 - np.abs(field * radius + 0.4), 0, 1).astype(np.float32)
+
+
+def render(scene: Scene) -> Rendering:
+    """Draw one scene at 64 x 64."""
+    identity, context = scene.identity, scene.context
+    placement = placed(context)
+    u, v, radius = placement.u, placement.v, placement.radius
     edge = 1.0 / radius
 
     body_field = shapes.BODIES[identity.word("shape")](u, v)
@@ -170,33 +229,23 @@ def render(scene: Scene) -> Rendering:
     normal[..., 2] += 1 - mask
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
 
-    direction = np.asarray(LIGHT[context.word("light_direction")], dtype=np.float32)
-    direction /= np.linalg.norm(direction)
+    direction = light_direction(context)
     facing = np.clip(normal @ direction, 0, 1).astype(np.float32)
     style = context.word("style")
     outline = np.zeros_like(mask)
     if style == "cartoon":
-        shade = np.where(facing > 0.45, np.float32(1.08), np.float32(0.72))
-        outline = np.clip(1.6 - np.abs(np.minimum(body_field, accessory_field) * radius + 0.4), 0, 1).astype(np.float32)
+        brightness = np.where(facing > 0.45, np.float32(1.08), np.float32(0.72))
+        outline = outline_of(np.minimum(body_field, accessory_field), radius)
     else:
-        shade = np.float32(0.50) + np.float32(0.62) * facing
-    lit = albedo * shade[..., None]
+        brightness = np.float32(0.50) + np.float32(0.62) * facing
+    lit = albedo * brightness[..., None]
     if style == "glossy":
         half_way = direction + np.asarray([0.0, 0.0, 1.0], dtype=np.float32)
         half_way /= np.linalg.norm(half_way)
         lit = lit + np.float32(0.50) * (np.clip(normal @ half_way, 0, 1) ** 24)[..., None]
 
-    # The background: brighter towards a side light, darkened where the body throws its shadow.
-    across, upwards = (_COLUMNS - 32) / 32, (32 - _ROWS) / 32
-    glow = np.float32(0.92) + np.float32(0.22) * (across * direction[0] + upwards * direction[1])
-    ground = _background(context) * glow[..., None]
-    shift_u, shift_v = direction[0] * np.float32(0.55), direction[1] * np.float32(0.55)
-    tilt_u = shift_u * np.cos(angle) + shift_v * np.sin(angle)
-    tilt_v = shift_v * np.cos(angle) - shift_u * np.sin(angle)
-    shadow_field = shapes.BODIES[identity.word("shape")](u + np.float32(tilt_u), v + np.float32(tilt_v))
-    shadow = np.clip(0.5 - shadow_field / 0.35, 0, 1).astype(np.float32)
-    ground = ground * (1 - np.float32(0.38) * shadow)[..., None]
-
+    ground = _background(context) * glow(direction)[..., None]
+    ground = ground * shade(identity.word("shape"), placement, direction)[..., None]
     picture = _mix(ground, lit, mask)
     picture = picture * _rgb(LIGHT_RGB[context.word("light_color")])
     picture = _mix(picture, _rgb((0.05, 0.05, 0.08)), outline)

@@ -223,3 +223,18 @@ def change_context(context: Context, attribute: str, rng: Draw) -> Context:
 def share_light_and_style(context: Context, other: Context) -> Context:
     """Return `context` under the light and in the style of `other`, as the panels of one grid have them."""
     return replace(context, light_direction=other.light_direction, light_color=other.light_color, style=other.style)
+
+
+def lights(context: Context) -> list[Context]:
+    """Return `context` under every light, direction by direction and colour by colour."""
+    return [
+        replace(context, light_direction=direction, light_color=color)
+        for direction in range(len(LIGHT_DIRECTIONS))
+        for color in range(len(LIGHT_COLORS))
+    ]
+
+
+def change_light(context: Context, rng: Draw) -> Context:
+    """Return `context` under another light, drawn uniformly from those that differ in direction, colour or both."""
+    others = [other for other in lights(context) if other != context]
+    return others[int(rng.integers(0, len(others)))]

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dsd_lightning.packing.candidates import Candidate, Keys, Orphan, PackingError, Picture, Source
-from dsd_lightning.pictures import PictureError, load_rgb, shrink, stored_format
+from dsd_lightning.pictures import PictureError, load_picture, shrink, stored_format
 from dsd_lightning.shards import ShardIndex, ShardWriter, encode_picture
 from dsd_lightning.shards.writer import ImageFormat
 
@@ -51,7 +51,7 @@ class _Prepared:
 def _prepare_picture(picture: Picture, resolution: int | None, image_format: ImageFormat) -> bytes:
     """Return a picture as it is to be stored: the file itself where nothing is to be done to it, else encoded anew."""
     data = picture.read_bytes() if isinstance(picture, Path) else picture
-    image = data if isinstance(data, Image.Image) else load_rgb(data)
+    image = data if isinstance(data, Image.Image) else load_picture(data)
     smaller = shrink(image, resolution)
     if isinstance(data, bytes) and smaller is image and stored_format(data) is not None:
         return data
@@ -105,7 +105,8 @@ def pack(
     """Write the pairs of `source` as a set of shards in `out`.
 
     Pictures that are upright RGB files of webp, png or jpg and small enough are stored as they are; others are
-    converted (transparency over white, EXIF orientation applied, palettes and gray to RGB) and stored without loss.
+    converted (transparency over white, EXIF orientation applied, palettes and gray to RGB) and stored without loss. Gray
+    of 16 bits keeps its precision.
 
     Args:
         source: the pairs; see `open_source`.

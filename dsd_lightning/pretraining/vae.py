@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
+from jaxtyping import Float
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -66,7 +66,7 @@ class PictureBatches(Dataset[Tensor]):
         panels = [each.picture for each in drawn]
         as_depth = rng.random() < (0.2 if rows == 1 else 0.0)
         if as_depth:
-            panels[0] = np.repeat(1 - drawn[0].depth[..., None], 3, axis=-1)
+            panels[0] = drawn[0].depth_map
         if rows * columns == 2 and rng.random() < 0.4:
             panels[1] = np.zeros_like(panels[1])
         return rearrange(np.stack(panels), "(r c) h w d -> d (r h) (c w)", r=rows, c=columns)

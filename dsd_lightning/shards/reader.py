@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from dsd_lightning.pictures import PictureError, load_rgb
+from dsd_lightning.pictures import PictureError, load_picture
 from dsd_lightning.shards.format import (
     PARTS,
     DamagedSample,
@@ -44,8 +44,8 @@ class RawPair:
 
     Attributes:
         key: the sample's key, unique in the set.
-        reference: the reference picture, RGB; None where the task has none.
-        target: the target picture, RGB.
+        reference: the reference picture, RGB, or I;16 (gray of 16 bits); None where the task has none.
+        target: the target picture, alike.
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where there is such a sentence.
         provenance: where the sample comes from.
@@ -245,6 +245,16 @@ class PairShards:
         """Return the bytes of each part that a sample has."""
         return {part: int(size) for part, (_, size) in zip(PARTS, self._spans[position], strict=True) if size >= 0}
 
+    def target_bytes(self, position: int) -> bytes:
+        """Return the file of a sample's target picture.
+
+        Raises:
+            DamagedSample: it cannot be read.
+        """
+        data = self._bytes(position, "target")
+        assert data is not None, "the scan keeps no sample without a target"
+        return data
+
     def target_size(self, position: int) -> tuple[int, int]:
         """Return (width, height) of a sample's target picture, from its header alone.
 
@@ -261,7 +271,7 @@ class PairShards:
     def _picture(self, position: int, part: str) -> Image.Image | None:
         data = self._bytes(position, part)
         try:
-            return None if data is None else load_rgb(data)
+            return None if data is None else load_picture(data)
         except PictureError as error:
             raise self._damaged(position, f"its {part}: {error}") from error
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from dsd_lightning.pictures import STORED_FORMATS, stored_format, to_rgb
+from dsd_lightning.pictures import STORED_FORMATS, is_sixteen_bit, stored_format, to_stored_mode
 from dsd_lightning.shards.format import (
     INDEX_NAME,
     PARTIAL,
@@ -34,23 +34,25 @@ _LARGEST_WEBP_SIDE = 16383
 
 
 def encode_picture(image: Image.Image, image_format: ImageFormat = "webp") -> bytes:
-    """Return `image` as an RGB file without loss.
+    """Return `image` as a file without loss: RGB, or gray of 16 bits, which is a png whatever the format.
 
     Raises:
         ValueError: the format is neither webp nor png, or the picture is too large for webp.
     """
     if image_format not in ("webp", "png"):
         raise ValueError(f"image_format={image_format!r}: choose 'webp' or 'png', both without loss")
-    if image_format == "webp" and max(image.size) > _LARGEST_WEBP_SIDE:
+    gray = is_sixteen_bit(image)
+    if image_format == "webp" and not gray and max(image.size) > _LARGEST_WEBP_SIDE:
         raise ValueError(
             f"a picture of {image.width} x {image.height} is beyond webp's {_LARGEST_WEBP_SIDE} pixels a side; choose "
             f"image_format='png' or a lower resolution"
         )
     # A fresh image carries no metadata (EXIF, colour profile, time), which would end up in the file.
-    plain = Image.new("RGB", image.size)
-    plain.paste(to_rgb(image))
+    stored = to_stored_mode(image)
+    plain = Image.new(stored.mode, stored.size)
+    plain.paste(stored)
     buffer = io.BytesIO()
-    if image_format == "webp":
+    if image_format == "webp" and not gray:
         plain.save(buffer, "WEBP", lossless=True, method=4, quality=50)
     else:
         plain.save(buffer, "PNG")
@@ -106,7 +108,7 @@ class ShardWriter:
         task: the task's name.
         resolution: greatest short side of the pictures, pixels; None where they are stored as they come.
         max_bytes: a tar is closed before it grows beyond this many bytes (one sample always fits).
-        image_format: how pictures are stored, "webp" or "png", both without loss.
+        image_format: how pictures are stored, "webp" or "png", both without loss; gray of 16 bits always as png.
         encoding_key: what the stored encodings depend on; needed where samples bring `encoded` or `text`.
         overwrite: replace the set that is in `root`; it stays until the new one is whole.
 
@@ -185,7 +187,8 @@ class ShardWriter:
         Args:
             key: unique in the set; no dots, slashes or blanks.
             reference: the reference picture; None where the task has none.
-            target: the target picture. Pictures given as bytes (webp, png or jpg, RGB) are stored as they are.
+            target: the target picture. Pictures given as bytes (webp, png or jpg, RGB, or png with gray of 16 bits) are
+                stored as they are.
             caption: what the target shows.
             instruction: what to do to the reference to get the target.
             provenance: where the sample comes from; plain JSON.
@@ -224,14 +227,15 @@ class ShardWriter:
 
     def _picture(self, key: str, picture: Picture) -> tuple[str, bytes]:
         if isinstance(picture, Image.Image):
-            return self.image_format, encode_picture(picture, self.image_format)
-        extension = stored_format(picture)
-        if extension is None:
+            extension = "png" if is_sixteen_bit(picture) else self.image_format
+            return extension, encode_picture(picture, self.image_format)
+        as_it_is = stored_format(picture)
+        if as_it_is is None:
             raise ValueError(
                 f"sample {key!r}: bytes that are stored as they are must be an upright RGB picture in one of "
-                f"{', '.join(STORED_FORMATS.values())}; pass the decoded picture instead"
+                f"{', '.join(STORED_FORMATS.values())}, or gray of 16 bits in a png; pass the decoded picture instead"
             )
-        return extension, picture
+        return as_it_is, picture
 
     def _tar_for(self, size: int) -> _Tar:
         if self._tars and self._tars[-1].size + size <= self.max_bytes:

@@ -1,0 +1,38 @@
+"""Depth pairs: a depth map and the picture it belongs to; the caption tells what the map cannot show."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from datamodules.base import PairData
+from datamodules.miniature import to_pixels
+from dsd_lightning.miniature.captions import depth_caption
+from dsd_lightning.miniature.renderer import render
+from dsd_lightning.miniature.world import Scene, draw_context, draw_identity
+from dsd_lightning.pairs import Pair
+
+
+class DepthPairs(PairData):
+    """Structure-conditioned generation, as ControlNet does it (paper, Sec. 4.3 and Fig. 6, right).
+
+    The text describes the picture, the depth map gives its geometry: on the miniature the caption tells who is in the
+    picture, the background, the light and the style, and leaves size, place and rotation to the depth map. Reference and
+    target show the same pixels.
+    """
+
+    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
+        """Draw one scene, and its true depth."""
+        scene = Scene(draw_identity(rng, held_out=held_out), draw_context(rng))
+        rendering = render(scene)
+        return Pair(
+            key=key,
+            reference=torch.from_numpy(rendering.depth_map).permute(2, 0, 1).contiguous() * 2 - 1,
+            target=to_pixels(rendering),
+            caption=depth_caption(scene, rng),
+            facts={
+                "identity": list(scene.identity.values()),
+                "reference": list(scene.context.values()),
+                "target": list(scene.context.values()),
+            },
+        )

@@ -1,0 +1,36 @@
+"""Relighting pairs: one scene under two lights; the caption tells the new light and nothing of the scene."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datamodules.base import PairData
+from datamodules.miniature import to_pixels
+from dsd_lightning.miniature.captions import instruction, relighting_caption
+from dsd_lightning.miniature.renderer import render
+from dsd_lightning.miniature.world import Scene, change_light, draw_context, draw_identity
+from dsd_lightning.pairs import Pair
+
+
+class RelightingPairs(PairData):
+    """A structure-preserving edit (paper, Fig. 5 and 14): direction or colour of the light change, or both.
+
+    Reference and target show the same pixels. Only the reference tells the scene, only the words tell the new light.
+    """
+
+    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
+        """Draw one scene, and one of the 14 other lights for it."""
+        identity, context = draw_identity(rng, held_out=held_out), draw_context(rng)
+        relit = change_light(context, rng)
+        return Pair(
+            key=key,
+            reference=to_pixels(render(Scene(identity, context))),
+            target=to_pixels(render(Scene(identity, relit))),
+            caption=relighting_caption(relit, rng),
+            instruction=instruction(context, relit, rng),
+            facts={
+                "identity": list(identity.values()),
+                "reference": list(context.values()),
+                "target": list(relit.values()),
+            },
+        )

@@ -1,0 +1,217 @@
+"""How do pictures become depth pairs? A depth model draws each one's map, once; a kill loses at most the map being drawn.
+
+A map is gray of 16 bits, of the picture's size, near is bright (as `miniature.renderer.Rendering.depth_map`), stretched so
+that the farthest pixel is black and the nearest white. Maps are kept in a folder named after the model's weights, each
+under the hash of its picture's file: whatever changes, a map is never taken for another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
+from dsd_lightning.packing.sources import TASK_WITHOUT_REFERENCE, open_source
+from dsd_lightning.pictures import WHITE_16, PictureError, load_rgb, shrink
+from dsd_lightning.shards import DamagedSample, PairShards, encode_picture
+
+_METRIC_TYPES = ("zoedepth", "glpn", "depth_pro")
+"""Types of transformers' models that answer with distances; the others answer with inverse depth."""
+
+_SMALLEST = 1e-6
+"""Distances below are taken for this one before they are inverted."""
+
+
+def normalised(nearness: NDArray[np.float32]) -> Image.Image:
+    """Return values [height, width], large is near, as gray of 16 bits from black (farthest) to white (nearest).
+
+    Raises:
+        PictureError: values that are not finite.
+    """
+    values = nearness.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise PictureError("the depth model answered with values that are not finite")
+    spread = values.max() - values.min()
+    share = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
+    return Image.fromarray(np.round(share * WHITE_16).astype(np.uint16))
+
+
+class DepthEstimator:
+    """A depth model of transformers, with its own preprocessing; one picture at a time, so that no other changes its map.
+
+    Args:
+        model: hub id or folder, for `AutoModelForDepthEstimation` and `AutoImageProcessor`.
+        revision: of the hub's repository; None for the newest.
+        near_is: whether near is "large" in the model's answers (inverse depth) or "small" (distances, which are inverted);
+            "auto" tells by its configuration.
+        device: torch's name of a device; "auto" takes CUDA where there is a device.
+        short_side: pictures with a longer short side (pixels) are shrunk before the model sees them; None lets its own
+            preprocessing decide. The map has the picture's size in any case.
+
+    Raises:
+        PackingError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        near_is: str = "auto",
+        device: str = "auto",
+        short_side: int | None = None,
+    ) -> None:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation  # here, because it takes seconds
+
+        if near_is not in ("auto", "large", "small"):
+            raise PackingError(f"estimator.near_is={near_is!r}: choose auto, large or small")
+        self.name, self.short_side = model, short_side
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+            network = AutoModelForDepthEstimation.from_pretrained(model, revision=revision, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise PackingError(
+                f"estimator.model={model!r} cannot be loaded as a depth model: {error}\nGive the hub id or the folder of a "
+                "model for depth estimation, such as depth-anything/Depth-Anything-V2-Small-hf"
+            ) from error
+        self.network = network.to(self.device).eval()
+        config = network.config
+        metric = getattr(config, "depth_estimation_type", None) == "metric" or config.model_type in _METRIC_TYPES
+        self.near_is = ("small" if metric else "large") if near_is == "auto" else near_is
+
+    def fingerprint(self) -> str:
+        """Return a short hash of all that a map depends on besides its picture."""
+        settings = (self.near_is, self.short_side, type(self.processor).__name__, self.processor.to_json_string())
+        digest = hashlib.sha256(repr(settings).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        """Return the depth map of an RGB picture, of its size.
+
+        Raises:
+            PictureError: the model's answer is not finite.
+        """
+        inputs = self.processor(images=shrink(picture, self.short_side), return_tensors="pt").to(self.device)
+        answer = self.network(**inputs)
+        size = (picture.height, picture.width)
+        depth = self.processor.post_process_depth_estimation(answer, target_sizes=[size])[0]["predicted_depth"]
+        values: NDArray[np.float32] = depth.float().cpu().numpy()
+        return normalised(values if self.near_is == "large" else 1 / np.maximum(values, _SMALLEST))
+
+
+class DepthMaps:
+    """Depth maps in a folder, each written whole or not at all, under the hash of its picture's file.
+
+    Args:
+        folder: where they are; made where missing.
+        estimate: what draws the map of an RGB picture.
+    """
+
+    def __init__(self, folder: Path, estimate: Callable[[Image.Image], Image.Image]) -> None:
+        self.folder, self.estimate = folder, estimate
+        self.drawn = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, picture: bytes) -> Path:
+        """Return where the map of a picture's file is, or will be."""
+        return self.folder / f"{hashlib.sha256(picture).hexdigest()[:40]}.png"
+
+    def make(self, picture: bytes) -> Path:
+        """Return the file with a picture's map, drawn now unless it is there.
+
+        Raises:
+            PictureError: the picture cannot be decoded, or the model fails on it.
+        """
+        path = self.path(picture)
+        if path.exists():
+            return path
+        data = encode_picture(self.estimate(load_rgb(picture)), "png")
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        self.drawn += 1
+        return path
+
+
+class DepthPairSource:
+    """A source of pictures as a source of pairs: to each picture, as target, its depth map as reference.
+
+    Args:
+        pictures: what gives the targets and their captions; references and instructions of its own are left out.
+        maps: what draws the maps.
+        model: the depth model's name, for the provenance.
+    """
+
+    def __init__(self, pictures: Source, maps: DepthMaps, model: str) -> None:
+        self.pictures, self.maps, self.model = pictures, maps, model
+        self.orphans = pictures.orphans
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Candidate | Orphan]:
+        for each in self.pictures:
+            yield each if isinstance(each, Orphan) else self._pair(each)
+
+    def _pair(self, candidate: Candidate) -> Candidate | Orphan:
+        target = candidate.target
+        try:
+            if isinstance(target, Image.Image):
+                target = encode_picture(target, "png")
+            reference = self.maps.make(target.read_bytes() if isinstance(target, Path) else target)
+        except (PictureError, OSError) as error:
+            return Orphan(candidate.name, "unreadable_target", f"{candidate.name}: {error}")
+        provenance: dict[str, Any] = {**candidate.provenance, "depth_model": self.model}
+        return replace(candidate, target=target, reference=reference, instruction=None, provenance=provenance)
+
+
+class ShardTargets:
+    """The target pictures of pair shards, with their captions.
+
+    Raises:
+        ShardError: see `PairShards`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.shards = PairShards(root)
+        self.orphans = [Orphan(str(root), "damaged_shard", line) for line in self.shards.damage]
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __iter__(self) -> Iterator[Candidate | Orphan]:
+        for position, key in enumerate(self.shards.keys):
+            try:
+                record, target = self.shards.record(position), self.shards.target_bytes(position)
+            except DamagedSample as damage:
+                yield Orphan(key, "damaged_sample", str(damage))
+                continue
+            yield Candidate(key, target, None, record.caption, provenance={**record.provenance, "source": key})
+
+
+def open_pictures(source: str | Path) -> Source:
+    """Open pictures with captions: a folder of pair shards, or whatever the packing command takes for targets alone.
+
+    Raises:
+        PackingError, ShardError: nothing of that kind is there.
+    """
+    root = Path(source)
+    if root.is_dir() and any(root.glob("*.tar")):
+        return ShardTargets(root)
+    return open_source(root, task=TASK_WITHOUT_REFERENCE)
