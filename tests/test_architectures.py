@@ -29,12 +29,17 @@ BATCH, SIZE = 2, 32  # samples; pixels of a frame's side
 
 
 def configured(name: str, **overrides: Any) -> Callable[[FluxTransformer2DModel], Architecture]:
-    """Return what `arch=NAME` builds, with factors of rank 4."""
+    """Return what `arch=NAME` builds, with factors of rank 4 where it has any."""
     config = OmegaConf.load(CONF / f"{name}.yaml")
-    config.lora.rank = 4
+    if config.lora is not None:
+        config.lora.rank = 4
     for key, value in overrides.items():
         config[key] = value
-    build: Callable[[FluxTransformer2DModel], Architecture] = instantiate(config)
+
+    def build(transformer: FluxTransformer2DModel) -> Architecture:
+        architecture: Architecture = instantiate(config)(transformer)
+        return architecture
+
     return build
 
 
@@ -48,8 +53,16 @@ class Row:
     trains_base: bool = False
 
 
+FACTORS = OmegaConf.load(CONF / "lora" / "all_linear.yaml")  # +arch/lora=all_linear
+FACTORS.rank = 4
+
+ENCODER = {"_target_": "toys.image_encoder"}
+
 ROWS = {
     "parallel": Row(configured("parallel")),
+    "ip_adapter": Row(configured("ip_adapter", image_encoder=ENCODER)),
+    "ip_adapter-with_lora": Row(configured("ip_adapter", image_encoder=ENCODER, lora=FACTORS)),
+    "ip_adapter_plus": Row(configured("ip_adapter_plus", image_encoder=ENCODER)),
     "text_only": Row(configured("text_only"), uses_reference=False),
     "text_only-whole": Row(configured("text_only", train_base=True, lora=None), uses_reference=False, trains_base=True),
 }

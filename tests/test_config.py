@@ -194,7 +194,9 @@ def test_debug_makes_every_experiment_small() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_flux_dev_is_built_on_meta(arch: str) -> None:
+    factors_by_itself = OmegaConf.load(CONF / "arch" / f"{arch}.yaml").lora is not None
     choices = ["base=flux_dev", "base.model.initialise=meta", f"arch={arch}", "arch.lora.rank=512"]
+    choices += [] if factors_by_itself else ["+arch/lora=all_linear"]
     architecture = build_architecture(compose_train(Path("run"), *choices))
     assert all(parameter.device.type == "meta" for parameter in architecture.parameters())
     frozen = sum(p.numel() for p in architecture.transformer.parameters() if not p.requires_grad)

@@ -54,7 +54,26 @@ class Architecture(ModelMixin, ConfigMixin):
         """Yield the modules that this architecture adds and trains whole; none by default."""
         return ()
 
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings, by their names in `arch`, under which trained weights mean something; none by default.
+
+        Plain types only. Checkpoints hold them, and weights that were trained with other ones are refused.
+        """
+        return {}
+
     # --- Encoding: pixels to latents, once a pair.
+
+    def required(self, reference: Float[Tensor, "b 3 h w"] | None) -> Float[Tensor, "b 3 h w"]:
+        """Return `reference`, for architectures that cannot do without one.
+
+        Raises:
+            ValueError: if it is None, naming the remedy.
+        """
+        if reference is None:
+            raise ValueError(
+                f"arch={self.name} needs a reference picture in every pair; data without one trains arch=text_only"
+            )
+        return reference
 
     @abstractmethod
     def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:

@@ -45,13 +45,14 @@ class AdapterMismatchError(ValueError):
 def header_of(architecture: Architecture) -> dict[str, Any]:
     """Return what trained weights of `architecture` must be loaded into: plain types only.
 
-    Keys: `architecture`, `frames`, `train_base`, `lora` (rank, alpha, targets; or None), `transformer` (the settings
-    that shapes depend on) and `parameters` (number of trained values).
+    Keys: `architecture`, `settings` (the architecture's own), `frames`, `train_base`, `lora` (rank, alpha, targets; or
+    None), `transformer` (the settings that shapes depend on) and `parameters` (number of trained values).
     """
     lora = architecture.lora
     config = architecture.transformer.config
     return {
         "architecture": architecture.name,
+        "settings": dict(architecture.settings()),
         "frames": list(architecture.frames),
         "train_base": bool(architecture.train_base),
         "lora": None
@@ -222,6 +223,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {"arch": header.get("architecture"), "train_base": header.get("train_base")}
+    settings |= {f"arch.{key}": value for key, value in (header.get("settings") or {}).items()}
     lora = header.get("lora")
     settings["arch.lora"] = None if lora is None else "given"
     if lora is not None:
@@ -244,5 +246,7 @@ def _remedy(key: str, value: Any) -> str:
         return "use the arch and lora settings it was trained with, or train anew (without ckpt)"
     if key == "arch.lora" and value == "given":
         return "use the lora settings it was trained with, or train anew (without ckpt)"
+    if key.endswith(".fingerprint"):
+        return f"use the {key.split('.')[-2]} it was trained with, or train anew (without ckpt)"
     name = "arch.train_base" if key == "train_base" else key
     return f"set {name}={_show(value)}, or train anew (without ckpt)"
