@@ -41,7 +41,16 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-TEXT = VISION | {"num_hidden_layers": 1, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 CLIP_PROCESSOR = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 SIGLIP_PROCESSOR = {"size": {"height": 32, "width": 32}}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from hydra.errors import InstantiationException
 from safetensors import safe_open
 from test_architectures import BATCH, TIMES, base, condition_of, pictures, with_random_weights
 from toys import image_encoder
@@ -14,17 +15,17 @@ from verbs import compose_train, tiny_miniature
 
 from dsd_lightning.architectures.ip_adapter import EMBEDDING, IPAdapter, IPAdapterPlus
 from dsd_lightning.checkpoints.adapter import AdapterMismatchError, load_adapter, save_adapter
+from dsd_lightning.errors import message_for_user
 from dsd_lightning.flux import tokens
+from dsd_lightning.flux.base import PARTS
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.pairs import Encoded
 from dsd_lightning.randomness import normal
-from dsd_lightning.training import train
+from dsd_lightning.training import build_architecture, train
 
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    from diffusers import AutoencoderKL
-
     return Codec(AutoencoderKL.from_pretrained(Path(__file__).parents[1] / "assets" / "tiny-flux" / "vae"))
 
 
@@ -78,12 +79,23 @@ def test_the_image_encoder_is_frozen_and_in_no_adapter(kind: type[IPAdapter], tm
 
 def test_a_runs_checkpoints_hold_no_weight_of_the_image_encoder(tiny_base: Path, tmp_path: Path) -> None:
     choices = [each for each in tiny_miniature(tiny_base, "callbacks=minimal", "logger=csv") if "lora" not in each]
-    config = compose_train(tmp_path, *choices, "arch=ip_adapter_plus", "arch.depth=1", "trainer.max_steps=1")
+    config = compose_train(tmp_path, *choices, "arch=ip_adapter_plus", "arch.depth=1", "trainer.max_steps=2")
     train(config, tmp_path)
     files = [file for file in (tmp_path / "checkpoints").rglob("*") if file.is_file()]
     assert any(file.name == "adapter.safetensors" for file in files)
     for file in files:
         assert b"image_encoder.tower" not in file.read_bytes(), file
+
+
+def test_a_missing_image_encoder_is_told_before_the_transformer_is_loaded(tmp_path: Path) -> None:
+    for part in PARTS:
+        (tmp_path / part).mkdir()  # nothing in it: loading the transformer would fail
+    choices = ["arch=ip_adapter", f"base.model.path={tmp_path}", "base.image_encoder.path=assets/nowhere"]
+    with pytest.raises(InstantiationException) as refusal:
+        build_architecture(compose_train(tmp_path / "run", *choices))
+    message = message_for_user(refusal.value)
+    assert message is not None
+    assert message.startswith("base.image_encoder.path='assets/nowhere': no such folder")
 
 
 def test_only_the_double_blocks_attend_to_the_picture() -> None:

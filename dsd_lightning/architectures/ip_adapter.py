@@ -159,9 +159,12 @@ class IPAdapterPlus(IPAdapter):
             ValueError: if the heads do not divide the tower's width, or the depth is less than 1.
         """
         hidden = self.image_encoder.patch_width
-        heads = self.image_encoder.num_heads if self.num_heads is None else self.num_heads
-        if heads < 1 or hidden % heads:
-            raise ValueError(f"arch.num_heads={heads} must divide the width of the image encoder's tokens, {hidden}")
+        if self.num_heads is None:
+            self.num_heads = self.image_encoder.num_heads
+        if self.num_heads < 1 or hidden % self.num_heads:
+            raise ValueError(
+                f"arch.num_heads={self.num_heads} must divide the width of the image encoder's tokens, {hidden}"
+            )
         if self.depth < 1:
             raise ValueError(f"arch.depth={self.depth} must be at least 1")
         return IPAdapterPlusImageProjection(
@@ -169,8 +172,8 @@ class IPAdapterPlus(IPAdapter):
             output_dims=width,
             hidden_dims=hidden,
             depth=self.depth,
-            dim_head=hidden // heads,
-            heads=heads,
+            dim_head=hidden // self.num_heads,
+            heads=self.num_heads,
             num_queries=self.num_tokens,
         )
 
@@ -180,13 +183,13 @@ class IPAdapterPlus(IPAdapter):
 
     def settings(self) -> Mapping[str, Any]:
         """Return those of `IPAdapter` and the resampler's."""
-        attention = self.image_projection.layers[0].attn
-        return {**super().settings(), "depth": self.depth, "num_heads": int(attention.heads)}
+        return {**super().settings(), "depth": self.depth, "num_heads": self.num_heads}
 
 
 def _processor(transformer: FluxTransformer2DModel, num_tokens: int, replaced: Any) -> FluxIPAdapterAttnProcessor:
     width = int(transformer.config.joint_attention_dim)
-    processor = FluxIPAdapterAttnProcessor(transformer.inner_dim, width, num_tokens=(num_tokens,))
+    with torch.device("meta"):  # its own layers are replaced
+        processor = FluxIPAdapterAttnProcessor(transformer.inner_dim, width, num_tokens=(num_tokens,))
     processor.to_k_ip, processor.to_v_ip = (
         nn.ModuleList([TrainedLinear(width, transformer.inner_dim, dtype=torch.float32)]) for _ in range(2)
     )

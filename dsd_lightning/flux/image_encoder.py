@@ -172,7 +172,7 @@ class ImageEncoder(nn.Module):
             digest = hashlib.sha256(repr(about).encode())
             for name, tensor in sorted(self.tower.state_dict().items()):
                 digest.update(name.encode())
-                rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+                rounded = tensor.detach().to("cpu", torch.bfloat16).reshape(-1)
                 digest.update(rounded.view(torch.uint8).numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
@@ -205,7 +205,7 @@ def load_image_encoder(
         vision = getattr(vision, "vision_config", vision)
         kind: Any = CLIPVisionModelWithProjection if _is_clip(vision) else AutoModel
         tower, report = kind.from_pretrained(path, config=vision, dtype=torch.float32, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(path)
+        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     except (OSError, ValueError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ImageEncoderError(f"cannot load base.image_encoder.path={path!r}: {error}\n{_REMEDY}") from error
     if report["missing_keys"]:
