@@ -181,9 +181,7 @@ def test_a_folder_that_lacks_something_is_refused_by_name(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("path", ["assets/no-such-encoder", "/no/such/folder", "nowhere"])
 def test_a_folder_that_is_not_there_is_refused(path: str) -> None:
-    with pytest.raises(
-        ImageEncoderError, match=rf"path='{path}': no such folder(.|\n)*pretraining\.image_encoder"
-    ):
+    with pytest.raises(ImageEncoderError, match=rf"path='{path}': no such folder(.|\n)*pretraining\.image_encoder"):
         load_image_encoder(path)
 
 
@@ -207,13 +205,15 @@ def test_a_filter_that_torch_lacks_is_refused(tmp_path: Path) -> None:
         load_image_encoder(str(tmp_path))
 
 
-def test_on_meta_nothing_is_read(tmp_path: Path) -> None:
+def test_on_meta_no_weights_are_read(tmp_path: Path) -> None:
     config = {"model_type": "siglip_vision_model", **VISION}
     encoder = load_image_encoder("nobody/no-such-encoder", initialise="meta", config=config)
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
     assert (encoder.pooled_width, encoder.patch_width, encoder.num_heads) == (32, 32, 2)
-    with pytest.raises(ImageEncoderError, match=r"needs base\.image_encoder\.config"):
-        load_image_encoder("nobody/no-such-encoder", initialise="meta")
+    with pytest.raises(ImageEncoderError, match="preprocessing"):
+        encoder.pooled(torch.zeros(1, 3, 32, 32))
+    clip(tmp_path)
+    assert load_image_encoder(str(tmp_path), initialise="meta").pooled_width == 24
 
 
 # --- The shipped one.

@@ -187,26 +187,22 @@ def load_image_encoder(
         path: folder or hub id in the transformers layout: a vision tower alone, or a whole CLIP or SigLIP, of which the
             vision half is read.
         initialise: "meta" builds without weights and without memory; anything else loads them.
-        config: the tower's configuration with its `model_type`. Needed only to build without weights.
+        config: on meta, the tower's configuration with its `model_type`; that of `path` if None.
 
     Raises:
         ImageEncoderError: naming what is missing and the remedy.
     """
     if initialise == "meta":
-        if config is None:
-            raise ImageEncoderError("initialise=meta needs base.image_encoder.config")
-        vision = AutoConfig.for_model(**dict(config))
+        vision = _config_of(path) if config is None else AutoConfig.for_model(**dict(config))
         with torch.device("meta"):
             tower = CLIPVisionModelWithProjection(vision) if _is_clip(vision) else AutoModel.from_config(vision)
         return ImageEncoder(tower, None, path)
-    _require_files(path)
+    vision = _config_of(path)
     try:
-        vision = AutoConfig.from_pretrained(path)
-        vision = getattr(vision, "vision_config", vision)
         kind: Any = CLIPVisionModelWithProjection if _is_clip(vision) else AutoModel
         tower, report = kind.from_pretrained(path, config=vision, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except _LOADING_ERRORS as error:
         raise ImageEncoderError(f"cannot load base.image_encoder.path={path!r}: {error}\n{_REMEDY}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -222,6 +218,19 @@ _REMEDY = (
     f"({', '.join(NEEDED)}), such as openai/clip-vit-large-patch14; the miniature's is assets/tiny-image-encoder "
     "(python -m dsd_lightning.pretraining.image_encoder makes it)."
 )
+
+
+_LOADING_ERRORS = (OSError, ValueError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError)
+
+
+def _config_of(path: str) -> Any:
+    """Return the configuration of the vision tower in `path`."""
+    _require_files(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except _LOADING_ERRORS as error:
+        raise ImageEncoderError(f"cannot load base.image_encoder.path={path!r}: {error}\n{_REMEDY}") from error
+    return getattr(config, "vision_config", config)
 
 
 def _is_clip(vision: Any) -> bool:
