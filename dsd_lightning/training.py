@@ -45,10 +45,12 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
         ValueError: if nothing would be trained.
     """
     base = base or build_base(config)
+    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are told at once.
+    build: Any = instantiate(config.arch)
     torch.manual_seed(config.seed)
     transformer = base.transformer()
     with transformer.device if transformer.device.type == "meta" else nullcontext():
-        architecture: Architecture = instantiate(config.arch)(transformer=transformer)
+        architecture: Architecture = build(transformer=transformer)
     if config.init_from is not None:
         load_adapter(config.init_from, architecture)
     trained = sum(parameter.numel() for _, parameter in architecture.trainable())

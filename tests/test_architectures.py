@@ -58,6 +58,8 @@ class Row:
 FACTORS = OmegaConf.load(CONF / "lora" / "all_linear.yaml")  # +arch/lora=all_linear
 FACTORS.rank = 4
 
+ENCODER = {"_target_": "toys.image_encoder"}
+
 ROWS = {
     "parallel": Row(configured("parallel")),
     "concat": Row(configured("concat")),
@@ -66,6 +68,9 @@ ROWS = {
     "controlnet-with_lora": Row(configured("controlnet", lora=FACTORS)),
     "reference_tokens": Row(configured("reference_tokens"), starts_as_base=False),
     "reference_tokens-separate_pass": Row(configured("reference_tokens", separate_pass=True), starts_as_base=False),
+    "ip_adapter": Row(configured("ip_adapter", image_encoder=ENCODER)),
+    "ip_adapter-with_lora": Row(configured("ip_adapter", image_encoder=ENCODER, lora=FACTORS)),
+    "ip_adapter_plus": Row(configured("ip_adapter_plus", image_encoder=ENCODER)),
     "text_only": Row(configured("text_only"), uses_reference=False),
     "text_only-whole": Row(configured("text_only", train_base=True, lora=None), uses_reference=False, trains_base=True),
 }

@@ -1,4 +1,4 @@
-"""Which models have a velocity that can be written down? Architectures for tests whose right answers need no network."""
+"""Which small models do tests work with? Architectures whose velocity can be written down, and a random vision tower."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dsd_lightning.architectures.base import State
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.architectures.text_only import TextOnly
+from dsd_lightning.flux.image_encoder import ImageEncoder, Preprocessing
 from dsd_lightning.pairs import Condition, TextEmbeddings
 
 Field = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -58,3 +60,21 @@ def text_of(value: float, batch: int = 2) -> TextEmbeddings:
 
 
 NULL_TEXT = text_of(0.0, batch=1)
+
+
+def image_encoder(seed: int = 0) -> ImageEncoder:
+    """Return a CLIP vision tower of two layers for pictures of 32 x 32; its weights are random, and those of the seed."""
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=24,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tower = CLIPVisionModelWithProjection(config)
+    return ImageEncoder(tower, Preprocessing((32, 32), None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic"))

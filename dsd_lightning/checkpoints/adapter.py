@@ -246,5 +246,7 @@ def _remedy(key: str, value: Any) -> str:
         return "use the arch and lora settings it was trained with, or train anew (without ckpt)"
     if key == "arch.lora" and value == "given":
         return "use the lora settings it was trained with, or train anew (without ckpt)"
+    if key.endswith(".fingerprint"):
+        return f"use the {key.split('.')[-2]} it was trained with, or train anew (without ckpt)"
     name = "arch.train_base" if key == "train_base" else key
     return f"set {name}={_show(value)}, or train anew (without ckpt)"

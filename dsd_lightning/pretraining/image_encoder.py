@@ -1,0 +1,245 @@
+"""How the miniature's image encoder is made: a small CLIP vision tower that has learned to see every attribute.
+
+It stands where CLIP or SigLIP stand for FLUX.1-dev: it knows what is in a picture and has never seen a pair. Identity and
+context are read off its pooled embedding and off its patch tokens by heads that are thrown away afterwards, so both
+IP-Adapters find everything in it. Some pictures are depth maps, of which only the form is asked. Held-out identities are
+never drawn.
+
+    python -m dsd_lightning.pretraining.image_encoder output=assets/tiny-image-encoder
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import hydra
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from dsd_lightning.miniature.renderer import RESOLUTION, render
+from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
+from dsd_lightning.pretraining.text import AttributeReadout
+from dsd_lightning.randomness import key_to_int, numpy_generator
+
+log = logging.getLogger(__name__)
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {**Identity.vocabulary, **Context.vocabulary}
+"""What the heads are asked, by name; the identity's first."""
+
+SIZES = [len(words) for words in ATTRIBUTES.values()]
+
+SEEN_IN_DEPTH = ("shape", "accessory", "place", "size", "rotation")
+"""Attributes that a depth map shows."""
+
+IGNORED = -100
+"""Label of an attribute that a picture does not show."""
+
+
+class LabelledPictures(NamedTuple):
+    """Pictures in [-1, 1] and the index of every attribute's value (`IGNORED` where it is not shown)."""
+
+    pixels: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, "b attributes"]
+
+
+def draw_pictures(
+    rng: np.random.Generator, count: int, depth_share: float = 0.0, held_out: bool = False
+) -> LabelledPictures:
+    """Return `count` pictures of training or held-out identities, `depth_share` of them as depth maps (near is bright)."""
+    pictures, labels = [], []
+    for _ in range(count):
+        scene = Scene(draw_identity(rng, held_out=held_out), draw_context(rng))
+        drawn, values = render(scene), [*scene.identity.values(), *scene.context.values()]
+        picture = drawn.picture
+        if rng.random() < depth_share:
+            picture = np.repeat(1 - drawn.depth[..., None], 3, axis=-1)
+            values = [v if name in SEEN_IN_DEPTH else IGNORED for name, v in zip(ATTRIBUTES, values, strict=True)]
+        pictures.append(picture)
+        labels.append(values)
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() * 2 - 1
+    return LabelledPictures(pixels, torch.tensor(labels))
+
+
+class PictureBatches(Dataset[LabelledPictures]):
+    """Whole batches by step number."""
+
+    def __init__(self, steps: int, count: int, depth_share: float, seed: int) -> None:
+        self.steps, self.count, self.depth_share, self.seed = steps, count, depth_share, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> LabelledPictures:
+        return draw_pictures(numpy_generator(self.seed, "image encoder", step), self.count, self.depth_share)
+
+
+class Seeing(L.LightningModule):
+    """A vision tower under cross-entropies: every attribute from the pooled embedding, and again from patch tokens.
+
+    The pooled embedding is read by one linear layer; the tokens before the last layer (which IP-Adapter Plus resamples) by
+    one attention query and one linear layer an attribute.
+    """
+
+    def __init__(
+        self,
+        tower: CLIPVisionModelWithProjection,
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        warmup_steps: int,
+        context_weight: float,
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        width = tower.config.hidden_size
+        self.pooled_head = nn.Linear(tower.config.projection_dim, sum(SIZES))
+        self.patch_norm, self.patch_head = nn.LayerNorm(width), AttributeReadout(width, SIZES)
+        count = len(Identity.vocabulary)
+        self.weights = [1.0] * count + [context_weight] * (len(SIZES) - count)
+        self.save_hyperparameters(ignore=["tower"])
+
+    def read(self, pixels: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b values"]]:
+        """Return the logits of all attributes' values, side by side, from the pooled embedding and from the patches."""
+        # The tower's preprocessing (`save`) leaves pixels in [-1, 1] as they are.
+        seen = self.tower(pixel_values=pixels, output_hidden_states=True)
+        tokens = self.patch_norm(seen.hidden_states[-2].float())
+        everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return {"pooled": self.pooled_head(seen.image_embeds), "patches": self.patch_head(tokens, everywhere)}
+
+    def training_step(self, batch: LabelledPictures, _: int) -> Tensor:
+        loss = torch.zeros((), device=self.device)
+        for name, logits in self.read(batch.pixels).items():
+            parts = logits.float().split(SIZES, -1)
+            errors = [F.cross_entropy(part, batch.labels[:, i]) for i, part in enumerate(parts)]
+            loss = loss + sum(weight * error for weight, error in zip(self.weights, errors, strict=True))
+            worst = min(shares_right(logits, batch.labels)[each] for each in Identity.vocabulary)
+            self.log(f"worst_{name}", worst, prog_bar=True, batch_size=len(batch.pixels))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.pixels))
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        rate, steps, warm = (self.hparams[k] for k in ("learning_rate", "steps", "warmup_steps"))
+        warm = max(1, min(warm, steps - 1))
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        plain = [p for p in self.parameters() if p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],
+            lr=rate,
+            betas=(0.9, 0.99),
+        )
+        schedule = torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warm, eta_min=rate * 0.01),
+            ],
+            milestones=[warm],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def shares_right(logits: Float[Tensor, "b values"], labels: Int[Tensor, "b attributes"]) -> dict[str, float]:
+    """Return the share of pictures whose value of each attribute has the largest logit."""
+    shares = {}
+    for index, (name, part) in enumerate(zip(ATTRIBUTES, logits.split(SIZES, -1), strict=True)):
+        shown = labels[:, index] != IGNORED
+        shares[name] = (part.argmax(-1) == labels[:, index])[shown].double().mean().item()
+    return shares
+
+
+@torch.no_grad()
+def measure(module: Seeing, count: int, held_out: bool, seed: int) -> dict[str, dict[str, float]]:
+    """Return, for the pooled embedding and the patches, the share of `count` new pictures with each attribute right."""
+    rng = numpy_generator(seed, "image encoder", "measure", held_out)
+    drawn = draw_pictures(rng, count, held_out=held_out)
+    read = [module.read(some) for some in drawn.pixels.split(64)]
+    return {
+        name: shares_right(torch.cat([each[name] for each in read]), drawn.labels) for name in ("pooled", "patches")
+    }
+
+
+def save(output: Path, tower: CLIPVisionModelWithProjection, figures: dict[str, Any]) -> None:
+    """Write the tower in float16, its preprocessing and its figures; each file is written beside and then renamed."""
+    partial = output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tower.to(torch.float16).save_pretrained(partial)
+    CLIPImageProcessor(
+        size={"height": RESOLUTION, "width": RESOLUTION},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(partial)
+    (partial / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    for file in _weights_last(partial.iterdir()):
+        file.replace(output / file.name)
+    partial.rmdir()
+
+
+def _weights_last(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: (file.suffix == ".safetensors", file.name))
+
+
+@hydra.main(config_path="../../conf/pretraining", config_name="image_encoder", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Train the tower and save it in the transformers layout; the same command goes on where it stopped."""
+    L.seed_everything(key_to_int(config.seed, "image encoder", "weights") % 2**32)
+    settings = CLIPVisionConfig(**cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True)))
+    # The fused kernel's backward pass is slow in bfloat16 on CPU.
+    settings._attn_implementation = "eager"
+    module = Seeing(
+        CLIPVisionModelWithProjection(settings),
+        config.learning_rate,
+        config.weight_decay,
+        config.steps,
+        config.warmup_steps,
+        config.context_weight,
+    )
+    work = Path(config.work_dir)
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=1,
+        precision=config.precision,
+        max_steps=config.steps,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        callbacks=[
+            ModelCheckpoint(work, save_last=True, every_n_train_steps=config.checkpoint_every_steps, save_top_k=0),
+            TQDMProgressBar(refresh_rate=20),
+        ],
+    )
+    batches = PictureBatches(config.steps, config.batch_size, config.depth_share, config.seed)
+    loader = DataLoader(batches, batch_size=None, num_workers=config.workers)
+    last = work / "last.ckpt"
+    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
+
+    module = module.cpu().float().eval()
+    figures = {
+        "held_out" if held_out else "training": measure(module, config.measured_pictures, held_out, config.seed)
+        for held_out in (False, True)
+    }
+    for kind, shares in figures["held_out"].items():
+        for name, share in shares.items():
+            log.info("%s told from %s, held-out identities: %.4f", name, kind, share)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    save(output, module.tower, figures)
+    log.info("saved %s", output)
+
+
+if __name__ == "__main__":
+    main()
