@@ -116,10 +116,11 @@ def test_sixteen_and_eight_bits_of_one_picture_give_the_same_pixels() -> None:
     wide = Image.fromarray(data.camera().astype(np.uint16) * 257)
     for crop in ((0.5, 0.5), (0.0, 1.0)):
         one, other = (to_pixels(picture, 64, 80, crop=crop) for picture in (narrow, wide))
-        # 8 bits are rounded after resampling, and clipped where it overshoots.
-        assert (one - other).abs().max() <= 1.1 / 127.5
+        # 8 bits are rounded, and clipped where resampling overshoots, first across and then down.
+        assert (one - other).abs().max() <= 4 / 127.5
+        assert (one - other).abs().mean() <= 0.5 / 127.5
         assert other.abs().max() <= 1
-    assert np.abs(np.asarray(shrink(wide, 64)) / 257 - np.asarray(shrink(narrow, 64))).max() <= 1.1
+    assert np.abs(np.asarray(shrink(wide, 64)) / 257 - np.asarray(shrink(narrow, 64))).max() <= 4
 
 
 def test_sixteen_bit_files_are_stored_as_they_are_and_colours_are_no_gray(ramp: Image.Image) -> None:
