@@ -82,7 +82,7 @@ def sweep(tmp_path: Path) -> Path:
         "sweeper": {"params": {"seed": "0,1,2", "task": "identity,depth", "arch": "parallel,text_only"}},
         "overrides": {"task": ["task=identity", "experiment=ablation", "~callbacks.probe", "arch.lora.rank=2"]},
     }
-    (root / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    (root / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}, sort_keys=False))
     return root
 
 
@@ -136,7 +136,7 @@ def test_what_is_planned_is_what_the_last_command_asked_for(sweep: Path) -> None
     assert planned(sweep) == [("identity", arch, seed) for seed in range(3) for arch in ("parallel", "text_only")]
     saved = yaml.safe_load((sweep / "multirun.yaml").read_text())
     saved["hydra"]["sweep"]["subdir"] = "${oc.env:WHERE}"
-    (sweep / "multirun.yaml").write_text(yaml.safe_dump(saved))
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
     assert planned(sweep) == []
 
 

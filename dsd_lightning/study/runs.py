@@ -133,11 +133,12 @@ def planned(sweep: Path) -> list[tuple[str, str, int]]:
     path = sweep / "multirun.yaml"
     if not path.exists():
         return []
-    config = OmegaConf.load(path)
-    settings = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    given = OmegaConf.select(config, "hydra.overrides.task") or []
-    subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
-    words = [*(f"{key}={value}" for key, value in settings.items()), *map(str, given)]
+    saved = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(saved, dict)
+    hydra = saved["hydra"]
+    subdir = hydra["sweep"]["subdir"]
+    words = [*(f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items())]
+    words += hydra["overrides"]["task"]
     choices: dict[str, list[str]] = {}
     try:
         for each in OverridesParser.create().parse_overrides(words):
