@@ -57,8 +57,8 @@ constraints: ## write constraints.txt anew: the newest releases that setup.cfg a
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
-	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet]' && \
-	{ echo '# Exact versions of all that the package and its extras dev and parquet install: what was tested.' && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,report]' && \
+	{ echo '# Exact versions of all that the package and its extras dev, parquet and report install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
 	} > constraints.txt.new && mv constraints.txt.new constraints.txt
@@ -75,7 +75,7 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report]'
 	@touch $(VENV)/.base $@
 
 # Debian's Python has no ensurepip unless python3-venv is installed; its pip can fill an environment all the same.

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.ema import averaged_weights
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """A callback that measures training time."""
+
+    def leave_out(self) -> None:
+        """Do not count the time until the next batch."""
+        ...
 
 
 @contextmanager
@@ -28,6 +38,14 @@ def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> It
     finally:
         for part, mode in modes.items():
             part.training = mode
+        leave_out(trainer)
+
+
+def leave_out(trainer: L.Trainer) -> None:
+    """Tell the callbacks that measure training time that the time since the last step was spent on something else."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Clock):
+            callback.leave_out()
 
 
 class EveryNSteps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,13 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from callbacks.drawing import EveryNSteps, drawing
-from callbacks.sheet import Row, draw_sheet, save_whole
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, TARGET
 from dsd_lightning.pictures import load_rgb, to_image, to_pixels
+from dsd_lightning.sheet import FINAL, GENERATED, GIVEN, REDRAWN, ROWS, TRUTH, Row, draw_sheet, save_whole
 
 log = logging.getLogger(__name__)
 
-GIVEN, REDRAWN, GENERATED, TRUTH = "reference", "redrawn reference", "generated", "truth"
 COLUMNS = (GIVEN, REDRAWN, GENERATED, TRUTH)
 """Of a sheet, from left to right; those without any picture are left out."""
 
@@ -139,9 +139,10 @@ class SampleSheets(L.Callback):
             self.draw(trainer, pl_module, averaged=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the trained state, and hand the table to W&B."""
+        """Draw the trained state, keep its pictures one by one, and hand the table to W&B."""
         rows = self.draw(trainer, pl_module, averaged=True)
         if rows and trainer.is_global_zero:
+            _keep(rows, self.path(trainer, trainer.global_step).parent / FINAL)
             self._log_table(trainer, rows)
 
     # --- What.
@@ -177,7 +178,7 @@ class SampleSheets(L.Callback):
             return []
         batch = first.to(module.device)
         drawn = module.draw(batch)
-        return _rows({GIVEN: batch.reference, **_named(drawn), TRUTH: batch.target}, batch.prompts)
+        return _rows({GIVEN: batch.reference, **_named(drawn), TRUTH: batch.target}, batch.prompts, batch.keys)
 
     def _request_rows(self, module: DiffusionSelfDistillation) -> list[Row]:
         rows: list[Row] = []
@@ -186,7 +187,7 @@ class SampleSheets(L.Callback):
             prompts = [request.prompt for request in self.requests[chosen]]
             reference = torch.stack(self.references[chosen]).to(module.device)
             keys = [f"request {index}" for index in range(start, start + len(prompts))]
-            rows += _rows({GIVEN: reference, **_named(module.draw_from(reference, prompts, keys))}, prompts)
+            rows += _rows({GIVEN: reference, **_named(module.draw_from(reference, prompts, keys))}, prompts, keys)
         return rows
 
     def _log_table(self, trainer: L.Trainer, rows: Sequence[Row]) -> None:
@@ -209,11 +210,24 @@ def _named(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     return {titles[name]: pictures for name, pictures in drawn.items()}
 
 
-def _rows(pictures: dict[str, Tensor | None], captions: Sequence[str]) -> list[Row]:
+def _rows(pictures: dict[str, Tensor | None], captions: Sequence[str], keys: Sequence[str]) -> list[Row]:
     return [
-        Row({name: to_image(batch[index]) for name, batch in pictures.items() if batch is not None}, caption)
-        for index, caption in enumerate(captions)
+        Row({name: to_image(batch[index]) for name, batch in pictures.items() if batch is not None}, caption, key)
+        for index, (caption, key) in enumerate(zip(captions, keys, strict=True))
     ]
+
+
+def _keep(rows: Sequence[Row], folder: Path) -> None:
+    """Write each picture of `rows` as a file, and last the list of them."""
+    listed = []
+    for number, row in enumerate(rows):
+        files = {column: f"{number:02d}_{column.replace(' ', '_')}.png" for column in row.pictures}
+        for column, name in files.items():
+            save_whole(row.pictures[column], folder / name)
+        listed.append({"key": row.key, "caption": row.caption, "pictures": files})
+    beside = folder / f".{ROWS}.partial"
+    beside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, folder / ROWS)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

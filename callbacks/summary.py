@@ -6,10 +6,18 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+
+
+def summarise(pl_module: L.LightningModule, figures: Mapping[str, float]) -> None:
+    """Hand figures to the summary: add them to the module's `summary`, a dict that is made if there is none."""
+    if not hasattr(pl_module, "summary"):
+        pl_module.summary = {}  # type: ignore[assignment]
+    cast(dict[str, Any], pl_module.summary).update(figures)
 
 
 class Summary(L.Callback):
@@ -18,6 +26,7 @@ class Summary(L.Callback):
     It holds the last value of every logged metric by name, the figures that other callbacks put into the module's
     `summary` (a dict of floats), and
 
+    - `finished`: whether training came to its end (false if it was stopped or failed);
     - `steps`: optimizer steps, over all resumes;
     - `pairs_seen`: training pairs of all devices, over all resumes;
     - `seconds`: wall-clock time of training, validation included, over all resumes;
@@ -58,12 +67,12 @@ class Summary(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the figures."""
-        self._write(trainer, pl_module)
+        self._write(trainer, pl_module, finished=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the figures so far, if training had begun."""
         if self._started is not None:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, finished=False)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the figures so far, so that a resumed run has those that it does not measure again."""
@@ -86,7 +95,7 @@ class Summary(L.Callback):
         self.values |= logged | added
         return dict(self.values)
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, finished: bool) -> None:
         values = self._collect(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -94,6 +103,7 @@ class Summary(L.Callback):
             name: value if math.isfinite(value) else None for name, value in sorted(values.items())
         }
         figures |= {
+            "finished": finished,
             "steps": trainer.global_step,
             "pairs_seen": self.pairs_seen,
             "seconds": round(self.seconds, 3),

@@ -10,22 +10,29 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from callbacks.summary import summarise
+
 
 class Throughput(L.Callback):
     """Logs figures at the trainer's logging interval.
 
-    - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation and saving
-      are not counted as time.
+    - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation, drawing
+      and saving are not counted as time.
     - `throughput/data_share`: share of that time spent between the batches, which is waiting for data; in [0, 1].
     - `throughput/memory_gib`: peak of the memory allocated on this device; CUDA only.
     - `optimizer/grad_norm`: L2 norm of all gradients of the step, before clipping.
     - `optimizer/lr`: learning rate of the step, of the first parameter group.
+
+    Puts `seconds_per_pair` into the summary: the same time a pair, over the whole run and its resumes, but for each
+    process's first optimizer step, in which kernels are chosen and blocks compiled.
     """
 
     def __init__(self) -> None:
         self._reset()
+        self._counted = {"pairs": 0, "seconds": 0.0}
+        self._first = True
         self._ended: float | None = None
-        self._started = 0.0
+        self._started = self._wait = 0.0
         self._step = 0
 
     def _reset(self) -> None:
@@ -35,14 +42,15 @@ class Throughput(L.Callback):
         """Begin to count."""
         self._reset()
         self._ended, self._step = None, trainer.global_step
+        self._first = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note how long the batch was waited for."""
         self._started = time.monotonic()
-        if self._ended is not None:
-            self._waited += self._started - self._ended
+        self._wait = self._started - self._ended if self._ended is not None else 0.0
+        self._waited += self._wait
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -61,7 +69,12 @@ class Throughput(L.Callback):
         """Count the batch, and log at the trainer's interval."""
         now = time.monotonic()
         self._busy += now - self._started
-        self._pairs += len(batch) * trainer.world_size
+        pairs = len(batch) * trainer.world_size
+        self._pairs += pairs
+        if not self._first:
+            self._counted["pairs"] += pairs
+            self._counted["seconds"] += now - self._started + self._wait
+        self._first = self._first and trainer.global_step == self._step
         due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and trainer.global_step != self._step:
             seconds = self._busy + self._waited
@@ -73,13 +86,27 @@ class Throughput(L.Callback):
         self._step = trainer.global_step
         self._ended = now
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the time until the next batch out."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand the time a pair to the summary."""
+        if self._counted["pairs"]:
+            summarise(pl_module, {"seconds_per_pair": self._counted["seconds"] / self._counted["pairs"]})
+
+    def leave_out(self) -> None:
+        """Do not count the time until the next batch."""
         self._ended = None
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the time until the next batch out."""
-        self._ended = None
+        self.leave_out()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the time so far, and leave that until the next batch out."""
+        checkpoint["throughput"] = dict(self._counted)
+        self.leave_out()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._counted |= checkpoint.get("throughput", {})
 
 
 class ProgressBar(TQDMProgressBar):

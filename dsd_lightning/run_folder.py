@@ -1,16 +1,49 @@
-"""Where a run's files go: a new folder, or, for `ckpt=last`, the folder of the last run of the same command."""
+"""Where a run's files go: a new folder, or, for `ckpt=last` and `auto`, that of the last run of the same command."""
 
 from __future__ import annotations
 
 import netrc
 import os
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 OUTPUTS = Path("outputs")
+
+CONFIG = "config.yaml"
+"""The configuration that a run was last started with, as composed. (Hydra replaces its own record on every command.)"""
+
+SUMMARY, METRICS, SAMPLES, FAILURE = "summary.json", "metrics.csv", "samples", "failure.txt"
+"""A run's last figures, all its figures, its pictures, and why it failed, if it did."""
+
+MAY_DIFFER = (
+    "ckpt",
+    "group",
+    "logger",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
+"""Settings, and groups of them, that do not change what a run computes."""
+
+
+def may_differ(name: str) -> bool:
+    """Return whether a setting (a dotted key) has no say in what a run computes."""
+    return f"{name}.".startswith(tuple(f"{each}." for each in MAY_DIFFER))
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration as dotted keys and their values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flattened(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
 
 
 def _overrides() -> list[str]:
@@ -23,17 +56,22 @@ def _overrides() -> list[str]:
 def run_dir(ckpt: str | None) -> str:
     """Return `outputs/<date>/<time>`; for `ckpt="last"`, the newest one whose command was the same but for `ckpt`.
 
+    For `ckpt="auto"` likewise, and a new one if no earlier run fits.
+
     Raises:
-        FileNotFoundError: if no earlier run fits.
+        FileNotFoundError: if no earlier run fits `ckpt="last"`.
     """
-    if ckpt != "last":
-        return str(OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
+    new = str(OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
+    if ckpt not in ("last", "auto"):
+        return new
     for folder in sorted(OUTPUTS.glob("*-*-*/*-*-*"), reverse=True):
         saved = folder / ".hydra" / "overrides.yaml"
         if saved.exists() and (folder / "checkpoints").is_dir():
             before = sorted(str(each) for each in OmegaConf.load(saved) if not str(each).startswith("ckpt="))
             if before == _overrides():
                 return str(folder)
+    if ckpt == "auto":
+        return new
     raise FileNotFoundError(
         f"ckpt=last, but no run below {OUTPUTS}/ was started with the same overrides and has checkpoints; give the run's "
         "folder as hydra.run.dir=FOLDER, or a checkpoint folder as ckpt=FOLDER"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -21,9 +20,14 @@ from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.rectified_flow import ResolutionShift
+from dsd_lightning.run_folder import SUMMARY
+from dsd_lightning.run_state import claim, is_finished, read_summary, record, require_same
 from dsd_lightning.sampler import Shift
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The value of `ckpt` that leaves it to the run's folder whether there is anything to do, and from where."""
 
 
 def shift_of_base(base: FluxBase) -> ResolutionShift:
@@ -103,14 +107,16 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
 
 
 def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
-    """Return the checkpoint folder that `ckpt` names, or None to start anew.
+    """Return the checkpoint folder that `ckpt` names, or None to start anew: null, or "auto" where there is none yet.
 
     Raises:
         FileNotFoundError: if there is none, naming what was looked for and where.
     """
     if ckpt is None:
         return None
-    found = find_last(run_dir / "checkpoints") if ckpt == "last" else Path(ckpt)
+    found = find_last(run_dir / "checkpoints") if ckpt in ("last", AUTO) else Path(ckpt)
+    if found is None and ckpt == AUTO:
+        return None
     if found is None:
         raise FileNotFoundError(
             f"ckpt=last, but {run_dir / 'checkpoints'} holds no whole checkpoint; start anew with ckpt=null, or name a "
@@ -122,7 +128,29 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
 
 
 def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
-    """Run the configured training in `run_dir` and return the figures of its summary.
+    """Run the configured training in `run_dir` and return the figures that the callbacks measured.
+
+    With `ckpt=auto`, start anew, go on from the last checkpoint, or do nothing if the run is finished or another process
+    is at it (then the figures are empty), so that one command can be given again and again, and several times at once.
+
+    Raises:
+        OtherRunError: with `ckpt=auto`, if the folder holds a run of another configuration.
+    """
+    if config.ckpt != AUTO:
+        return _train(config, run_dir)
+    with claim(run_dir) as mine:
+        if not mine:
+            log.warning("%s: another process trains this run; it is left alone", run_dir)
+            return {}
+        require_same(config, run_dir)
+        if is_finished(run_dir):
+            log.info("%s: finished before; there is nothing to do", run_dir)
+            return {}
+        return _train(config, run_dir)
+
+
+def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Run the training.
 
     What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
     another architecture before the data is encoded.
@@ -130,7 +158,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(config.ckpt, run_dir)
     data: L.LightningDataModule = instantiate(config.data.datamodule)
-    callbacks = [instantiate(each) for each in config.callbacks.values() if each is not None]
+    # An experiment may give settings to a callback that the chosen group leaves out (callbacks=minimal).
+    callbacks = [instantiate(each) for each in config.callbacks.values() if each and "_target_" in each]
     loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[FolderCheckpointIO()]
@@ -138,6 +167,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)
+    record(config, run_dir)
     exit_code = 1
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
@@ -172,13 +202,12 @@ HEADLINES = (
 
 def report(run_dir: Path) -> str:
     """Return where the results of a finished run lie, and its headline figures."""
-    path = run_dir / "summary.json"
-    figures = json.loads(path.read_text()) if path.exists() else {}
+    figures = read_summary(run_dir)
     lines = [f"run folder    {run_dir}"]
     sheets = sorted((run_dir / "samples").glob("step_*.png"))
     if sheets:
         lines.append(f"sample sheet  {sheets[-1]}")
     if figures:
-        lines.append(f"figures       {path}")
+        lines.append(f"figures       {run_dir / SUMMARY}")
     lines += [f"  {name:<26}{figures[name]:.4g}" for name in HEADLINES if name in figures]
     return "\n".join(lines)

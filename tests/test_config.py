@@ -17,7 +17,7 @@ from skimage import data as photographs
 from verbs import CONF, SOURCE, compose_train, tiny
 
 from dsd_lightning.errors import message_for_user
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.run_folder import flattened, register_resolvers
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training import build_architecture, build_module, train
 
@@ -179,7 +179,17 @@ def test_the_run_command_stands_on_top(group: str) -> None:
     for option in options(group):
         head = (CONF / group / f"{option}.yaml").read_text().splitlines()[:2]
         assert head[0] == "# @package _global_"
-        assert re.match(rf"# python train\.py {group}={option}\b", head[1]), option
+        assert re.match(rf"# python train\.py (-m )?{group}={option}\b", head[1]), option
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_what_an_experiment_says_is_what_it_gets(experiment: str) -> None:
+    written = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    assert isinstance(written, dict)
+    written.pop("defaults", None)
+    composed = flattened(OmegaConf.to_container(compose_train(Path("run"), f"experiment={experiment}")))  # type: ignore[arg-type]
+    for name, value in flattened({str(key): each for key, each in written.items()}).items():
+        assert composed[name] == value, name
 
 
 def test_debug_makes_every_experiment_small() -> None:

@@ -28,7 +28,6 @@ from callbacks.drawing import EveryNSteps, drawing
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.probes import MiniatureProbe
 from callbacks.samples import PromptsFileError, Request, SampleSheets, read_requests
-from callbacks.sheet import CAPTION_SIZE, GAP, LINE, MARGIN, Row, _lines, draw_sheet, magnified, save_whole
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.architectures.text_only import TextOnly
 from dsd_lightning.figures import Figure
@@ -45,6 +44,7 @@ from dsd_lightning.pictures import to_image
 from dsd_lightning.randomness import numpy_generator
 from dsd_lightning.rectified_flow import NoShift, Uniform
 from dsd_lightning.sampler import SamplerSettings
+from dsd_lightning.sheet import CAPTION_SIZE, GAP, LINE, MARGIN, Row, _lines, draw_sheet, magnified, save_whole
 
 TEXTS = Path(__file__).parents[1] / "assets" / "tiny-flux"
 

@@ -9,6 +9,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+GIVEN, REDRAWN, GENERATED, TRUTH = "reference", "redrawn reference", "generated", "truth"
+"""Columns of a run's sheets, from left to right."""
+
+FINAL, ROWS = "final", "rows.json"
+"""Below a run's `samples/`: the folder of its last samples as single pictures, and the list of them therein."""
+
 MARGIN, GAP = 14, 8
 """Pixels around the sheet, and between pictures."""
 
@@ -30,10 +36,11 @@ PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 99, 108)
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its pictures by column (a column may be missing), and the words below them."""
+    """One sample: its pictures by column (a column may be missing), the words below them, and the sample's key."""
 
     pictures: Mapping[str, Image.Image]
     caption: str
+    key: str = ""
 
 
 def magnified(image: Image.Image, least_side: int = LEAST_SIDE) -> Image.Image:

@@ -1,0 +1,136 @@
+"""What does one training step cost, in arithmetic and in memory?"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from callbacks.drawing import leave_out
+from callbacks.summary import summarise
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import PairBatch
+
+log = logging.getLogger(__name__)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Kernels that torch's counter does not know; without them attention would be free on the CPU."""
+
+
+class StepCost(L.Callback):
+    """Puts `flops_per_pair` and `peak_memory_gib` into the summary, measured on one real training step.
+
+    After a process's first optimizer step, when the optimizer's state is there, the batch just seen goes forward and
+    backward once more under torch's counters. The training does not notice: gradients are dropped, random states put back.
+
+    - `flops_per_pair`: floating-point operations of forward and backward, a multiplication and an addition counting as
+      two: matrix products, convolutions and attention, as executed (so recomputation counts; encoding counts where
+      batches do not bring their encodings). Not the optimizer's. Known to `torch.utils.flop_counter.FlopCounterMode`;
+      attention kernels from elsewhere count as nothing.
+    - `peak_memory_gib`: most memory at any moment of the step, GiB, of one device. On CUDA all that is allocated. On the
+      CPU, where a process's size says little, the tensors alive: all weights (frozen ones too), gradients, optimizer state
+      and activations; not what a kernel needs while it runs.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._measured = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Wait for the first optimizer step."""
+        self._step, self._measured = trainer.global_step, False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
+    ) -> None:
+        """Measure, once the first optimizer step is made."""
+        if self._measured or trainer.global_step == self._step:
+            return
+        self._measured = True
+        figures = measure(trainer, cast(DiffusionSelfDistillation, pl_module), batch)
+        summarise(pl_module, figures)
+        leave_out(trainer)
+        log.info("a training step: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive: those given, and those that operations make while it is active.
+
+    (`torch.distributed._tools.mem_tracker.MemTracker` does the same and more, but stops at frozen parameters.)
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for tensor in tensors:
+            self._note(tensor)
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive:
+            return
+
+        def free(_: Any) -> None:
+            del self._alive[address]
+            self.now -= size
+
+        self._alive[address] = weakref.ref(storage, free)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._note, outputs)
+        return outputs
+
+
+def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterable[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+    for optimizer in trainer.optimizers:
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBatch) -> dict[str, float]:
+    """Return `flops_per_pair` and `peak_memory_gib` of a training step on `batch`, which lies on the module's device."""
+    on_cuda = module.device.type == "cuda"
+    flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    module.zero_grad()
+    memory = LiveTensors(() if on_cuda else _state(trainer, module))
+    tracking: AbstractContextManager[Any] = nullcontext() if on_cuda else memory
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(module.device)
+    try:
+        # Compiled blocks would hide from the counters what they compute.
+        with isolate_rng(), torch.compiler.set_stance("force_eager"), tracking, flops:
+            with trainer.precision_plugin.train_step_context():
+                loss = module.losses(batch).total
+            loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        module.zero_grad()
+    peak = torch.cuda.max_memory_allocated(module.device) if on_cuda else memory.peak
+    return {"flops_per_pair": flops.get_total_flops() / len(batch), "peak_memory_gib": peak / 2**30}
