@@ -56,7 +56,7 @@ class MuonWithAdamW(Optimizer):
         self.muon = Muon(
             hidden, lr=muon_lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        self.adamw = AdamW(rest, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        self.adamw = AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share()
 
@@ -70,7 +70,7 @@ class MuonWithAdamW(Optimizer):
         super().__setstate__(state)
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate `closure` once, if there is one, then update all parameters, and return the loss."""
         loss = None
         if closure is not None:
