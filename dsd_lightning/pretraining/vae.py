@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
-from jaxtyping import Float
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
