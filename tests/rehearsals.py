@@ -10,11 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from verbs import CONF
 
 from dsd_lightning.agents import Agent, Answer
 from dsd_lightning.agents.provider import Reply
 from dsd_lightning.agents.server import RehearsalServer
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 
 PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml"))
 PROVIDERS = sorted(file.stem for file in (CONF / "agents" / "llm").glob("*.yaml"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verbs import ROOT
+from rehearsals import ROOT
 
 from dsd_lightning.agents.server import Asked, Fault, RehearsalServer, Script, load_script
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from dsd_lightning.agents.background import Background
+from dsd_lightning.agents.background import Background, Result
 from dsd_lightning.agents.budget import Budget, Reservation
 from dsd_lightning.agents.cache import AnswerCache, described, key_of
 from dsd_lightning.agents.estimate import Estimate
@@ -79,7 +79,7 @@ class Agent:
         self.timeout = timeout
         self._loop: Background | None = None
         self._starting = threading.Lock()
-        self._under_way: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._under_way: dict[str, asyncio.Task[tuple[dict[str, Any], bool]]] = {}
 
     @property
     def model(self) -> str:
@@ -92,7 +92,7 @@ class Agent:
         Raises:
             AgentFailure: of the kind that fits; `Refused` also when the refusal was remembered.
         """
-        return self._background().submit(self._ask(request)).result()
+        return self._wait(self._ask(request))
 
     async def ask_async(self, request: Request) -> Answer:
         """Return the answer, as `ask` does, without blocking the caller's event loop."""
@@ -113,7 +113,7 @@ class Agent:
             AgentFailure: one that every further request would meet as well (budget, quota, key), as soon as those under
                 way have ended. Their answers are on disk.
         """
-        return self._background().submit(self._ask_all(requests, on_answer)).result()
+        return self._wait(self._ask_all(requests, on_answer))
 
     def converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Ask `request`, then each of `turns` with everything that was said before it; return all answers.
@@ -123,7 +123,7 @@ class Agent:
         Raises:
             AgentFailure: of the first turn that got no answer; the answers before it are on disk.
         """
-        return self._background().submit(self._converse(request, turns)).result()
+        return self._wait(self._converse(request, turns))
 
     async def converse_async(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Hold a conversation, as `converse` does, without blocking the caller's event loop."""
@@ -164,7 +164,7 @@ class Agent:
             loop.submit(self.provider.close()).result()
             loop.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Agent:
         return self
 
     def __exit__(
@@ -181,25 +181,36 @@ class Agent:
     def _described(self, request: Request) -> dict[str, Any]:
         return described(self.provider.identity, self.model, request, request.sampling or self.sampling)
 
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        future = self._background().submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # after Ctrl-C nothing more is to be sent
+            raise
+
     async def _ask(self, request: Request) -> Answer:
         description = self._described(request)
         key = key_of(description)
-        record = await asyncio.to_thread(self.cache.get, key)
-        cached = record is not None
-        if record is None:
-            task = self._under_way.get(key)
-            if task is None:
-                task = asyncio.ensure_future(self._ask_provider(key, request, description))
-                self._under_way[key] = task
-                task.add_done_callback(lambda _: self._under_way.pop(key, None))
-            # A caller that gives up does not stop what is paid for from being kept.
-            record = await asyncio.shield(task)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._look_up_or_ask(key, request, description))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        # A caller that gives up does not stop what is paid for from being kept.
+        record, cached = await asyncio.shield(task)
         answer = Answer(**record["answer"], key=key, cached=cached)
         if answer.finish == "refused":
             raise Refused(f"{self.model} refused: {answer.text or 'no reason given'} (answer {key[:12]})")
         return answer
 
-    async def _ask_provider(self, key: str, request: Request, description: dict[str, Any]) -> dict[str, Any]:
+    async def _look_up_or_ask(
+        self, key: str, request: Request, description: dict[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """Return the record of an answer, and whether it was on disk already."""
+        record = await asyncio.to_thread(self.cache.get, key)
+        if record is not None:
+            return record, True
         attempts = 0
         try:
             async for attempt in self.retries.loop(key):
@@ -208,7 +219,8 @@ class Agent:
                     record = await self._attempt(key, request, {"request": description, "attempts": attempts})
         except AgentFailure as failure:
             raise (failure.after(attempts) if attempts > 1 else failure) from None
-        return record
+        assert record is not None  # the loop ends by an answer or by raising
+        return record, False
 
     async def _attempt(self, key: str, request: Request, record: dict[str, Any]) -> dict[str, Any]:
         """Send once; add the answer to `record`, and keep it on disk before anything else can happen."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Self
 
 
 class AgentFailure(Exception):
@@ -20,7 +19,7 @@ class AgentFailure(Exception):
     retry_after: float | None = None
     """Seconds that the provider asks to wait."""
 
-    def after(self, attempts: int) -> Self:
+    def after(self, attempts: int) -> AgentFailure:
         """Return the same failure, saying how often it was tried."""
         failure = type(self)(f"{self} (tried {attempts} times)")
         failure.retry_after = self.retry_after

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 WINDOW = 60.0
 """Seconds over which requests and tokens are counted."""
+_LOOK_AGAIN = 1.0
+"""Seconds until a look whether answers took fewer tokens than were counted for them."""
 
 
 @dataclass
@@ -92,7 +94,8 @@ class Limits:
             return self._paused_until - now
         while self._window and self._window[0].started + WINDOW <= now:
             self._window.popleft()
-        full = self._requests is not None and len(self._window) >= self._requests
-        if self._tokens is not None:
-            full = full or sum(slot.tokens for slot in self._window) + tokens > self._tokens
-        return self._window[0].started + WINDOW - now if full else 0.0
+        if self._requests is not None and len(self._window) >= self._requests:
+            return self._window[0].started + WINDOW - now
+        if self._tokens is not None and sum(slot.tokens for slot in self._window) + tokens > self._tokens:
+            return min(_LOOK_AGAIN, self._window[0].started + WINDOW - now)
+        return 0.0

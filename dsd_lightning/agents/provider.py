@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from dsd_lightning.agents.messages import Finish, Message, Sampling
@@ -22,6 +22,7 @@ class Reply:
     output_tokens: int | None
 
 
+@runtime_checkable
 class Provider(Protocol):
     """A model behind an API, or a stand-in for one.
 

@@ -12,7 +12,7 @@ from collections import Counter
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dsd_lightning.agents.server import protocols
 from dsd_lightning.agents.server.script import NONSENSE, Asked, Fault, Rule
@@ -214,7 +214,7 @@ class RehearsalServer:
         """Serve until the process is stopped."""
         self._sockets.serve_forever()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RehearsalServer:
         threading.Thread(target=self._sockets.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
