@@ -77,13 +77,13 @@ _LONGEST_MESSAGE = 500
 
 def failure_of_status(status: int, message: str, retry_after: float | None = None) -> AgentFailure:
     """Return the failure that an HTTP status other than 2xx stands for."""
+    # OpenAI's code for an empty account; the ids of Google's daily quotas.
+    exhausted = "insufficient_quota" in message or "PerDay" in message
     message = f"HTTP {status}: {message[:_LONGEST_MESSAGE]}"
     failure: AgentFailure
     if status in _AUTHENTICATION:
         failure = AuthenticationFailed(message)
     elif status == _TOO_MANY:
-        # OpenAI's code for an empty account; the ids of Google's daily quotas.
-        exhausted = "insufficient_quota" in message or "PerDay" in message
         failure = QuotaExhausted(message) if exhausted else RateLimited(message)
     elif status >= _FIRST_SERVER_ERROR or status in (_REQUEST_TIMEOUT, _CONFLICT):
         failure = ProviderFailed(message)

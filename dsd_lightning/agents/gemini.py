@@ -86,9 +86,11 @@ class Gemini:
         try:
             response = await client.aio.models.generate_content(model=self.model, contents=contents, config=config)
         except (errors.APIError, httpx.HTTPError, ValueError) as error:
-            # Without its cause: the library's errors hold the request, and that holds the key.
-            raise self._failure(error) from None
-        return _reply(response, self.model)
+            failure = self._failure(error)
+        else:
+            return _reply(response, self.model)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
 
     def _failure(self, error: errors.APIError | httpx.HTTPError | ValueError) -> AgentFailure:
         text = redacted(str(error), self._key)

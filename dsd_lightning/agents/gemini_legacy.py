@@ -83,9 +83,11 @@ class GeminiLegacy:
             ValueError,
             json_format.ParseError,
         ) as error:
-            # Without its cause: the library's errors hold the request, and that holds the key.
-            raise self._failure(error) from None
-        return _reply(response, self.model)
+            failure = self._failure(error)
+        else:
+            return _reply(response, self.model)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
 
     def _failure(self, error: _LibraryError) -> AgentFailure:
         text = redacted(str(error), self._key or "")
@@ -123,7 +125,9 @@ def _reply(response: Any, model: str) -> Reply:
     text = "".join(part.text for part in candidate.content.parts) if candidate else ""
     return Reply(
         text=f"blocked: {blocked.name}" if blocked else text,
-        finish="refused" if blocked or candidate is None else finish_of(candidate.finish_reason.name),
+        finish="refused"
+        if blocked or candidate is None
+        else finish_of(getattr(candidate.finish_reason, "name", "OTHER")),
         served_model=response.to_dict().get("model_version") or model,
         input_tokens=usage.prompt_token_count if usage else None,
         # The library does not know of thinking: what is neither prompt nor candidate in the total is thought.

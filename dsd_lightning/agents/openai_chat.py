@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,10 +20,6 @@ from dsd_lightning.agents.messages import Finish, Message, Picture, Sampling
 from dsd_lightning.agents.provider import Reply, identity_of
 
 _FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "refused"}
-
-# One line a request would drown the log of a run of many thousands.
-for _chatty in ("httpx", "httpx2", "openai"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 
 class OpenAIChat:
@@ -67,7 +62,7 @@ class OpenAIChat:
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         client = self._connected()
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [_message(message) for message in messages],
             self._max_tokens_field: sampling.max_output_tokens,
@@ -79,9 +74,11 @@ class OpenAIChat:
         try:
             completion = await client.chat.completions.create(**body, extra_body=extra, timeout=timeout_seconds)
         except (openai.OpenAIError, ValueError) as error:
-            # Without its cause: the library's errors hold the request, and that holds the key.
-            raise self._failure(error) from None
-        return _reply(completion, self.model)
+            failure = self._failure(error)
+        else:
+            return _reply(completion, self.model)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
 
     def _failure(self, error: openai.OpenAIError | ValueError) -> AgentFailure:
         text = redacted(str(error), self._key)

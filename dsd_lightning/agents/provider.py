@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from dsd_lightning.agents.messages import Finish, Message, Sampling
+
+# One line a request would drown the log of a run of many thousands.
+for _chatty in ("httpx", "httpx2", "openai", "google_genai"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
