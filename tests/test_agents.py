@@ -39,6 +39,8 @@ from dsd_lightning.agents.retries import Retries
 PRICE = Price("stand-1", input_usd=100.0, output_usd=1000.0, picture_tokens=50, source="here", date="2026-01-01")
 """A call of 10 tokens in and 5 out costs 0.006 USD."""
 CALL_USD = 0.006
+ROUNDING = 1e-9
+"""USD by which sums of the same numbers in another order may differ."""
 
 TOKENIZER = Tokenizer.from_file(str(ROOT / "assets" / "tiny-flux" / "tokenizer" / "tokenizer.json"))
 
@@ -157,14 +159,14 @@ def test_reservations_and_settlements_never_cross_a_budget(costs: list[float], b
         try:
             reservation = purse.reserve(1.0)
         except BudgetExceeded:
-            assert purse.spent_usd + 1.0 > budget
+            assert purse.spent_usd + 1.0 > budget - ROUNDING
             continue
         if reservation is None:
             assert waiting
             purse.settle(*waiting.pop())
         else:
             waiting.append((reservation, cost))
-        assert purse.spent_usd <= budget
+        assert purse.spent_usd <= budget + ROUNDING
 
 
 def test_processes_share_a_ledger_and_what_was_never_settled_counts(tmp_path: Path) -> None:
