@@ -173,7 +173,7 @@ def test_processes_share_a_ledger_and_what_was_never_settled_counts(tmp_path: Pa
     one, two = (Budget(1.0, tmp_path / "ledger") for _ in range(2))
     mine = one.reserve(0.6)
     assert mine is not None
-    with pytest.raises(BudgetExceeded, match=r"0\.6000 USD set aside by calls that never reported back"):
+    with pytest.raises(BudgetExceeded, match=r"0\.6000 USD set aside by calls that have not reported back"):
         two.reserve(0.5)
     one.settle(mine, 0.1)
     assert two.reserve(0.5) is not None

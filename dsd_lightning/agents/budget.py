@@ -87,7 +87,8 @@ class Budget:
 
     def _explanation(self, usd: float, reserved: float) -> str:
         remains = (
-            f" and {reserved:.4f} USD set aside by calls that never reported back, which may have been billed"
+            f" and {reserved:.4f} USD set aside by calls that have not reported back (of another process, or of a killed "
+            "one, which may have been billed)"
             if reserved
             else ""
         )
