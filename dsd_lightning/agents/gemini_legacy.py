@@ -31,8 +31,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # that its support has ended: the docstring says so
     import google.generativeai as legacy
 
-_LibraryError = exceptions.GoogleAPICallError | requests.RequestException | ValueError | json_format.ParseError
-
 
 class GeminiLegacy:
     """The former official library, over REST, in threads.
@@ -89,7 +87,7 @@ class GeminiLegacy:
         # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
         raise failure
 
-    def _failure(self, error: _LibraryError) -> AgentFailure:
+    def _failure(self, error: Exception) -> AgentFailure:
         text = redacted(str(error), self._key or "")
         # Of requests' errors only those of a body that is no JSON are not the connection's.
         if isinstance(error, requests.RequestException) and not isinstance(error, requests.exceptions.JSONDecodeError):

@@ -111,14 +111,15 @@ def _part(part: str | Picture) -> dict[str, Any]:
 def _reply(completion: Any, model: str) -> Reply:
     # The library does not check what it parses: a server's own words may stand where choices should.
     choices = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if choices else None
-    if message is None:
+    choice = choices[0] if choices else None
+    message = getattr(choice, "message", None)
+    if choice is None or message is None:
         raise ProviderFailed(f"an answer of {model} without choices, which is no chat completion")
     refusal = getattr(message, "refusal", None)
     usage = completion.usage
     return Reply(
         text=refusal or message.content or "",
-        finish="refused" if refusal else _FINISHES.get(choices[0].finish_reason, "stop"),
+        finish="refused" if refusal else _FINISHES.get(choice.finish_reason, "stop"),
         served_model=completion.model or model,
         input_tokens=usage.prompt_tokens if usage else None,
         output_tokens=usage.completion_tokens if usage else None,

@@ -41,7 +41,7 @@ def _read_openai(body: dict[str, Any]) -> Conversation:
     turns, pictures = [], []
     for message in body["messages"]:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         turns.append((message["role"], "\n\n".join(part["text"] for part in parts if part["type"] == "text")))
         pictures += [
             base64.b64decode(part["image_url"]["url"].partition("base64,")[2])
