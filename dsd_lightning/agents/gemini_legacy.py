@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import requests
-from google.api_core import exceptions
 from google.protobuf import json_format
 
 from dsd_lightning.agents.failures import (
@@ -30,6 +29,7 @@ from dsd_lightning.agents.provider import Reply, identity_of
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # that its support has ended: the docstring says so
     import google.generativeai as legacy
+    from google.api_core import exceptions
 
 
 class GeminiLegacy:
