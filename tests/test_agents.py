@@ -53,7 +53,7 @@ def agent_of(provider: Any, folder: Path, **parts: Any) -> Agent:
         "budget": Budget(None, folder / "spending.jsonl"),
         "prices": Prices([PRICE]),
         "sampling": Sampling(max_output_tokens=10),
-        "timeout": 5.0,
+        "timeout": 60.0,
     }
     return Agent(provider, **{**defaults, **parts})
 
