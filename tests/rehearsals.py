@@ -21,7 +21,7 @@ CONF = ROOT / "conf"
 PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml"))
 PROVIDERS = sorted(file.stem for file in (CONF / "agents" / "llm").glob("*.yaml"))
 
-QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30"]
+QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
 """Waits that a test can afford, seconds."""
 
 

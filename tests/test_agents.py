@@ -366,13 +366,13 @@ def test_requests_that_cannot_be_meant_are_refused() -> None:
 
 
 WRONG = {
-    "agents.budget.budget_usd=-1": "budget_usd=-1",
+    "agents.budget.budget_usd=-1.0": "budget_usd=-1.0",
     "agents.llm.limits.concurrency=0": "limits.concurrency=0",
     "agents.llm.limits.requests_per_minute=0": "limits.requests_per_minute=0",
-    "agents.llm.timeout=0": "timeout=0",
+    "agents.llm.timeout=0.0": "timeout=0.0",
     "agents.llm.sampling.max_output_tokens=0": "sampling.max_output_tokens=0",
-    "agents.llm.sampling.temperature=-1": "sampling.temperature=-1",
-    "agents.llm.sampling.top_p=0": "sampling.top_p=0",
+    "agents.llm.sampling.temperature=-1.0": "sampling.temperature=-1.0",
+    "agents.llm.sampling.top_p=0.0": "sampling.top_p=0.0",
     "agents.retries.attempts=0": "retries.attempts=0",
     "agents.llm.provider.model=gpt-9": "gpt-9 has no price",
     "agents.llm.provider.base_url=nowhere": "provider.base_url='nowhere'",

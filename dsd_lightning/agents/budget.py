@@ -58,7 +58,7 @@ class Budget:
         """Return what is spent by now, by all processes, with the reservations that are open."""
         with self._thread, self._lock:
             self._catch_up()
-            return self._spent + sum(self._open.values())
+            return self._spent + sum(self._open.values(), 0.0)
 
     def reserve(self, usd: float) -> Reservation | None:
         """Set `usd` aside; None if there is too little now, but calls of this object are under way that may free some.
@@ -68,7 +68,7 @@ class Budget:
         """
         with self._thread, self._lock:
             self._catch_up()
-            reserved = sum(self._open.values())
+            reserved = sum(self._open.values(), 0.0)
             if self.budget_usd is not None and self._spent + reserved + usd > self.budget_usd:
                 if self._mine:
                     return None
