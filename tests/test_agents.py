@@ -303,12 +303,16 @@ def test_a_wait_that_the_provider_asks_for_holds_everybody(tmp_path: Path) -> No
 
 def test_concurrency_is_reached_and_never_exceeded(tmp_path: Path) -> None:
     now, most = 0, 0
+    reached = asyncio.Event()
 
     async def answer(text: str) -> str:
         nonlocal now, most
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.01)
+        if now == 5:
+            reached.set()
+        await reached.wait()  # the first ones, for the fifth
+        await asyncio.sleep(0.001)
         now -= 1
         return text
 
