@@ -1,0 +1,308 @@
+"""How is a model asked, reliably? Cache, limits, retries and budget around one provider.
+
+    agent.ask(request)                 one answer
+    agent.ask_all(requests)            many, as fast as the limits allow
+    agent.converse(request, turns)     a conversation, each answer said before the next turn
+    agent.dry_run(requests)            what they would take, without asking
+
+All of these block, and may be called from any number of threads; `ask_async` and `converse_async` are for event loops.
+Build one agent a process: it must not be carried over a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from dsd_lightning.agents.background import Background, Result
+from dsd_lightning.agents.budget import Budget, Reservation
+from dsd_lightning.agents.cache import AnswerCache, described, key_of
+from dsd_lightning.agents.estimate import Estimate
+from dsd_lightning.agents.failures import AgentFailure, ConnectionFailed, Refused
+from dsd_lightning.agents.limits import Limits
+from dsd_lightning.agents.messages import Answer, Message, Request, Sampling
+from dsd_lightning.agents.prices import Prices, Size
+from dsd_lightning.agents.provider import Provider, Reply
+from dsd_lightning.agents.retries import Retries
+
+_POLL = 0.02
+"""Seconds between two looks whether calls under way have freed some of the budget."""
+
+
+class Agent:
+    """One model, asked within limits and a budget, every answer kept.
+
+    Args:
+        provider: who is asked.
+        cache: where answers are kept.
+        limits: how many and how much at a time.
+        retries: what is tried again.
+        budget: what may be spent.
+        prices: what the model costs.
+        sampling: for requests that bring none of their own.
+        timeout: seconds for one attempt, from sending to the last byte of the answer.
+
+    Raises:
+        ValueError: a value that cannot be meant, such as a budget for a model without a price.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        cache: AnswerCache,
+        limits: Limits,
+        retries: Retries,
+        budget: Budget,
+        prices: Prices,
+        sampling: Sampling,
+        timeout: float,
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout}: seconds for one attempt, must be > 0")
+        if budget.budget_usd is not None and not prices.known(provider.model):
+            raise ValueError(
+                f"budget_usd={budget.budget_usd}, but {provider.model} has no price to count by: add it to "
+                "conf/agents/common/default.yaml (prices.models), set prices.free=true for a server of your own, or "
+                "budget_usd=null"
+            )
+        self.provider = provider
+        self.cache = cache
+        self.limits = limits
+        self.retries = retries
+        self.budget = budget
+        self.prices = prices
+        self.sampling = sampling
+        self.timeout = timeout
+        self._loop: Background | None = None
+        self._starting = threading.Lock()
+        self._under_way: dict[str, asyncio.Task[tuple[dict[str, Any], bool]]] = {}
+
+    @property
+    def model(self) -> str:
+        """Return the name of the model that is asked."""
+        return self.provider.model
+
+    def ask(self, request: Request) -> Answer:
+        """Return the answer, from disk where it was given before.
+
+        Raises:
+            AgentFailure: of the kind that fits; `Refused` also when the refusal was remembered.
+        """
+        return self._wait(self._ask(request))
+
+    async def ask_async(self, request: Request) -> Answer:
+        """Return the answer, as `ask` does, without blocking the caller's event loop."""
+        return await asyncio.wrap_future(self._background().submit(self._ask(request)))
+
+    def ask_all(
+        self,
+        requests: Iterable[Request],
+        on_answer: Callable[[int, Answer | AgentFailure], None] | None = None,
+    ) -> list[Answer | AgentFailure]:
+        """Return answers or failures, in the order of `requests`, which are taken up as places become free.
+
+        Args:
+            requests: may be endless lines of a file: only `concurrency` of them are held at a time.
+            on_answer: told index and result as each arrives, in a thread of the agent's; must not ask by itself.
+
+        Raises:
+            AgentFailure: one that every further request would meet as well (budget, quota, key), as soon as those under
+                way have ended. Their answers are on disk.
+        """
+        return self._wait(self._ask_all(requests, on_answer))
+
+    def converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
+        """Ask `request`, then each of `turns` with everything that was said before it; return all answers.
+
+        The request's sampling and attempt hold for the whole conversation.
+
+        Raises:
+            AgentFailure: of the first turn that got no answer; the answers before it are on disk.
+        """
+        return self._wait(self._converse(request, turns))
+
+    async def converse_async(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
+        """Hold a conversation, as `converse` does, without blocking the caller's event loop."""
+        return await asyncio.wrap_future(self._background().submit(self._converse(request, turns)))
+
+    def dry_run(self, requests: Iterable[Request], answer_tokens: int | None = None) -> Estimate:
+        """Return what `requests` would take, asking nothing; needs no key.
+
+        Args:
+            requests: what would be asked. For a conversation, its turns with answers of the expected length put in.
+            answer_tokens: expected length of an answer; None takes the longest that sampling allows.
+        """
+        seen: set[str] = set()
+        total = Estimate(0, 0, 0, 0, 0.0, 0.0)
+        for request in requests:
+            sampling = request.sampling or self.sampling
+            key = self.key(request)
+            if key in seen or self.cache.path(key).exists():
+                total += Estimate(0, 1, 0, 0, 0.0, 0.0)
+                continue
+            seen.add(key)
+            expected = min(answer_tokens or sampling.max_output_tokens, sampling.max_output_tokens)
+            size = self.prices.expected(self.model, request.messages, expected)
+            bound = self.prices.at_most(self.model, request.messages, sampling.max_output_tokens)
+            usd, usd_at_most = self.prices.cost(self.model, size), self.prices.cost(self.model, bound)
+            total += Estimate(1, 0, size.input_tokens, size.output_tokens, usd, usd_at_most)
+        return total
+
+    def key(self, request: Request) -> str:
+        """Return the cache key of a request: the digest of everything that determines its answer."""
+        return key_of(self._described(request))
+
+    def close(self) -> None:
+        """Give connections and threads back; the agent can be used again afterwards."""
+        with self._starting:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.submit(self.provider.close()).result()
+            loop.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _background(self) -> Background:
+        with self._starting:
+            if self._loop is None:
+                self._loop = Background(workers=self.limits.concurrency + 4)
+            return self._loop
+
+    def _described(self, request: Request) -> dict[str, Any]:
+        return described(self.provider.identity, self.model, request, request.sampling or self.sampling)
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        future = self._background().submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # after Ctrl-C nothing more is to be sent
+            raise
+
+    async def _ask(self, request: Request) -> Answer:
+        description = self._described(request)
+        key = key_of(description)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._look_up_or_ask(key, request, description))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        # A caller that gives up does not stop what is paid for from being kept.
+        record, cached = await asyncio.shield(task)
+        answer = Answer(**record["answer"], key=key, cached=cached)
+        if answer.finish == "refused":
+            raise Refused(f"{self.model} refused: {answer.text or 'no reason given'} (answer {key[:12]})")
+        return answer
+
+    async def _look_up_or_ask(
+        self, key: str, request: Request, description: dict[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """Return the record of an answer, and whether it was on disk already."""
+        record = await asyncio.to_thread(self.cache.get, key)
+        if record is not None:
+            return record, True
+        attempts = 0
+        try:
+            async for attempt in self.retries.loop(key):
+                with attempt:
+                    attempts += 1
+                    record = await self._attempt(key, request, {"request": description, "attempts": attempts})
+        except AgentFailure as failure:
+            raise (failure.after(attempts) if attempts > 1 else failure) from None
+        assert record is not None  # the loop ends by an answer or by raising
+        return record, False
+
+    async def _attempt(self, key: str, request: Request, record: dict[str, Any]) -> dict[str, Any]:
+        """Send once; add the answer to `record`, and keep it on disk before anything else can happen."""
+        sampling = request.sampling or self.sampling
+        bound = self.prices.at_most(self.model, request.messages, sampling.max_output_tokens)
+        async with self.limits.slot(bound.input_tokens + bound.output_tokens) as slot:
+            reservation = await self._reserve(self.prices.cost(self.model, bound) or 0.0)
+            # What is not known to be free counts in full: the provider may have worked, and bill it.
+            usd = reservation.usd
+            try:
+                async with asyncio.timeout(self.timeout):
+                    reply = await self.provider.send(request.messages, sampling, self.timeout)
+                # A provider that does not say how many tokens it took is taken at the bound.
+                size = Size(
+                    bound.input_tokens if reply.input_tokens is None else reply.input_tokens,
+                    bound.output_tokens if reply.output_tokens is None else reply.output_tokens,
+                )
+                cost = self.prices.cost(self.model, size)
+                usd, slot.tokens = cost or 0.0, size.input_tokens + size.output_tokens
+                record["answer"] = self._answer(reply, size, cost)
+                record["asked_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+                await asyncio.to_thread(self.cache.put, key, record)
+            except AgentFailure as failure:
+                usd = reservation.usd if failure.may_be_billed else 0.0
+                if failure.retry_after is not None and failure.retry_after <= self.retries.max_retry_after:
+                    self.limits.pause(failure.retry_after)
+                raise
+            except TimeoutError:
+                raise ConnectionFailed(
+                    f"{self.provider.identity}: no whole answer within timeout={self.timeout} s"
+                ) from None
+            finally:
+                self.budget.settle(reservation, usd)
+        return record
+
+    def _answer(self, reply: Reply, size: Size, cost: float | None) -> dict[str, Any]:
+        return {
+            "text": reply.text,
+            "finish": reply.finish,
+            "model": self.model,
+            "served_model": reply.served_model,
+            "input_tokens": size.input_tokens,
+            "output_tokens": size.output_tokens,
+            "cost_usd": cost,
+        }
+
+    async def _reserve(self, usd: float) -> Reservation:
+        while (reservation := self.budget.reserve(usd)) is None:
+            await asyncio.sleep(_POLL)
+        return reservation
+
+    async def _ask_all(
+        self, requests: Iterable[Request], on_answer: Callable[[int, Answer | AgentFailure], None] | None
+    ) -> list[Answer | AgentFailure]:
+        results: dict[int, Answer | AgentFailure] = {}
+        numbered = enumerate(requests)
+        fatal: list[AgentFailure] = []
+
+        async def take() -> None:
+            for index, request in numbered:
+                try:
+                    results[index] = await self._ask(request)
+                except AgentFailure as failure:
+                    results[index] = failure
+                    if failure.stops_everything:
+                        fatal.append(failure)
+                if on_answer is not None:
+                    on_answer(index, results[index])
+                if fatal:
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.limits.concurrency):
+                group.create_task(take())
+        if fatal:
+            raise fatal[0]
+        return [results[index] for index in range(len(results))]
+
+    async def _converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
+        answers = [await self._ask(request)]
+        messages = request.messages
+        for turn in turns:
+            messages = (*messages, Message.assistant(answers[-1].text), turn)
+            answers.append(await self._ask(Request(messages, request.sampling, request.attempt)))
+        return answers

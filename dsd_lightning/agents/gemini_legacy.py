@@ -1,0 +1,135 @@
+"""How is Gemini asked through google-generativeai, the library that google-genai has succeeded?
+
+Its last version is 0.8.6 and its support has ended. It is here for projects that are bound to it; `gemini` is the better
+choice for everyone else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import requests
+from google.protobuf import json_format
+
+from dsd_lightning.agents.failures import (
+    AgentFailure,
+    ConnectionFailed,
+    ProviderFailed,
+    failure_of_status,
+    retry_after_of,
+)
+from dsd_lightning.agents.gemini import finish_of, retry_delay_of
+from dsd_lightning.agents.keys import read_key, redacted
+from dsd_lightning.agents.messages import Message, Picture, Sampling
+from dsd_lightning.agents.provider import Reply, identity_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # that its support has ended: the docstring says so
+    import google.generativeai as legacy
+    from google.api_core import exceptions
+
+
+class GeminiLegacy:
+    """The former official library, over REST, in threads.
+
+    The library keeps its key and address for the whole process: two agents on it must have the same.
+
+    Args:
+        model: name that the server knows.
+        base_url: without the version, as `https://generativelanguage.googleapis.com`.
+        api_key_env: environment variable that holds the key; None for a server that needs none.
+        identity: name in cache keys; None takes the host's.
+    """
+
+    def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
+        self.model = model
+        self.identity = identity or identity_of("gemini_legacy", base_url)
+        self._base_url = base_url
+        self._api_key_env = api_key_env
+        self._key: str | None = None
+
+    async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
+        if self._key is None:
+            self._key = read_key(self._api_key_env)
+            legacy.configure(
+                api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")}
+            )
+        system = [message.text for message in messages if message.role == "system"]
+        model = legacy.GenerativeModel(self.model, system_instruction=system[0] if system else None)
+        if sampling.seed is not None:
+            raise ValueError("sampling.seed: google-generativeai cannot send one; leave it null, or use gemini")
+        config = {
+            "max_output_tokens": sampling.max_output_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **sampling.described().get("extra", {}),
+        }
+        contents = [_content(message) for message in messages if message.role != "system"]
+        try:
+            response = await asyncio.to_thread(
+                model.generate_content,
+                contents,
+                generation_config={name: value for name, value in config.items() if value is not None},
+                request_options={"timeout": timeout_seconds, "retry": None},
+            )
+        except (
+            exceptions.GoogleAPICallError,
+            requests.RequestException,
+            ValueError,
+            json_format.ParseError,
+        ) as error:
+            failure = self._failure(error)
+        else:
+            return _reply(response, self.model)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
+
+    def _failure(self, error: Exception) -> AgentFailure:
+        text = redacted(str(error), self._key or "")
+        # Of requests' errors only those of a body that is no JSON are not the connection's.
+        if isinstance(error, requests.RequestException) and not isinstance(error, requests.exceptions.JSONDecodeError):
+            return ConnectionFailed(f"{self._base_url}: {type(error).__name__}: {text}")
+        if isinstance(error, exceptions.GoogleAPICallError) and error.code is not None:
+            headers = getattr(error.response, "headers", None) or {}
+            wait = retry_after_of(headers)
+            details = redacted(str(error.details), self._key or "")
+            return failure_of_status(int(error.code), text, wait if wait is not None else retry_delay_of(details))
+        return ProviderFailed(f"{self._base_url} sent no generateContent answer: {type(error).__name__}: {text}")
+
+    async def close(self) -> None:
+        self._key = None
+
+
+def _content(message: Message) -> dict[str, Any]:
+    return {
+        "role": "model" if message.role == "assistant" else "user",
+        "parts": [_part(part) for part in message.parts],
+    }
+
+
+def _part(part: str | Picture) -> str | dict[str, Any]:
+    return part if isinstance(part, str) else {"mime_type": part.media_type, "data": part.data}
+
+
+def _reply(response: Any, model: str) -> Reply:
+    usage = response.usage_metadata
+    blocked = response.prompt_feedback.block_reason
+    if not response.candidates and not blocked:
+        raise ProviderFailed(f"an answer of {model} without candidates, which is no generateContent answer")
+    candidate = response.candidates[0] if response.candidates else None
+    text = "".join(part.text for part in candidate.content.parts) if candidate else ""
+    return Reply(
+        text=f"blocked: {blocked.name}" if blocked else text,
+        finish="refused"
+        if blocked or candidate is None
+        else finish_of(getattr(candidate.finish_reason, "name", "OTHER")),
+        served_model=response.to_dict().get("model_version") or model,
+        input_tokens=usage.prompt_token_count if usage else None,
+        # The library does not know of thinking: what is neither prompt nor candidate in the total is thought.
+        output_tokens=max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+        if usage
+        else None,
+    )

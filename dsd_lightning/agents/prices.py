@@ -1,0 +1,87 @@
+"""What does a call cost, and what can it cost at most?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dsd_lightning.agents.messages import Message
+
+MILLION = 1_000_000
+MESSAGE_TOKENS = 16
+"""Upper bound of the tokens that mark a turn and its role."""
+_CHARACTERS_PER_TOKEN = 4
+"""Of English prose, roughly: for expectations, never for bounds."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one model costs, and where and when that was read."""
+
+    model: str
+    input_usd: float
+    """USD a million tokens."""
+    output_usd: float
+    """USD a million tokens."""
+    picture_tokens: int
+    """Upper bound of the tokens of one picture, as the provider counts them."""
+    source: str
+    date: str
+    """YYYY-MM-DD on which the source said so."""
+
+    def __post_init__(self) -> None:
+        if min(self.input_usd, self.output_usd) < 0 or self.picture_tokens < 1:
+            raise ValueError(f"price of {self.model}: dollars must be >= 0 and picture_tokens at least 1; got {self}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Tokens of a call."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Prices:
+    """A table of prices by model.
+
+    Args:
+        models: one price a model; mappings with its fields will do.
+        free: every model costs nothing, as one's own server does.
+        unknown_picture_tokens: bound of a picture's tokens for models that are not in the table.
+    """
+
+    def __init__(self, models: Sequence[Price], free: bool = False, unknown_picture_tokens: int = 4096) -> None:
+        self._prices = {price.model: price for price in models}
+        self._free = free
+        self._unknown_picture_tokens = unknown_picture_tokens
+
+    def known(self, model: str) -> bool:
+        """Return whether calls of `model` can be priced."""
+        return self._free or model in self._prices
+
+    def cost(self, model: str, size: Size) -> float | None:
+        """Return the USD that a call of `size` costs; None for a model without a price."""
+        if self._free:
+            return 0.0
+        price = self._prices.get(model)
+        if price is None:
+            return None
+        return (size.input_tokens * price.input_usd + size.output_tokens * price.output_usd) / MILLION
+
+    def at_most(self, model: str, messages: Sequence[Message], max_output_tokens: int) -> Size:
+        """Return a size that no call exceeds: a token holds at least one byte of the text."""
+        characters = sum(len(message.text.encode()) for message in messages)
+        return self._size(model, messages, characters, max_output_tokens)
+
+    def expected(self, model: str, messages: Sequence[Message], output_tokens: int) -> Size:
+        """Return the size to expect of a call that answers with `output_tokens`."""
+        characters = sum(len(message.text) for message in messages)
+        return self._size(model, messages, math.ceil(characters / _CHARACTERS_PER_TOKEN), output_tokens)
+
+    def _size(self, model: str, messages: Sequence[Message], text_tokens: int, output_tokens: int) -> Size:
+        price = self._prices.get(model)
+        each = price.picture_tokens if price is not None else self._unknown_picture_tokens
+        pictures = sum(not isinstance(part, str) for message in messages for part in message.parts)
+        return Size(text_tokens + pictures * each + MESSAGE_TOKENS * len(messages), output_tokens)

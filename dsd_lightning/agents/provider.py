@@ -1,0 +1,60 @@
+"""What must a provider be able to do? Send one conversation once; everything around that is the agent's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from dsd_lightning.agents.messages import Finish, Message, Sampling
+
+# One line a request would drown the log of a run of many thousands.
+for _chatty in ("httpx", "httpx2", "openai", "google_genai"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A provider's answer, before its price and its key are known."""
+
+    text: str
+    finish: Finish
+    served_model: str
+    input_tokens: int | None
+    """None where the provider did not say."""
+    output_tokens: int | None
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A model behind an API, or a stand-in for one.
+
+    Libraries' own retries are off: the agent retries, so that each try counts against its limits and its budget.
+    """
+
+    model: str
+    identity: str
+    """Part of the cache key: whose model it is. Answers of a rehearsal must never pass for the real ones."""
+
+    async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
+        """Ask once.
+
+        Raises:
+            AgentFailure: of the kind that fits, without the key in its message. A refusal is a `Reply`, not a failure:
+                it is an answer, and is remembered.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+def identity_of(kind: str, base_url: str) -> str:
+    """Return `kind@host`, by which answers of different services are told apart in the cache."""
+    host = urlsplit(base_url).hostname
+    if host is None:
+        raise ValueError(f"provider.base_url={base_url!r}: no URL with a host, such as http://127.0.0.1:8000/v1")
+    return f"{kind}@{host}"

@@ -1,0 +1,102 @@
+"""How do OpenAI's and Gemini's requests and answers look on the wire?"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import Any
+
+OPENAI_PATH = re.compile(r"^(?:/v1)?/chat/completions$")
+GEMINI_PATH = re.compile(r"^/v1(?:beta)?/models/(?P<model>[^/:]+):generateContent$")
+
+PICTURE_TOKENS = 100
+"""What the rehearsal server counts for a picture."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What both protocols say, in one form."""
+
+    protocol: str
+    model: str
+    turns: tuple[tuple[str, str], ...]
+    pictures: tuple[bytes, ...]
+
+    @property
+    def input_tokens(self) -> int:
+        """Return the words and pictures, counted as tokens."""
+        return sum(len(text.split()) for _, text in self.turns) + PICTURE_TOKENS * len(self.pictures)
+
+
+def read(path: str, body: dict[str, Any]) -> Conversation | None:
+    """Return the conversation of a request to `path`; None where no protocol has such a path."""
+    if OPENAI_PATH.match(path):
+        return _read_openai(body)
+    gemini = GEMINI_PATH.match(path)
+    return _read_gemini(gemini["model"], body) if gemini else None
+
+
+def _read_openai(body: dict[str, Any]) -> Conversation:
+    turns, pictures = [], []
+    for message in body["messages"]:
+        content = message["content"]
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        turns.append((message["role"], "\n\n".join(part["text"] for part in parts if part["type"] == "text")))
+        pictures += [
+            base64.b64decode(part["image_url"]["url"].partition("base64,")[2])
+            for part in parts
+            if part["type"] == "image_url"
+        ]
+    return Conversation("openai", body["model"], tuple(turns), tuple(pictures))
+
+
+def _read_gemini(model: str, body: dict[str, Any]) -> Conversation:
+    turns, pictures = [], []
+    system = body.get("systemInstruction")
+    for content in ([{**system, "role": "system"}] if system else []) + body["contents"]:
+        role = {"model": "assistant"}.get(content.get("role", "user"), content.get("role", "user"))
+        turns.append((role, "\n\n".join(part["text"] for part in content["parts"] if "text" in part)))
+        # google-genai writes the alphabet for URLs, protobuf the usual one.
+        pictures += [
+            base64.b64decode(part["inlineData"]["data"].replace("-", "+").replace("_", "/"))
+            for part in content["parts"]
+            if "inlineData" in part
+        ]
+    return Conversation("gemini", model, tuple(turns), tuple(pictures))
+
+
+def answer(conversation: Conversation, text: str, *, refused: bool = False) -> dict[str, Any]:
+    """Return the body of an answer, or of a refusal with the reason `text`."""
+    served, words = f"{conversation.model}-rehearsal", len(text.split())
+    if conversation.protocol == "openai":
+        message = {"role": "assistant", "content": None if refused else text, "refusal": text if refused else None}
+        return {
+            "id": "rehearsal",
+            "object": "chat.completion",
+            "created": 0,
+            "model": served,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+            "usage": {
+                "prompt_tokens": conversation.input_tokens,
+                "completion_tokens": words,
+                "total_tokens": conversation.input_tokens + words,
+            },
+        }
+    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP", "index": 0}
+    return {
+        **({"promptFeedback": {"blockReason": "SAFETY"}} if refused else {"candidates": [candidate]}),
+        "modelVersion": served,
+        "usageMetadata": {
+            "promptTokenCount": conversation.input_tokens,
+            "candidatesTokenCount": words,
+            "totalTokenCount": conversation.input_tokens + words,
+        },
+    }
+
+
+def error(conversation: Conversation, status: int, name: str, text: str) -> dict[str, Any]:
+    """Return the body of an error: `name` is OpenAI's code or Google's status."""
+    if conversation.protocol == "openai":
+        return {"error": {"message": text, "type": name, "param": None, "code": name}}
+    return {"error": {"code": status, "message": text, "status": name.upper()}}
