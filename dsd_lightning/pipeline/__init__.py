@@ -1,0 +1,5 @@
+"""Using a trained model: a diffusers pipeline from a reference picture and a prompt to pictures of the same subject."""
+
+from dsd_lightning.pipeline.two_frame import TwoFrameOutput, TwoFramePipeline
+
+__all__ = ["TwoFrameOutput", "TwoFramePipeline"]

@@ -1,0 +1,440 @@
+"""How does diffusers' interface look on any of our architectures? A reference picture and a prompt in, pictures out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.flux import tokens
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.text import TextEncoder
+from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
+from dsd_lightning.pictures import to_image
+from dsd_lightning.pipeline import loading, memory
+from dsd_lightning.pipeline.inputs import (
+    Generator,
+    InputError,
+    Picture,
+    as_pictures,
+    expand_text,
+    given_text,
+    repeated,
+    strength_of_steps,
+    to_pixels,
+)
+from dsd_lightning.sampler import SamplerSettings, sample
+
+log = logging.getLogger(__name__)
+
+FAR_BEYOND = 1.5
+"""Ratio to the trained side beyond which pictures distort (512 pixels: from 768 on, as users of the release found)."""
+
+
+@dataclass
+class TwoFrameOutput(BaseOutput):
+    """What a call returns.
+
+    Attributes:
+        images: the results: PIL pictures; an array [b, h, w, 3] in [0, 1]; or packed latents [b, tokens, d] of the canvas.
+        references: the reference as the model redrew it, in the same form, where it was asked for and there is one.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    references: list[Image.Image] | np.ndarray | None = None
+
+
+class _Interrupted(Exception):
+    """Raised after a step when a callback has set `pipe._interrupt`."""
+
+    def __init__(self, canvas: Tensor) -> None:
+        super().__init__()
+        self.canvas = canvas
+
+
+class TwoFramePipeline(DiffusionPipeline):
+    """A trained architecture with its VAE, text encoders and schedule. Make one with `load` or `from_run`.
+
+    Args:
+        scheduler: holds the timestep shift; the steps are those of `dsd_lightning.sampler`.
+        text_encoder, tokenizer: CLIP's. text_encoder_2, tokenizer_2: T5's.
+        transformer: the architecture, complete.
+        vae: FLUX's.
+        text_length: T5 tokens a prompt in training.
+        default_size: side of a frame in training, pixels.
+        model_name: what is written into pictures' metadata.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder_2: PreTrainedModel,
+        tokenizer_2: PreTrainedTokenizerBase,
+        transformer: Architecture,
+        text_length: int = 512,
+        default_size: int = 512,
+        model_name: str = "",
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+        )
+        # diffusers looks up a component's class in libraries it knows; ours is passed to it ready made.
+        self.register_to_config(
+            transformer=("diffusers", "ModelMixin"),
+            text_length=text_length,
+            default_size=default_size,
+            model_name=model_name,
+        )
+        transformer.eval()
+        self._interrupt = self.quantized = False
+        self._text = TextEncoder(text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_length)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        transformer: str | Path | None = None,
+        lora: str | Path | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        text_length: int = 512,
+        default_size: int = 512,
+        **options: Any,
+    ) -> TwoFramePipeline:
+        """Return a pipeline of the authors' files.
+
+        Args:
+            base: FLUX.1-dev's folder or hub id; its own transformer is only read where `transformer` is None.
+            transformer: the official folder `transformer/`, or the folder that holds it.
+            lora: the official LoRA file.
+            dtype: of all weights; bfloat16 on a GPU and float32 elsewhere if None.
+            text_length: T5 tokens a prompt. default_size: side of a frame, pixels.
+            options: those of `ready`.
+
+        Raises:
+            OfficialWeightsError: keys that are missing, left over or renamed.
+            BaseModelError: the base cannot be loaded.
+        """
+        dtype = dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+        merge_lora = options.get("merge_lora", True)
+        parts = loading.official_parts(base, transformer, lora, dtype, merge_lora, text_length, default_size)
+        return cls(**parts).ready(**options)
+
+    @classmethod
+    def from_run(
+        cls, run: str | Path, *, ema: bool = True, dtype: torch.dtype | None = None, **options: Any
+    ) -> TwoFramePipeline:
+        """Return a pipeline of a run's folder, or of one of its checkpoint folders; any architecture.
+
+        Args:
+            run: `outputs/<date>/<time>`, with `.hydra/config.yaml` and `checkpoints/`.
+            ema: the averaged weights, where there are any.
+            dtype: of all weights; that of the run's base if None.
+            options: those of `ready`.
+
+        Raises:
+            LoadingError: it is no run folder, or holds no whole checkpoint.
+        """
+        return cls(**loading.run_parts(run, ema, dtype, options.get("merge_lora", True))).ready(**options)
+
+    @classmethod
+    def tiny(cls, *, dtype: torch.dtype | None = None, **options: Any) -> TwoFramePipeline:
+        """Return a pipeline of the miniature in `assets/`; `options` are those of `ready`."""
+        return cls(**loading.tiny_parts(dtype, options.get("merge_lora", True))).ready(**options)
+
+    def ready(
+        self,
+        merge_lora: bool = True,
+        quantize: memory.Quantization | None = None,
+        offload: memory.Offload | None = None,
+        device: str | torch.device | None = None,
+        compile: bool = False,
+    ) -> TwoFramePipeline:
+        """Quantise, place and compile the pipeline, in this order, and return it.
+
+        Args:
+            merge_lora: said here because all loaders take it: factors are merged as they are loaded.
+            quantize: 8- or 4-bit weights of the transformer's blocks.
+            offload: keep weights in main memory, by part or layer by layer; needs a GPU.
+            device: where to compute; the GPU, where there is one, if None.
+            compile: compile every block; the first picture takes a minute longer.
+
+        Raises:
+            QuantizationError: the library is not installed, or factors are not merged.
+            ValueError: an unknown offload, or a device that is not there.
+        """
+        if quantize is not None:
+            if offload == "sequential":
+                raise memory.QuantizationError(
+                    f"quantize={quantize} and offload=sequential do not go together: take offload=model, or no quantisation"
+                )
+            memory.quantize_(self.transformer, quantize)
+            self.quantized = True
+        memory.place(self, offload, device)
+        if compile:
+            for unit in self.transformer.shard_units():
+                unit.compile()
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Write a folder for `from_pretrained`, as diffusers does.
+
+        Raises:
+            InputError: the weights are quantised, which their formats cannot take back.
+        """
+        if self.quantized:
+            raise InputError("save the pipeline before it is quantised: load it with quantize=None")
+        super().save_pretrained(str(save_directory), *arguments, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TwoFramePipeline:
+        """Return a pipeline that `save_pretrained` wrote; `options` are diffusers'."""
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path)))
+        options.setdefault("transformer", loading.load_architecture(folder / "transformer", options.get("torch_dtype")))
+        pipeline: TwoFramePipeline = super().from_pretrained(str(folder), **options)
+        return pipeline
+
+    @property
+    def codec(self) -> Codec:
+        """Pixels to normalised latents and back."""
+        return Codec(self.vae)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> TextEmbeddings:
+        """Return the embeddings of prompts, on the device that computes."""
+        return self._text.encode(prompts).to(self._execution_device)
+
+    def frame_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Return (height, width) of a frame in pixels: what is given, or the size of training.
+
+        Raises:
+            ValueError: a size that cannot be packed.
+        """
+        size = (height or self.config.default_size, width or self.config.default_size)
+        self.codec.require_size(*size)
+        if max(size) > FAR_BEYOND * self.config.default_size:
+            log.warning(
+                "frames of %d x %d lie far beyond the %d pixels of training: expect distortions; generate smaller and enlarge",
+                *size,
+                self.config.default_size,
+            )
+        return size
+
+    def draw_latents(self, count: int, height: int | None, width: int | None, generator: Generator = None) -> Tensor:
+        """Return packed noise for `count` whole canvases with frames of `height` x `width` pixels."""
+        return tokens.pack(self._noise(count, *self.frame_size(height, width), generator))
+
+    def _canvas_shape(self, count: int, height: int, width: int) -> tuple[int, ...]:
+        codec = self.codec
+        frame = torch.empty(
+            count, codec.channels, height // codec.downsampling, width // codec.downsampling, device="meta"
+        )
+        return tuple(self.transformer.join(dict.fromkeys(self.transformer.frames, frame)).shape)
+
+    def _noise(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
+        device = self._execution_device
+        return randn_tensor(self._canvas_shape(count, height, width), generator, device, self.vae.dtype)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt: str | Sequence[str] = "",
+        negative_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        num_inference_steps: int = 28,
+        guidance_scale: float = 3.5,
+        image_guidance: float = 1.0,
+        text_guidance: float = 1.0,
+        guidance_start: int = 2,
+        height: int | None = None,
+        width: int | None = None,
+        latents: Tensor | None = None,
+        generator: Generator = None,
+        condition_sample: Literal["mode", "sample"] = "mode",
+        output_type: Literal["pil", "np", "latent"] = "pil",
+        num_images_per_prompt: int = 1,
+        return_reference: bool = False,
+        reference_strength: float | Sequence[tuple[int, int, float]] = 1.0,
+        batch_passes: bool | None = None,
+        callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        return_dict: bool = True,
+    ) -> TwoFrameOutput | tuple[Any, ...]:
+        """Draw the subject of a picture as a prompt says.
+
+        Images and prompts form a batch: equally many, or one of them for all of the others.
+
+        Args:
+            image: reference pictures; the middle is cropped to the frame's proportions.
+            prompt: or `prompt_embeds` (T5's sequence [b, n, d]) with `pooled_prompt_embeds` (CLIP's [b, p]).
+            negative_prompt: stands for "no text" under true guidance; likewise as embeddings.
+            num_inference_steps: Euler steps.
+            guidance_scale: value of the guidance embedding.
+            image_guidance, text_guidance: true guidance by reference and text, 1.0 is none; each works alone and costs
+                a prediction more a step, both together two (one if they are equal).
+            guidance_start: index of the first step with true guidance.
+            height, width: of one frame, pixels; those of training if None.
+            latents: packed noise of the whole canvas, [b, tokens, d], instead of drawing it.
+            generator: of the noise; on the CPU its draws are the same on every device. A list gives one a picture.
+            condition_sample: encode the reference as the VAE posterior's mode, or as a draw from it made with `generator`
+                before the noise (as the official code does with the global one).
+            output_type: "latent" gives packed latents of the whole canvas.
+            num_images_per_prompt: pictures for each image and prompt.
+            return_reference: also return the reference as the model redrew it.
+            reference_strength: of all steps, or as ranges (first step, step after the last, strength); at 0 the model sees
+                no reference. A range costs nothing.
+            batch_passes: whether a guided step's predictions are computed as one batch; None decides by their size.
+            callback_on_step_end: called as diffusers does, with {"latents": packed canvas}; what it returns replaces them.
+
+        Raises:
+            InputError: what is given does not fit together.
+            ValueError: a size that cannot be packed, or senseless sampler settings.
+        """
+        settings = SamplerSettings(
+            num_inference_steps, guidance_scale, image_guidance, text_guidance, guidance_start, batch_passes
+        )
+        if output_type not in ("pil", "np", "latent") or condition_sample not in ("mode", "sample"):
+            raise InputError(f"output_type={output_type!r}, condition_sample={condition_sample!r}: see the call's help")
+        strengths = strength_of_steps(reference_strength, num_inference_steps)
+        height, width = self.frame_size(height, width)
+        pictures = as_pictures(image)
+        text = given_text(prompt_embeds, pooled_prompt_embeds, "")
+        if (text is None) == (prompt is None):
+            raise InputError("give either a prompt, or prompt_embeds with pooled_prompt_embeds")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        count = max(len(pictures), len(prompts) if text is None else text.sequence.shape[0])
+        total = count * num_images_per_prompt
+        if total < 1 or (text is None and not prompts):
+            raise InputError(f"nothing to draw: {len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}")
+        if isinstance(generator, list) and len(generator) != total:
+            raise InputError(f"generator: a list of {len(generator)} for {total} pictures; give one a picture")
+        device, dtype = self._execution_device, self.vae.dtype
+
+        text = expand_text(text or self.encode_prompt(prompts), count, num_images_per_prompt, "prompt").to(device)
+        null = given_text(negative_prompt_embeds, negative_pooled_prompt_embeds, "negative_")
+        if null is None and (image_guidance, text_guidance) != (1.0, 1.0):
+            null = self.encode_prompt([negative_prompt] if isinstance(negative_prompt, str) else negative_prompt)
+        null = text if null is None else expand_text(null.to(device), count, num_images_per_prompt, "negative_prompt")
+        reference = self._encode_reference(
+            repeated(pictures, count, num_images_per_prompt, "image") if pictures else [],
+            (height, width),
+            generator if condition_sample == "sample" else None,
+            condition_sample == "sample",
+        )
+        shape = self._canvas_shape(total, height, width)
+        if latents is None:
+            noise = self._noise(total, height, width, generator)
+        else:
+            expected = (total, shape[2] * shape[3] // 4, shape[1] * 4)
+            if tuple(latents.shape) != expected:
+                raise InputError(
+                    f"latents are {list(latents.shape)}; packed noise of these canvases is {list(expected)}"
+                )
+            noise = tokens.unpack(latents.to(device, dtype), *shape[2:])
+        condition = Condition(text, torch.full((total,), guidance_scale, device=device), reference)
+        canvas = self._sample(condition, null, noise, settings, strengths, callback_on_step_end)
+
+        references: Any = None
+        if output_type == "latent":
+            images: Any = tokens.pack(canvas)
+        else:
+            frames = self.transformer.split(self.codec.decode(canvas))
+            images = _as_output(frames[TARGET], output_type)
+            if return_reference and REFERENCE in frames:
+                references = _as_output(frames[REFERENCE], output_type)
+        self.maybe_free_model_hooks()
+        return TwoFrameOutput(images, references) if return_dict else (images, references)
+
+    def _encode_reference(
+        self, pictures: Sequence[Picture], size: tuple[int, int], generator: Generator, drawn: bool
+    ) -> dict[str, Tensor]:
+        codec: Codec = self.codec
+        if drawn:
+            codec = _DrawingCodec(self.vae, torch.default_generator if generator is None else generator)
+        pixels = torch.stack([to_pixels(picture, *size) for picture in pictures]) if pictures else None
+        encoded = self.transformer.encode_reference(pixels, codec)
+        return {name: value.to(self._execution_device) for name, value in encoded.items()}
+
+    def _sample(
+        self,
+        condition: Condition,
+        null: TextEmbeddings,
+        noise: Tensor,
+        settings: SamplerSettings,
+        strengths: Sequence[float],
+        callback: Callable[..., dict[str, Tensor]] | None,
+    ) -> Tensor:
+        """Run the sampler with a progress bar and diffusers' callback."""
+        self._interrupt = False
+        shift = loading.shift_of(self.scheduler)
+        steps = settings.num_inference_steps
+        times = loading.times_of(self.scheduler, steps, self.transformer.image_tokens(noise))
+        hook = getattr(self.transformer, "_hf_hook", None)
+        if hook is not None:  # what an architecture prepares once a picture comes before its first forward
+            hook.pre_forward(self.transformer)
+        with self.progress_bar(total=steps) as progress:
+
+            def on_step(index: int, canvas: Tensor) -> Tensor | None:
+                progress.update()
+                replaced = None
+                if callback is not None:
+                    given = callback(self, index, times[index], {"latents": tokens.pack(canvas)})
+                    if given and "latents" in given:
+                        replaced = tokens.unpack(given["latents"], *canvas.shape[-2:])
+                if self._interrupt:
+                    raise _Interrupted(canvas if replaced is None else replaced)
+                return replaced
+
+            try:
+                return sample(
+                    self.transformer, condition, null, noise, settings, shift, on_step, lambda index: strengths[index]
+                )
+            except _Interrupted as interrupted:
+                return interrupted.canvas
+
+
+class _DrawingCodec(Codec):
+    """Encodes as draws from the posterior."""
+
+    def __init__(self, vae: AutoencoderKL, generator: torch.Generator | list[torch.Generator]) -> None:
+        super().__init__(vae)
+        self.generator = generator
+
+    def encode(self, pixels: Tensor, *, sample: Any = None) -> Tensor:
+        return super().encode(pixels, sample=sample or self.generator)
+
+
+def _as_output(pixels: Tensor, output_type: str) -> Any:
+    if output_type == "pil":
+        return [to_image(each) for each in pixels]
+    return ((pixels.cpu().float() + 1) / 2).permute(0, 2, 3, 1).numpy()
