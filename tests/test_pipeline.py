@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from verbs import compose_train
 
@@ -105,10 +106,11 @@ def reference_pipeline(
     transformer = FluxTransformer2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
     transformer.load_state_dict({name: value for name, value in weights.items() if not name.startswith("c_embedder")})
     embedder = transformer.x_embedder = Embedder(transformer.x_embedder, weights)
-    parts = FluxBase(str(BASE), text_length=512).text_encoder()
+    base = FluxBase(str(BASE), initialise="meta", transformer_config={}, text_length=512)
+    parts = base.text_encoder()
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(BASE, subfolder="scheduler"),
-        vae=FluxBase(str(BASE)).codec().vae,
+        vae=base.codec().vae,
         text_encoder=parts.clip,
         tokenizer=parts.clip_tokenizer,
         text_encoder_2=parts.t5,
@@ -184,6 +186,12 @@ def test_lora_and_guidance_matter_here() -> None:
     assert (draw(official(), image_guidance=1.3, text_guidance=2.0) - plain).abs().max() > 0.01
     assert (draw(official(), image=PICTURE.rotate(180)) - plain).abs().max() > 0.01
     assert (draw(official(), prompt="something else") - plain).abs().max() > 1e-3
+
+
+def test_t5_reads_what_its_published_tokenizer_says() -> None:
+    published = Tokenizer.from_file(str(BASE / "tokenizer_2" / "tokenizer.json"))
+    ids = official().tokenizer_2(PROMPT).input_ids
+    assert ids == published.encode(PROMPT).ids, "two spaces are two tokens here"
 
 
 def test_the_middle_is_cropped_before_resizing() -> None:
@@ -303,7 +311,7 @@ def test_strength_of_the_reference_by_step() -> None:
     assert torch.equal(draw(official(), reference_strength=[(0, STEPS, 1.0)]), plain)
     # Without reference and with text: what image guidance 0 makes of the null reference under the same text.
     assert torch.equal(
-        draw(official(), reference_strength=0.0), draw(official(), image=PICTURE.rotate(90), reference_strength=0)
+        draw(official(), reference_strength=0.0), draw(official(), image=PICTURE.rotate(90), reference_strength=0.0)
     )
     late = draw(official(), reference_strength=[(2, 4, 0.5)])
     assert (late - plain).abs().max() > 1e-3
@@ -332,13 +340,11 @@ def test_a_callback_sees_each_step_may_change_it_and_may_stop() -> None:
         ({"latents": torch.zeros(1, 3, 16)}, r"latents are \[1, 3, 16\].*\[1, 32, 16\]"),
         ({"image": [PICTURE] * 2, "prompt": ["a"] * 3}, "2 given for a batch of 3"),
         ({"image": torch.zeros(3, 8, 8)}, r"\[3, 64, 64\]"),
-        ({"image": "a.png"}, "not str"),
         ({"height": 60}, "nearest is 64 x 64"),
         ({"image": None}, "reference picture"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"reference_strength": [(0, 9, 0.5)]}, "steps 0 to 9"),
         ({"generator": [torch.Generator()] * 2}, "a list of 2 for 1"),
-        ({"output_type": "jpeg"}, "output_type='jpeg'"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str) -> None:
@@ -453,5 +459,3 @@ def test_factors_that_are_not_merged_are_not_quantised() -> None:
         official("unmerged").ready(quantize="int8")
     with pytest.raises(QuantizationError, match="do not go together"):
         official().ready(quantize="int8", offload="sequential")
-    with pytest.raises(QuantizationError, match="'int3' is unknown"):
-        official().ready(quantize="int3")  # type: ignore[arg-type]

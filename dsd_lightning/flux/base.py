@@ -127,7 +127,7 @@ class FluxBase:
         Raises:
             BaseModelError: if the scheduler has no dynamic shifting (then choose `shift=fixed` or `shift=none`).
         """
-        config = self._scheduler_config()
+        config = self.scheduler_config()
         if not config.get("use_dynamic_shifting"):
             raise BaseModelError(
                 f"the scheduler of {self.path!r} has no dynamic shifting; choose shift=fixed or shift=none"
@@ -160,7 +160,7 @@ class FluxBase:
                 f"folders {', '.join(PARTS)}"
             )
 
-    def _scheduler_config(self) -> dict[str, Any]:
+    def scheduler_config(self) -> dict[str, Any]:
         local = Path(self.path) / "scheduler" / "scheduler_config.json"
         if local.exists():
             return dict(json.loads(local.read_text()))

@@ -17,7 +17,7 @@ from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
-from dsd_lightning.checkpoints.adapter import load_adapter
+from dsd_lightning.checkpoints.adapter import load_adapter, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.checkpoints.official import OfficialWeightsError, load_official
 from dsd_lightning.flux.base import DTYPES, FluxBase
@@ -107,29 +107,41 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
         raise LoadingError(f"{run} holds no whole checkpoint (looked in {folder / 'checkpoints'})")
     config = OmegaConf.load(file)
     assert isinstance(config, DictConfig), "a mapping was written"
-    source = OmegaConf.select(config, "data.datamodule.source.resolution")
-    size = int(max(source)) if source is not None else 512
+    resolution = OmegaConf.select(config, "data.datamodule.source.resolution")
+    size = 512 if resolution is None else int(max(resolution))
     return adapter_parts(config, checkpoint, ema, dtype, merge_lora, size)
 
 
 def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
     """Return the parts of the shipped miniature."""
-    conf = CHECKOUT / "conf"
-    names = {"base": "base/tiny", "arch": "arch/parallel", "shift": "shift/resolution"}
-    config = OmegaConf.create({key: OmegaConf.load(conf / f"{name}.yaml") for key, name in names.items()})
+    lora = read_header(TINY_ADAPTER)["lora"]
+    factors = {"rank": lora["rank"], "alpha": int(lora["alpha"]), "targets": lora["targets"]}
+    config = OmegaConf.create(
+        {
+            "base": OmegaConf.load(CHECKOUT / "conf" / "base" / "tiny.yaml"),
+            "arch": {
+                "_target_": f"{_ARCHITECTURES}parallel.Parallel",
+                "_partial_": True,
+                "lora": {"_target_": "dsd_lightning.flux.lora.Lora", **factors},
+            },
+        }
+    )
     return adapter_parts(config, TINY_ADAPTER, True, dtype, merge_lora, default_size=64)
 
 
 def adapter_parts(
     config: DictConfig, checkpoint: Path, ema: bool, dtype: torch.dtype | None, merge_lora: bool, default_size: int
 ) -> Parts:
-    """Return the parts that a training configuration (its `base`, `arch` and `shift`) and trained weights make."""
+    """Return the parts that a training configuration (`base`, `arch`, `shift`) and trained weights make.
+
+    Without `shift`, the base's scheduler has the say.
+    """
     path = str(config.base.model.path)
     if not Path(path).exists() and (CHECKOUT / path).exists():
         path = str(CHECKOUT / path)
     overrides = {"path": path} | ({} if dtype is None else {"dtype": _name_of(dtype)})
     flux: FluxBase = instantiate(config.base.model, **overrides)
-    shift: Any = instantiate(config.shift)
+    shift: Any = instantiate(config.shift) if "shift" in config else FluxBase.resolution_shift
     if not isinstance(shift, Shift):
         shift = shift(flux)
     architecture: Architecture = instantiate(config.arch)(transformer=flux.transformer())
@@ -157,15 +169,17 @@ def scheduler_of(shift: Shift) -> FlowMatchEulerDiscreteScheduler:
 
 def scheduler_of_base(base: FluxBase) -> FlowMatchEulerDiscreteScheduler:
     """Return the base's own scheduler."""
-    return FlowMatchEulerDiscreteScheduler.from_config(base._scheduler_config())
+    return FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config())
 
 
 def shift_of(scheduler: FlowMatchEulerDiscreteScheduler) -> Shift:
     """Return the timestep shift that a scheduler stands for."""
     config = scheduler.config
     if config.use_dynamic_shifting:
-        return ResolutionShift(config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
-    return NoShift() if config.shift == 1 else FixedShift(config.shift)
+        return ResolutionShift(
+            config.base_image_seq_len, config.max_image_seq_len, float(config.base_shift), float(config.max_shift)
+        )
+    return NoShift() if config.shift == 1 else FixedShift(float(config.shift))
 
 
 def times_of(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int) -> list[float]:
@@ -185,7 +199,7 @@ def load_architecture(folder: Path, dtype: torch.dtype | None = None) -> Archite
     """
     file = folder / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else {}
-    recipe, network = config.get("recipe"), config.get("transformer")
+    recipe, network = config.get("recipe"), config.get("network")
     if not recipe or not network or not str(recipe.get("_target_", "")).startswith(_ARCHITECTURES):
         raise LoadingError(
             f"{folder} was not saved by TwoFramePipeline.save_pretrained; official weights are loaded by "
@@ -193,11 +207,14 @@ def load_architecture(folder: Path, dtype: torch.dtype | None = None) -> Archite
         )
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     weights = {name: value for each in files for name, value in load_file(each).items()}
-    architecture: Architecture = instantiate(recipe)(transformer=FluxTransformer2DModel(**_arguments(network)))
+    with torch.device("meta"):
+        architecture: Architecture = instantiate(recipe)(transformer=FluxTransformer2DModel(**_arguments(network)))
     missing, unexpected = architecture.load_state_dict(weights, strict=False, assign=True)
+    missing += [name for name, value in architecture.named_buffers() if value.is_meta]
     if missing or unexpected:
         raise LoadingError(
-            f"{folder}: {len(missing)} weights are missing {missing[:3]}, {len(unexpected)} left over {unexpected[:3]}"
+            f"{folder}: {len(missing)} weights are missing (first {missing[:3]}), {len(unexpected)} left over "
+            f"(first {unexpected[:3]})"
         )
     _finish(architecture, recipe, dtype, merge_lora=False)
     return architecture
@@ -222,7 +239,8 @@ def _finish(architecture: Architecture, recipe: Mapping[str, Any], dtype: torch.
         }
     network = {key: value for key, value in architecture.transformer.config.items() if not key.startswith("_")}
     recipe = {**recipe, "_partial_": True, "lora": settings}
-    architecture.register_to_config(recipe=recipe, transformer=network)
+    # Not under `transformer`: diffusers would answer for the module of that name with its configuration.
+    architecture.register_to_config(recipe=recipe, network=network)
 
 
 def _parts(

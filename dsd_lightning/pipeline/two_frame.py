@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -217,7 +218,10 @@ class TwoFramePipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = Path(cls.download(str(pretrained_model_name_or_path)))
-        options.setdefault("transformer", loading.load_architecture(folder / "transformer", options.get("torch_dtype")))
+        if "transformer" not in options:
+            dtype = options.get("torch_dtype")
+            dtype = dtype if isinstance(dtype, torch.dtype) else None
+            options["transformer"] = loading.load_architecture(folder / "transformer", dtype)
         pipeline: TwoFramePipeline = super().from_pretrained(str(folder), **options)
         return pipeline
 
@@ -400,7 +404,7 @@ class TwoFramePipeline(DiffusionPipeline):
         steps = settings.num_inference_steps
         times = loading.times_of(self.scheduler, steps, self.transformer.image_tokens(noise))
         hook = getattr(self.transformer, "_hf_hook", None)
-        if hook is not None:  # what an architecture prepares once a picture comes before its first forward
+        if isinstance(hook, CpuOffload):  # what an architecture prepares once a picture comes before its first forward
             hook.pre_forward(self.transformer)
         with self.progress_bar(total=steps) as progress:
 
