@@ -96,7 +96,7 @@ def test_the_official_command_line(picture: Path, out: Path, caplog: pytest.LogC
             width=32,
             generator=torch.Generator().manual_seed(7),
         ).images[0]
-    assert np.array_equal(pixels(out), np.asarray(expected))
+    assert np.abs(pixels(out).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_several_pictures_count_their_seeds_up(picture: Path, out: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_drawn_seed_is_told_and_draws_the_same(picture: Path, out: Path, capsy
     seed = capsys.readouterr().out.rpartition("(seed ")[2].split(")")[0]
     again = out.with_name("again.png")
     assert main([*command(picture, again), "--seed", seed]) == 0
-    assert np.array_equal(pixels(out), pixels(again))
+    assert np.abs(pixels(out).astype(int) - pixels(again)).max() <= 1
 
 
 def test_a_sheet_of_guidances_from_one_noise(picture: Path, out: Path) -> None:

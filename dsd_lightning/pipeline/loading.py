@@ -59,8 +59,8 @@ def official_parts(
         OfficialWeightsError: files that are not in the official layout or do not fit; weights missing or left over.
         BaseModelError: the base cannot be loaded.
     """
+    folder: Path | None = None
     if transformer is None:
-        folder = None
         flux = FluxBase(str(base), dtype=_name_of(dtype), text_length=text_length)
         network = flux.transformer()
     else:
@@ -116,7 +116,7 @@ def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
     """Return the parts of the shipped miniature."""
     lora = read_header(TINY_ADAPTER)["lora"]
     factors = {"rank": lora["rank"], "alpha": int(lora["alpha"]), "targets": lora["targets"]}
-    config = OmegaConf.create(
+    config: Any = OmegaConf.create(
         {
             "base": OmegaConf.load(CHECKOUT / "conf" / "base" / "tiny.yaml"),
             "arch": {
