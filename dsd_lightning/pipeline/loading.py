@@ -281,6 +281,19 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if key == "axes_dims_rope" else value for key, value in plain.items()}
 
 
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a dtype that is given as such or by its name ("bfloat16"); None stays None.
+
+    Raises:
+        LoadingError: a name that is unknown.
+    """
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise LoadingError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
 def _name_of(dtype: torch.dtype) -> str:
     for name, known in DTYPES.items():
         if known == dtype:

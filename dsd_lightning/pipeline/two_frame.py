@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from accelerate.hooks import CpuOffload
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,8 +18,8 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
-from dsd_lightning.pictures import to_image
 from dsd_lightning.pipeline import loading, memory
+from dsd_lightning.pipeline.drawing import DrawingCodec, TwoFrameOutput, as_output, run_sampler
 from dsd_lightning.pipeline.inputs import (
     Generator,
     InputError,
@@ -36,33 +31,12 @@ from dsd_lightning.pipeline.inputs import (
     strength_of_steps,
     to_pixels,
 )
-from dsd_lightning.sampler import SamplerSettings, sample
+from dsd_lightning.sampler import SamplerSettings
 
 log = logging.getLogger(__name__)
 
 FAR_BEYOND = 1.5
 """Ratio to the trained side beyond which pictures distort (512 pixels: from 768 on, as users of the release found)."""
-
-
-@dataclass
-class TwoFrameOutput(BaseOutput):
-    """What a call returns.
-
-    Attributes:
-        images: the results: PIL pictures; an array [b, h, w, 3] in [0, 1]; or packed latents [b, tokens, d] of the canvas.
-        references: the reference as the model redrew it, in the same form, where it was asked for and there is one.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    references: list[Image.Image] | np.ndarray | None = None
-
-
-class _Interrupted(Exception):
-    """Raised after a step when a callback has set `pipe._interrupt`."""
-
-    def __init__(self, canvas: Tensor) -> None:
-        super().__init__()
-        self.canvas = canvas
 
 
 class TwoFramePipeline(DiffusionPipeline):
@@ -122,7 +96,7 @@ class TwoFramePipeline(DiffusionPipeline):
         transformer: str | Path | None = None,
         lora: str | Path | None = None,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         text_length: int = 512,
         default_size: int = 512,
         **options: Any,
@@ -141,14 +115,14 @@ class TwoFramePipeline(DiffusionPipeline):
             OfficialWeightsError: keys that are missing, left over or renamed.
             BaseModelError: the base cannot be loaded.
         """
-        dtype = dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+        chosen = loading.dtype_of(dtype) or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
         merge_lora = options.get("merge_lora", True)
-        parts = loading.official_parts(base, transformer, lora, dtype, merge_lora, text_length, default_size)
+        parts = loading.official_parts(base, transformer, lora, chosen, merge_lora, text_length, default_size)
         return cls(**parts).ready(**options)
 
     @classmethod
     def from_run(
-        cls, run: str | Path, *, ema: bool = True, dtype: torch.dtype | None = None, **options: Any
+        cls, run: str | Path, *, ema: bool = True, dtype: torch.dtype | str | None = None, **options: Any
     ) -> TwoFramePipeline:
         """Return a pipeline of a run's folder, or of one of its checkpoint folders; any architecture.
 
@@ -161,12 +135,14 @@ class TwoFramePipeline(DiffusionPipeline):
         Raises:
             LoadingError: it is no run folder, or holds no whole checkpoint.
         """
-        return cls(**loading.run_parts(run, ema, dtype, options.get("merge_lora", True))).ready(**options)
+        return cls(**loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True))).ready(
+            **options
+        )
 
     @classmethod
-    def tiny(cls, *, dtype: torch.dtype | None = None, **options: Any) -> TwoFramePipeline:
+    def tiny(cls, *, dtype: torch.dtype | str | None = None, **options: Any) -> TwoFramePipeline:
         """Return a pipeline of the miniature in `assets/`; `options` are those of `ready`."""
-        return cls(**loading.tiny_parts(dtype, options.get("merge_lora", True))).ready(**options)
+        return cls(**loading.tiny_parts(loading.dtype_of(dtype), options.get("merge_lora", True))).ready(**options)
 
     def ready(
         self,
@@ -366,16 +342,16 @@ class TwoFramePipeline(DiffusionPipeline):
                 )
             noise = tokens.unpack(latents.to(device, dtype), *shape[2:])
         condition = Condition(text, torch.full((total,), guidance_scale, device=device), reference)
-        canvas = self._sample(condition, null, noise, settings, strengths, callback_on_step_end)
+        canvas = run_sampler(self, condition, null, noise, settings, strengths, callback_on_step_end)
 
         references: Any = None
         if output_type == "latent":
             images: Any = tokens.pack(canvas)
         else:
             frames = self.transformer.split(self.codec.decode(canvas))
-            images = _as_output(frames[TARGET], output_type)
+            images = as_output(frames[TARGET], output_type)
             if return_reference and REFERENCE in frames:
-                references = _as_output(frames[REFERENCE], output_type)
+                references = as_output(frames[REFERENCE], output_type)
         self.maybe_free_model_hooks()
         return TwoFrameOutput(images, references) if return_dict else (images, references)
 
@@ -384,61 +360,7 @@ class TwoFramePipeline(DiffusionPipeline):
     ) -> dict[str, Tensor]:
         codec: Codec = self.codec
         if drawn:
-            codec = _DrawingCodec(self.vae, torch.default_generator if generator is None else generator)
+            codec = DrawingCodec(self.vae, torch.default_generator if generator is None else generator)
         pixels = torch.stack([to_pixels(picture, *size) for picture in pictures]) if pictures else None
         encoded = self.transformer.encode_reference(pixels, codec)
         return {name: value.to(self._execution_device) for name, value in encoded.items()}
-
-    def _sample(
-        self,
-        condition: Condition,
-        null: TextEmbeddings,
-        noise: Tensor,
-        settings: SamplerSettings,
-        strengths: Sequence[float],
-        callback: Callable[..., dict[str, Tensor]] | None,
-    ) -> Tensor:
-        """Run the sampler with a progress bar and diffusers' callback."""
-        self._interrupt = False
-        shift = loading.shift_of(self.scheduler)
-        steps = settings.num_inference_steps
-        times = loading.times_of(self.scheduler, steps, self.transformer.image_tokens(noise))
-        hook = getattr(self.transformer, "_hf_hook", None)
-        if isinstance(hook, CpuOffload):  # what an architecture prepares once a picture comes before its first forward
-            hook.pre_forward(self.transformer)
-        with self.progress_bar(total=steps) as progress:
-
-            def on_step(index: int, canvas: Tensor) -> Tensor | None:
-                progress.update()
-                replaced = None
-                if callback is not None:
-                    given = callback(self, index, times[index], {"latents": tokens.pack(canvas)})
-                    if given and "latents" in given:
-                        replaced = tokens.unpack(given["latents"], *canvas.shape[-2:])
-                if self._interrupt:
-                    raise _Interrupted(canvas if replaced is None else replaced)
-                return replaced
-
-            try:
-                return sample(
-                    self.transformer, condition, null, noise, settings, shift, on_step, lambda index: strengths[index]
-                )
-            except _Interrupted as interrupted:
-                return interrupted.canvas
-
-
-class _DrawingCodec(Codec):
-    """Encodes as draws from the posterior."""
-
-    def __init__(self, vae: AutoencoderKL, generator: torch.Generator | list[torch.Generator]) -> None:
-        super().__init__(vae)
-        self.generator = generator
-
-    def encode(self, pixels: Tensor, *, sample: Any = None) -> Tensor:
-        return super().encode(pixels, sample=sample or self.generator)
-
-
-def _as_output(pixels: Tensor, output_type: str) -> Any:
-    if output_type == "pil":
-        return [to_image(each) for each in pixels]
-    return ((pixels.cpu().float() + 1) / 2).permute(0, 2, 3, 1).numpy()
