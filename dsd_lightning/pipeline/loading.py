@@ -83,7 +83,7 @@ def official_parts(
         log.warning("neither official weights nor a LoRA: plain FLUX does not look at the reference")
     if lora is not None:
         load_official(architecture, lora=lora)
-    name = " + ".join(str(each) for each in (base, transformer, lora) if each is not None)
+    name = " + ".join(_label(each) for each in (base, transformer, lora) if each is not None)
     recipe = {"_target_": f"{_ARCHITECTURES}parallel.Parallel"}
     _finish(architecture, recipe, dtype, merge_lora)
     return _parts(flux, architecture, scheduler_of_base(flux), text_length, default_size, name)
@@ -109,7 +109,8 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
     assert isinstance(config, DictConfig), "a mapping was written"
     resolution = OmegaConf.select(config, "data.datamodule.source.resolution")
     size = 512 if resolution is None else int(max(resolution))
-    return adapter_parts(config, checkpoint, ema, dtype, merge_lora, size)
+    run_name = "/".join([*folder.resolve().parts[-2:], checkpoint.name])
+    return adapter_parts(config, checkpoint, ema, dtype, merge_lora, size, run_name)
 
 
 def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
@@ -126,15 +127,21 @@ def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
             },
         }
     )
-    return adapter_parts(config, TINY_ADAPTER, True, dtype, merge_lora, default_size=64)
+    return adapter_parts(config, TINY_ADAPTER, True, dtype, merge_lora, 64, TINY_ADAPTER.name)
 
 
 def adapter_parts(
-    config: DictConfig, checkpoint: Path, ema: bool, dtype: torch.dtype | None, merge_lora: bool, default_size: int
+    config: DictConfig,
+    checkpoint: Path,
+    ema: bool,
+    dtype: torch.dtype | None,
+    merge_lora: bool,
+    default_size: int,
+    name: str,
 ) -> Parts:
     """Return the parts that a training configuration (`base`, `arch`, `shift`) and trained weights make.
 
-    Without `shift`, the base's scheduler has the say.
+    Without `shift`, the base's scheduler has the say. `name` is what pictures' metadata call the weights.
     """
     path = str(config.base.model.path)
     if not Path(path).exists() and (CHECKOUT / path).exists():
@@ -148,7 +155,7 @@ def adapter_parts(
     load_adapter(checkpoint, architecture, ema)
     recipe: Any = OmegaConf.to_container(config.arch, resolve=True)
     _finish(architecture, recipe, flux.torch_dtype, merge_lora)
-    return _parts(flux, architecture, scheduler_of(shift), flux.text_length, default_size, f"{path} + {checkpoint}")
+    return _parts(flux, architecture, scheduler_of(shift), flux.text_length, default_size, f"{_label(path)} + {name}")
 
 
 # --- Timestep shifts and diffusers' scheduler, which stores them.
@@ -264,6 +271,11 @@ def _parts(
         "default_size": default_size,
         "model_name": name,
     }
+
+
+def _label(path: str | Path) -> str:
+    """Return a name that tells a model but not where on this machine it lies; hub ids stay as they are."""
+    return Path(path).name if Path(path).exists() else str(path)
 
 
 def _official_config(folder: Path) -> dict[str, Any]:

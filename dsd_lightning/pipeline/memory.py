@@ -83,10 +83,11 @@ def _linear_layers(unit: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]
                 yield parent, name, layer
 
 
-def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.device | str | None) -> None:
+def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.device | str | None) -> Offload | None:
     """Put a pipeline on `device` (the GPU where there is one, if None), whole or part by part.
 
-    Offload without a GPU does nothing and is warned of: the weights lie in main memory already.
+    Offload without a GPU does nothing and is warned of: the weights lie in main memory already. Returns the offload that
+    is in effect.
 
     Raises:
         ValueError: an unknown kind of offload, or a device that is not there.
@@ -105,6 +106,7 @@ def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.de
         pipeline.enable_sequential_cpu_offload(device=chosen)
     else:
         pipeline.to(chosen)
+    return offload
 
 
 def is_out_of_memory(error: BaseException) -> bool:

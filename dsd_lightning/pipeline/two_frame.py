@@ -86,7 +86,7 @@ class TwoFramePipeline(DiffusionPipeline):
             model_name=model_name,
         )
         transformer.eval()
-        self._interrupt = self.quantized = False
+        self._interrupt = self.quantized = self.layer_by_layer = False
         self._text = TextEncoder(text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_length)
 
     @classmethod
@@ -172,7 +172,7 @@ class TwoFramePipeline(DiffusionPipeline):
                 )
             memory.quantize_(self.transformer, quantize)
             self.quantized = True
-        memory.place(self, offload, device)
+        self.layer_by_layer = memory.place(self, offload, device) == "sequential"
         if compile:
             for unit in self.transformer.shard_units():
                 unit.compile()
@@ -300,6 +300,8 @@ class TwoFramePipeline(DiffusionPipeline):
             InputError: what is given does not fit together.
             ValueError: a size that cannot be packed, or senseless sampler settings.
         """
+        if batch_passes is None and self.layer_by_layer:
+            batch_passes = True  # so that the weights travel once a step
         settings = SamplerSettings(
             num_inference_steps, guidance_scale, image_guidance, text_guidance, guidance_start, batch_passes
         )
