@@ -280,8 +280,8 @@ class TwoFramePipeline(DiffusionPipeline):
             negative_prompt: stands for "no text" under true guidance; likewise as embeddings.
             num_inference_steps: Euler steps.
             guidance_scale: value of the guidance embedding.
-            image_guidance, text_guidance: true guidance by reference and text, 1.0 is none; each works alone and costs
-                a prediction more a step, both together two (one if they are equal).
+            image_guidance, text_guidance: true guidance by reference and text, 1.0 is none; each works alone. Text guidance
+                costs a prediction more a guided step, image guidance two, both at one value one.
             guidance_start: index of the first step with true guidance.
             height, width: of one frame, pixels; those of training if None.
             latents: packed noise of the whole canvas, [b, tokens, d], instead of drawing it.
@@ -292,7 +292,7 @@ class TwoFramePipeline(DiffusionPipeline):
             num_images_per_prompt: pictures for each image and prompt.
             return_reference: also return the reference as the model redrew it.
             reference_strength: of all steps, or as ranges (first step, step after the last, strength); at 0 the model sees
-                no reference. A range costs nothing.
+                no reference. It costs no prediction.
             batch_passes: whether a guided step's predictions are computed as one batch; None decides by their size.
             callback_on_step_end: called as diffusers does, with {"latents": packed canvas}; what it returns replaces them.
 
