@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from toys import NULL_TEXT, Field, ToyTwoFrames, text_of
 
-from dsd_lightning.pairs import Condition
+from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift, sampling_times
-from dsd_lightning.sampler import SamplerSettings, Shift, sample
+from dsd_lightning.sampler import SamplerSettings, Shift, evaluations, sample
 
 SHAPE = (2, 4, 4, 8)
 CLEAN, NOISE, REFERENCE = (normal(SHAPE, name) for name in ("clean", "noise", "reference"))
@@ -142,13 +142,67 @@ def test_only_the_passes_that_matter_are_computed(
     image: float, text: float, expected: set[tuple[bool, bool]], start: int
 ) -> None:
     architecture = ToyTwoFrames(mixed)
-    draw(architecture, image_guidance=image, text_guidance=text, guidance_start=start)
+    draw(architecture, image_guidance=image, text_guidance=text, guidance_start=start, batch_passes=False)
     times = sampling_times(STEPS, 0.0)[:-1]
     for index, time in enumerate(times.tolist()):
         passes = [seen[1:] for seen in architecture.evaluations if seen[0] == pytest.approx(time)]
         assert sorted(passes) == sorted(expected if index >= start else {FULL})
     distinct = {seen[1:] for seen in architecture.evaluations}
     assert architecture.preparations == len(distinct), "what a condition needs is prepared once a picture"
+
+
+@pytest.mark.parametrize(("image", "text"), [(1.5, 2.5), (2.0, 2.0), (1.0, 3.0)])
+def test_passes_in_one_batch_are_the_same_passes(image: float, text: float) -> None:
+    guidance = {"image_guidance": image, "text_guidance": text}
+    together = ToyTwoFrames(mixed)
+    drawn = draw(together, **guidance, batch_passes=True)
+    torch.testing.assert_close(drawn, draw(ToyTwoFrames(mixed), **guidance, batch_passes=False), atol=1e-6, rtol=0)
+    assert len(together.evaluations) == STEPS
+    assert together.preparations == 2, "one without guidance, one with it"
+
+
+def test_evaluations_are_counted_as_they_are_made() -> None:
+    for start, image, text in ((0, 1.5, 2.5), (2, 2.0, 2.0), (9, 3.0, 1.0)):
+        architecture, guidance = ToyTwoFrames(mixed), {"image_guidance": image, "text_guidance": text}
+        draw(architecture, **guidance, guidance_start=start, batch_passes=False)
+        settings = SamplerSettings(STEPS, **guidance, guidance_start=start)
+        assert len(architecture.evaluations) == evaluations(settings)
+
+
+def test_texts_of_unequal_length_are_read_one_after_the_other() -> None:
+    longer = TextEmbeddings(torch.zeros(1, 7, 4), torch.zeros(1, 4))
+    settings = SamplerSettings(STEPS, text_guidance=2.0, guidance_start=0, batch_passes=True)
+    architecture = ToyTwoFrames(mixed)
+    sample(architecture, CONDITION, longer, NOISE, settings, UNSHIFTED)
+    assert len(architecture.evaluations) == 2 * STEPS
+
+
+def test_a_returned_canvas_replaces_the_step() -> None:
+    settings = SamplerSettings(STEPS)
+    field = to_a_point(CLEAN)
+    drawn = sample(ToyTwoFrames(field), CONDITION, NULL_TEXT, NOISE, settings, UNSHIFTED, lambda *_: REFERENCE)
+    assert torch.equal(drawn, REFERENCE)
+
+
+def test_strength_of_the_reference() -> None:
+    seen: list[float] = []
+
+    def field(noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        seen.append(float((condition.reference["canvas"] / REFERENCE).mean()))
+        return noisy
+
+    settings = SamplerSettings(3)
+    strengths = [1.0, 0.0, 0.5]
+    sample(
+        ToyTwoFrames(field),
+        CONDITION,
+        NULL_TEXT,
+        NOISE,
+        settings,
+        UNSHIFTED,
+        reference_strength=lambda index: strengths[index],
+    )
+    assert seen == pytest.approx(strengths)
 
 
 @pytest.mark.parametrize("settings", [{"num_inference_steps": 0}, {"image_guidance": -1.0}, {"text_guidance": -0.5}])

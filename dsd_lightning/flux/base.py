@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+from torch import nn
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
@@ -86,7 +87,7 @@ class FluxBase:
             }
             with torch.device("meta" if self.initialise == "meta" else "cpu"):
                 model = FluxTransformer2DModel(**config)
-            model = model.to(self.torch_dtype)
+            nn.Module.to(model, self.torch_dtype)  # diffusers' own `to` warns of modules that FLUX does not have
         model.requires_grad_(False)
         if self.attention_backend is not None:
             model.set_attention_backend(self.attention_backend)
@@ -108,9 +109,16 @@ class FluxBase:
             clip=self._load(CLIPTextModel, "text_encoder", dtype=self.torch_dtype),
             clip_tokenizer=self._load(AutoTokenizer, "tokenizer"),
             t5=self._load(T5EncoderModel, "text_encoder_2", dtype=self.torch_dtype),
-            t5_tokenizer=self._load(AutoTokenizer, "tokenizer_2"),
+            t5_tokenizer=self._load(self._t5_tokenizer_class(), "tokenizer_2"),
             sequence_length=self.text_length,
             cache_size=self.text_cache,
+        )
+
+    def _t5_tokenizer_class(self) -> Any:
+        # transformers' own T5 tokenizer rebuilds the normaliser (it drops repeated spaces); the published file is followed.
+        folder = Path(self.path) / "tokenizer_2"
+        return (
+            AutoTokenizer if folder.is_dir() and not (folder / "tokenizer.json").is_file() else PreTrainedTokenizerFast
         )
 
     def resolution_shift(self) -> ResolutionShift:
@@ -119,7 +127,7 @@ class FluxBase:
         Raises:
             BaseModelError: if the scheduler has no dynamic shifting (then choose `shift=fixed` or `shift=none`).
         """
-        config = self._scheduler_config()
+        config = self.scheduler_config()
         if not config.get("use_dynamic_shifting"):
             raise BaseModelError(
                 f"the scheduler of {self.path!r} has no dynamic shifting; choose shift=fixed or shift=none"
@@ -152,7 +160,7 @@ class FluxBase:
                 f"folders {', '.join(PARTS)}"
             )
 
-    def _scheduler_config(self) -> dict[str, Any]:
+    def scheduler_config(self) -> dict[str, Any]:
         local = Path(self.path) / "scheduler" / "scheduler_config.json"
         if local.exists():
             return dict(json.loads(local.read_text()))

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsd_lightning.flux.placement import execution_device
+
 
 class Codec(nn.Module):
     """A frozen AutoencoderKL with FLUX's normalisation `(z - shift_factor) * scaling_factor`.
@@ -58,20 +60,20 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, pixels: Float[Tensor, "b 3 h w"], *, sample: torch.Generator | None = None
+        self, pixels: Float[Tensor, "b 3 h w"], *, sample: torch.Generator | list[torch.Generator] | None = None
     ) -> Float[Tensor, "b c lh lw"]:
-        """Return normalised latents; of the posterior's mode, or a draw from it with the generator `sample`."""
+        """Return normalised latents; of the posterior's mode, or a draw from it with the generator(s) `sample`."""
         self.require_size(*pixels.shape[-2:])
-        weight = next(self.vae.parameters())
+        dtype = next(self.vae.parameters()).dtype
         # On CPU a channels_last input meets an inaccurate GroupNorm (1e-2 off): keep it contiguous.
-        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype).contiguous()).latent_dist
+        posterior = self.vae.encode(pixels.to(execution_device(self.vae), dtype).contiguous()).latent_dist
         latents = posterior.mode() if sample is None else posterior.sample(sample)
         # Under autocast the encoder answers in its lower precision.
-        return (latents.to(weight.dtype) - self.shift) * self.scale
+        return (latents.to(dtype) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Return pixels, clipped to [-1, 1], float32."""
-        weight = next(self.vae.parameters())
-        raw = latents.to(weight.device, weight.dtype) / self.scale + self.shift
+        dtype = next(self.vae.parameters()).dtype
+        raw = latents.to(execution_device(self.vae), dtype) / self.scale + self.shift
         return self.vae.decode(raw.contiguous()).sample.float().clamp(-1, 1)

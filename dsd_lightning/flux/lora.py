@@ -76,3 +76,13 @@ class Lora:
                 parameter.data = parameter.data.float()
         log.info("LoRA of rank %d on %d layers matching %s", self.rank, len(matched), self.targets)
         return matched
+
+
+def merge(transformer: FluxTransformer2DModel) -> None:
+    """Add the factors' updates to the weights below them, for good, and take the factors away; for inference.
+
+    The sum is formed in the base weights' dtype, so merge before any quantisation. Without factors nothing happens.
+    """
+    if getattr(transformer, "peft_config", None):
+        transformer.fuse_lora()
+        transformer.unload_lora()

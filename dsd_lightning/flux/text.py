@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dsd_lightning.flux.placement import execution_device
 from dsd_lightning.pairs import TextEmbeddings
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,8 @@ class TextEncoder(nn.Module):
         return self.encode([NULL_PROMPT], sequence_length)
 
     def _encode(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        device = next(self.t5.parameters()).device
-        clip_ids = self._tokenize(self.clip_tokenizer, prompts, 77, "CLIP").to(device)
-        t5_ids = self._tokenize(self.t5_tokenizer, prompts, length, "T5").to(device)
+        clip_ids = self._tokenize(self.clip_tokenizer, prompts, 77, "CLIP").to(execution_device(self.clip))
+        t5_ids = self._tokenize(self.t5_tokenizer, prompts, length, "T5").to(execution_device(self.t5))
         pooled = self.clip(clip_ids).pooler_output
         sequence = self.t5(t5_ids).last_hidden_state
         return sequence, pooled

@@ -1,0 +1,1 @@
+"""The command `python generate.py`: its flags, lists of jobs, guidance sheets, and what is written beside the pixels."""

@@ -1,0 +1,139 @@
+"""Which flags does `generate.py` have? The authors' own, with their meaning, and ours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
+
+HUB_BASE = "black-forest-labs/FLUX.1-dev"
+"""The base of the authors' weights."""
+
+DEFAULT_SHEET = "1,1.5,2/1,1.5,2"
+
+_EPILOG = """examples:
+  python generate.py --image_path a.png --text "this character, large, on a red background"      the shipped miniature
+  python generate.py --run outputs/2026-01-31/12-00-00 --image_path a.png --text "..."           a model of your own
+  python generate.py --model_path transformer --lora_path pytorch_lora_weights.safetensors \\
+      --image_path a.png --text "..." --output_path out.png --model_offload                      the authors' weights
+
+exit codes: 0 all pictures are there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `generate.py`."""
+    made = argparse.ArgumentParser(
+        prog="python generate.py",
+        description="Draws the subject of a picture as a text says.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = made.add_argument_group("the model (the shipped miniature if none is named)")
+    model.add_argument("--model_path", type=Path, help="the authors' transformer folder")
+    model.add_argument("--lora_path", type=Path, help="the authors' LoRA file, for --model_path")
+    model.add_argument("--base_path", help=f"folder or hub id of FLUX.1-dev, for --model_path; default {HUB_BASE}")
+    model.add_argument("--run", type=Path, help="a training's run folder (or one of its checkpoints), any architecture")
+    model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of their averages")
+    model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
+
+    what = made.add_argument_group("what to draw")
+    what.add_argument("--image_path", type=Path, help="reference picture; its middle is cropped to the frame")
+    what.add_argument("--text", help="the prompt; line breaks are taken out")
+    what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
+    what.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
+    what.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
+    what.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
+    what.add_argument("--steps", type=int, default=28, help="default 28")
+    what.add_argument("--seed", type=int, default=-1, help="of the noise; -1, the default, draws one and prints it")
+    what.add_argument("--num_images", type=int, default=1, help="pictures, with seeds counted up from --seed")
+    what.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
+    what.add_argument(
+        "--disable_gemini_prompt", action="store_true", help="use the prompt as it is, without enhancing it"
+    )
+    what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
+
+    several = made.add_argument_group("several pictures at once")
+    several.add_argument(
+        "--jobs",
+        type=Path,
+        help="a .csv or .jsonl with columns image_path, text, output_path (relative to the file) and, where wanted, seed, "
+        "num_images, size, guidance, i_guidance, t_guidance, steps; pictures that exist are not drawn again",
+    )
+    several.add_argument(
+        "--sheet",
+        nargs="?",
+        const=DEFAULT_SHEET,
+        help=f"a contact sheet over I,I,.../T,T,... image and text guidances, all from one noise; {DEFAULT_SHEET} if none "
+        "are given",
+    )
+
+    machine = made.add_argument_group("the machine")
+    machine.add_argument("--device", help="cuda, cuda:1, cpu; default: the GPU where there is one")
+    machine.add_argument("--model_offload", action="store_true", help="the model's parts visit the GPU in turn")
+    machine.add_argument("--sequential_offload", action="store_true", help="layer by layer: least memory, slowest")
+    machine.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="store the transformer in 8 or 4 bits")
+    machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    return made
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        GenerationError: naming them.
+    """
+    if chosen.run is not None and any((chosen.model_path, chosen.lora_path, chosen.base_path)):
+        raise GenerationError("--run names a whole model: leave out --model_path, --lora_path and --base_path")
+    if chosen.model_path is None and (chosen.lora_path or chosen.base_path):
+        raise GenerationError(
+            "--lora_path and --base_path belong to --model_path: give the authors' transformer folder"
+        )
+    if chosen.model_offload and chosen.sequential_offload:
+        raise GenerationError("choose one of --model_offload and --sequential_offload")
+    for name in ("model_path", "lora_path", "run"):
+        path = getattr(chosen, name)
+        if path is not None and not path.exists():
+            raise GenerationError(f"--{name} {path}: there is no such file or folder")
+    if chosen.jobs is not None and (chosen.image_path or chosen.text or chosen.sheet):
+        raise GenerationError("--jobs brings its own pictures and texts: leave out --image_path, --text and --sheet")
+    if chosen.jobs is None and (chosen.image_path is None or chosen.text is None):
+        raise GenerationError("give --image_path and --text (or a list of both: --jobs)")
+
+
+def job_of(chosen: argparse.Namespace) -> Job:
+    """Return the one job that the flags describe.
+
+    Raises:
+        GenerationError: naming the flag.
+    """
+    return Job(
+        image=chosen.image_path,
+        text=chosen.text,
+        output=chosen.output_path,
+        seed=chosen.seed,
+        num_images=chosen.num_images,
+        size=parse_size(chosen.size),
+        guidance=chosen.guidance,
+        i_guidance=chosen.i_guidance,
+        t_guidance=chosen.t_guidance,
+        steps=chosen.steps,
+    )
+
+
+def sheet_of(text: str) -> tuple[list[float], list[float]]:
+    """Return image and text guidances of a sheet, "1,1.5/1,2".
+
+    Raises:
+        GenerationError: if they cannot be read.
+    """
+    try:
+        image, words = ([float(value) for value in part.split(",")] for part in text.split("/"))
+    except ValueError as error:
+        raise GenerationError(
+            f"--sheet {text}: give image guidances, a slash, text guidances: {DEFAULT_SHEET}"
+        ) from error
+    if min(image + words) < 0:
+        raise GenerationError(f"--sheet {text}: guidances must be >= 0; 1 is none")
+    return image, words

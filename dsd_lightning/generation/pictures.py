@@ -1,0 +1,66 @@
+"""What is written with a generated picture, and how is a contact sheet of guidances laid out?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+PROVENANCE = "dsd_lightning"
+"""Name of the PNG text chunk that says, as JSON, how a picture was made."""
+
+MARGIN, GAP, HEADING = 14, 8, 16
+"""Pixels around the sheet, between pictures, and for a line of letters."""
+
+PAPER, INK = (255, 255, 255), (24, 24, 27)
+
+
+def save_png(image: Image.Image, path: Path, provenance: Mapping[str, Any] | None) -> None:
+    """Write a PNG beside its place and rename it; `provenance` goes into a text chunk, and is left out if None."""
+    information = PngInfo()
+    if provenance is not None:
+        information.add_text(PROVENANCE, json.dumps(provenance, sort_keys=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.save(beside, format="PNG", pnginfo=information)
+    os.replace(beside, path)
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """Return what `save_png` wrote about a picture, or None."""
+    with Image.open(path) as image:
+        text = image.info.get(PROVENANCE)
+    return None if text is None else dict(json.loads(text))
+
+
+def guidance_sheet(
+    reference: Image.Image, rows: Sequence[Sequence[Image.Image]], image: Sequence[float], text: Sequence[float]
+) -> Image.Image:
+    """Return a sheet: the reference, and a picture for every image guidance (a row) and text guidance (a column)."""
+    width, height = rows[0][0].size
+    font = ImageFont.load_default(12)
+    lead = max(width, 64)
+    sheet = Image.new(
+        "RGB",
+        (
+            2 * MARGIN + lead + len(text) * (width + GAP),
+            MARGIN + HEADING + len(image) * (height + GAP + HEADING) + MARGIN,
+        ),
+        PAPER,
+    )
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN), "reference", fill=INK, font=font)
+    sheet.paste(reference.resize((width, height)), (MARGIN, MARGIN + HEADING))
+    for column, amount in enumerate(text):
+        pen.text((MARGIN + lead + GAP + column * (width + GAP), MARGIN), f"t {amount:g}", fill=INK, font=font)
+    for line, (pictures, amount) in enumerate(zip(rows, image, strict=True)):
+        top = MARGIN + HEADING + line * (height + GAP + HEADING)
+        pen.text((MARGIN + lead + GAP, top + height), f"i {amount:g}", fill=INK, font=font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (MARGIN + lead + GAP + column * (width + GAP), top))
+    return sheet
