@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints.adapter import check_header, load_adapter, read_header
+from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
+from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.rectified_flow import ResolutionShift
@@ -41,7 +42,7 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
         base: built from `config` if None.
 
     Raises:
-        BaseModelError, LoraError, AdapterMismatchError: see there.
+        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError: see there.
         ValueError: if nothing would be trained.
     """
     base = base or build_base(config)
@@ -50,7 +51,7 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
     with transformer.device if transformer.device.type == "meta" else nullcontext():
         architecture: Architecture = instantiate(config.arch)(transformer=transformer)
     if config.init_from is not None:
-        load_adapter(config.init_from, architecture)
+        start_from(config.init_from, architecture)
     trained = sum(parameter.numel() for _, parameter in architecture.trainable())
     if trained == 0:
         raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
