@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import FluxTransformer2DModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
 
@@ -129,14 +129,14 @@ def _both_ways(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> tuple
     return (set(left), set(right)), (set(right), set(left))
 
 
-def _layers(architecture: Architecture) -> Iterator[tuple[str, nn.Module]]:
+def _layers(architecture: Architecture) -> Iterator[tuple[str, LoraLayer]]:
     """Yield the layers with factors, by our name within the transformer."""
     for name, layer in architecture.transformer.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
 
 
-def _factors(layer: nn.Module) -> Factors:
+def _factors(layer: LoraLayer) -> Factors:
     (adapter,) = layer.lora_A
     a, b = (getattr(layer, f"lora_{side}")[adapter].weight.detach().float() for side in "AB")
     return Factors(a, b * float(layer.scaling[adapter]))
