@@ -150,7 +150,9 @@ def test_factors_load_into_stock_diffusers(
             save_file(copied(out / LORA_FILE), out / LORA_FILE)
         diffusers.utils.logging.enable_propagation()
         pipeline.load_lora_weights(out, weight_name=LORA_FILE)
-        assert not [record for record in caplog.records if "key" in record.getMessage()]
+        told = [record.getMessage() for record in caplog.records]
+        # What diffusers says of a text encoder without factors is no matter.
+        assert not [each for each in told if "keys found in the model" in each or "FluxTransformer2DModel" in each]
         assert_same(stock_prediction(transformer.eval(), text_only), predict(text_only.architecture))
         factors = {key for key in transformer.state_dict() if ".lora_" in key}
         assert len(factors) == len(load_file(out / LORA_FILE))
