@@ -16,9 +16,12 @@ register_resolvers()
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Compose, train, say where the results are."""
-    from dsd_lightning.training import report, train
+    """Compose, train, say where the results are; or, with `plan=true`, only what it would take."""
+    from dsd_lightning.training import plan, report, train
 
+    if config.plan:
+        print(plan(config))
+        return
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     train(config, run_dir)
     print("\n" + report(run_dir))

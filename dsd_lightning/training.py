@@ -10,15 +10,19 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers import FluxTransformer2DModel
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints.adapter import check_header, load_adapter, read_header
+from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
+from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.flux.cost import Sizes
 from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.planning import ENCODERS, Planner, Run, count_stored, table
 from dsd_lightning.rectified_flow import ResolutionShift
 from dsd_lightning.run_folder import SUMMARY
 from dsd_lightning.run_state import claim, is_finished, read_summary, record, require_same
@@ -45,7 +49,7 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
         base: built from `config` if None.
 
     Raises:
-        BaseModelError, LoraError, AdapterMismatchError: see there.
+        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError: see there.
         ValueError: if nothing would be trained.
     """
     base = base or build_base(config)
@@ -56,7 +60,7 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
     with transformer.device if transformer.device.type == "meta" else nullcontext():
         architecture: Architecture = build(transformer=transformer)
     if config.init_from is not None:
-        load_adapter(config.init_from, architecture)
+        start_from(config.init_from, architecture)
     trained = sum(parameter.numel() for _, parameter in architecture.trainable())
     if trained == 0:
         raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
@@ -104,6 +108,62 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
         sampler=instantiate(config.sampler),
         seed=config.seed,
     )
+
+
+def plan(config: DictConfig) -> str:
+    """Return what the configured run needs and how long it takes, as a table; see docs/planning.md. Nothing is loaded.
+
+    Raises:
+        ValueError: if the configuration leaves open what has to be known, naming the setting.
+    """
+    planner: Planner = instantiate(config.planner)
+    strategy = str(config.trainer.get("strategy", "auto"))
+    if strategy != "auto" and not strategy.startswith("ddp"):
+        raise ValueError(f"plan=true knows whole replicas (trainer.strategy=auto or ddp), not {strategy}")
+    resolution = planner.resolution or OmegaConf.select(config, "data.datamodule.source.resolution")
+    if resolution is None:
+        raise ValueError("this data source has no one resolution: give planner.resolution=[HEIGHT,WIDTH]")
+    gpus = planner.gpus
+    if gpus is None:
+        if not isinstance(config.trainer.devices, int) or config.trainer.devices < 1:
+            raise ValueError(f"trainer.devices={config.trainer.devices} is no number of devices: give planner.gpus")
+        gpus = config.trainer.devices * int(config.trainer.get("num_nodes", 1))
+    architecture, base = _on_meta(config)
+    half = base.dtype != "float32" or "16" in str(config.trainer.precision)
+    sizes = Sizes(
+        frame_tokens=planner.frame_tokens(resolution),
+        text_tokens=base.text_length,
+        value_bytes=2 if half else 4,
+        fused_attention=base.attention_backend != "_native_math",
+    )
+    encoders = planner.encoder_parameters
+    run = Run(
+        frozen=sum(p.numel() for p in architecture.parameters() if not p.requires_grad),
+        trained=sum(p.numel() for _, p in architecture.trainable()),
+        base_bytes=base.torch_dtype.itemsize,
+        encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
+        averaged=config.callbacks.get("ema") is not None,
+        cost=architecture.cost(sizes),
+        batch_size=int(config.data.datamodule.batch_size),
+        accumulate=int(config.trainer.accumulate_grad_batches),
+        steps=int(config.trainer.max_steps),
+        gpus=gpus,
+        rank=None if architecture.lora is None else architecture.lora.rank,
+    )
+    return table(run, planner)
+
+
+def _on_meta(config: DictConfig) -> tuple[Architecture, FluxBase]:
+    """Return the configured architecture without memory, as it starts on the bare base."""
+    config = config.copy()
+    with open_dict(config):
+        # What a run starts from changes values, not counts.
+        config.init_from, config.base.model.initialise = None, "meta"
+        if config.base.model.get("transformer_config") is None:
+            known = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
+            config.base.model.transformer_config = {k: v for k, v in known.items() if not k.startswith("_")}
+    base = build_base(config)
+    return build_architecture(config, base), base
 
 
 def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:

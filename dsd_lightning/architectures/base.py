@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.cost import Cost, Linear, Sizes, flux_cost
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.pairs import TARGET, Condition, Encoded
 
@@ -31,6 +32,8 @@ class Architecture(ModelMixin, ConfigMixin):
     name: ClassVar[str]
     frames: ClassVar[tuple[str, ...]]
     config_name = "config.json"
+    stock_pipeline: ClassVar[str | None] = None
+    """diffusers' pipeline that computes the same from the transformer alone, once what was trained is merged into it."""
     transformer: FluxTransformer2DModel
 
     def __init__(self, transformer: FluxTransformer2DModel, train_base: bool = False) -> None:
@@ -178,6 +181,32 @@ class Architecture(ModelMixin, ConfigMixin):
         """Yield the modules that are sharded, recomputed and compiled one by one: the transformer's blocks."""
         yield from self.transformer.transformer_blocks
         yield from self.transformer.single_transformer_blocks
+
+    # --- What it costs, for the planner.
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what a sample costs in training, counted from the transformer's shapes and the frames' tokens.
+
+        An architecture with more in the sequence than its frames, or with networks beside the transformer, adds them.
+        """
+        config = self.transformer.config
+        layers = []
+        for name, layer in self.transformer.named_modules():
+            inner = getattr(layer, "base_layer", layer)
+            if isinstance(inner, nn.Linear) and not name.endswith(".base_layer") and ".lora_" not in name:
+                has_factors = self.lora is not None and hasattr(layer, "lora_A")
+                rank = self.lora.rank if self.lora is not None and has_factors else 0
+                layers.append(Linear(name, inner.in_features, inner.out_features, rank))
+        return flux_cost(
+            layers,
+            width=int(config.num_attention_heads) * int(config.attention_head_dim),
+            double_blocks=int(config.num_layers),
+            single_blocks=int(config.num_single_layers),
+            heads=int(config.num_attention_heads),
+            image_tokens=len(self.frames) * sizes.frame_tokens,
+            sizes=sizes,
+            base_is_trained=self.train_base,
+        )
 
 
 class OneFrame(Architecture):

@@ -30,6 +30,7 @@ class Parallel(Architecture):
 
     name = "parallel"
     frames = (REFERENCE, TARGET)
+    stock_pipeline = "FluxControlPipeline"  # its control image is the canvas `reference | black`
 
     def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None) -> None:
         super().__init__(transformer)

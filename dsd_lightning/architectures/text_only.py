@@ -19,6 +19,7 @@ class TextOnly(OneFrame):
     """The base as it is, trained whole (`train_base`) or through LoRA factors."""
 
     name = "text_only"
+    stock_pipeline = "FluxPipeline"
 
     def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None, train_base: bool = False) -> None:
         super().__init__(transformer, train_base)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.flux.lora import Lora
 
@@ -27,7 +29,12 @@ log = logging.getLogger(__name__)
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name under which the LoRA factors are released."""
 
-_PREFIX = "transformer."
+TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
+"""Name of the transformer's weights in `transformer/`."""
+
+PREFIX = "transformer."
+"""How every key of the LoRA file begins."""
+
 _FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _STRAY = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
 """Left over in the released transformer from its authors' training; not part of the model."""
@@ -35,6 +42,40 @@ _STRAY = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
 
 class OfficialWeightsError(ValueError):
     """Files that are not in the official layout or do not fit; the message names file, keys and remedy."""
+
+
+def is_official(folder: str | Path) -> bool:
+    """Return whether `folder` looks like a download of the official weights: a transformer, factors, or both."""
+    folder = Path(folder)
+    return (folder / "transformer" / "config.json").is_file() or (folder / LORA_FILE).is_file()
+
+
+def load_official_folder(architecture: Architecture, folder: str | Path) -> None:
+    """Put what the official layout holds in `folder` into `architecture`, as a starting point of training.
+
+    Factors that are all zero (as a merged export brings along) are left out. Into an architecture without factors the
+    file's own are attached; into one that has factors of the same rank on the same layers their values are copied.
+
+    Raises:
+        OfficialWeightsError: as `load_official`; also if the architecture is another, or has other factors.
+    """
+    folder = Path(folder)
+    if not isinstance(architecture, Parallel):
+        raise OfficialWeightsError(
+            f"{folder} holds the official weights, which belong to arch=parallel; this run has arch={architecture.name}"
+        )
+    transformer = folder / "transformer" if (folder / "transformer").is_dir() else None
+    file = folder / LORA_FILE if (folder / LORA_FILE).is_file() else None
+    if file is not None and not any(bool(pair["B"].any()) for pair in _read_factors(file).values() if "B" in pair):
+        log.info("left out %s, whose factors are zero", file)
+        file = None
+    if transformer is None:
+        log.warning("%s has no transformer/: the base keeps its weights, and c_embedder starts at zero", folder)
+    if file is not None and architecture.lora is not None:
+        load_official(architecture, transformer)
+        _fill_factors(architecture, file)
+    else:
+        load_official(architecture, transformer, file)
 
 
 def load_official(
@@ -158,6 +199,25 @@ def _load_lora(architecture: Parallel, file: Path, scale: float) -> None:
                 _copy(value, getattr(layer, f"lora_{side}")[settings.adapter_name].weight, f"{name}.lora_{side}", file)
 
 
+def _fill_factors(architecture: Parallel, file: Path) -> None:
+    """Copy a file's factors into those that the architecture has; its own scale is divided out."""
+    factors = {_ours(layer): pair for layer, pair in _read_factors(file).items()}
+    mine = {name: layer for name, layer in architecture.transformer.named_modules() if isinstance(layer, LoraLayer)}
+    assert architecture.lora is not None
+    adapter, rank = architecture.lora.adapter_name, _common_rank(factors, file)
+    if set(mine) != set(factors) or rank != architecture.lora.rank:
+        raise OfficialWeightsError(
+            f"{file} has factors of rank {rank} on {len(factors)} layers, and arch.lora has rank {architecture.lora.rank} on "
+            f"{len(mine)}: set arch.lora=null to train on from the file's own factors, or give arch.lora the same rank and "
+            "targets"
+        )
+    with torch.no_grad():
+        for name, layer in mine.items():
+            scale = float(layer.scaling[adapter])
+            for side, value in {"A": factors[name]["A"], "B": factors[name]["B"] / scale}.items():
+                _copy(value, getattr(layer, f"lora_{side}")[adapter].weight, f"{name}.lora_{side}", file)
+
+
 def _read_factors(file: Path) -> dict[str, dict[str, Tensor]]:
     if not file.is_file():
         raise OfficialWeightsError(f"{file} is no file; give the released {LORA_FILE}")
@@ -168,17 +228,17 @@ def _read_factors(file: Path) -> dict[str, dict[str, Tensor]]:
                 f"{file} holds {_some(alphas)}: the official layout has no alpha; multiply each layer's lora_B by "
                 "alpha / rank and leave the alpha keys out"
             )
-        if foreign := [key for key in keys if not key.startswith(_PREFIX)]:
+        if foreign := [key for key in keys if not key.startswith(PREFIX)]:
             raise OfficialWeightsError(
-                f"{file} holds {_some(foreign)}: every key must begin with {_PREFIX!r}, or the official loader would "
+                f"{file} holds {_some(foreign)}: every key must begin with {PREFIX!r}, or the official loader would "
                 "silently load nothing; rename them"
             )
         factors: dict[str, dict[str, Tensor]] = {}
         for key in keys:
-            match = _FACTOR.fullmatch(key.removeprefix(_PREFIX))
+            match = _FACTOR.fullmatch(key.removeprefix(PREFIX))
             if match is None:
                 raise OfficialWeightsError(
-                    f"{file} holds {key!r}; the official layout knows {_PREFIX}<layer>.lora_A.weight and .lora_B.weight only"
+                    f"{file} holds {key!r}; the official layout knows {PREFIX}<layer>.lora_A.weight and .lora_B.weight only"
                 )
             factors.setdefault(match["layer"], {})[match["side"]] = tensors.get_tensor(key)
     if half := sorted(layer for layer, pair in factors.items() if len(pair) != 2):

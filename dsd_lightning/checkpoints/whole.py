@@ -46,7 +46,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
     partial.mkdir()
     yield partial
-    write_json(partial / MANIFEST, {file.name: describe(file) for file in sorted(partial.iterdir())})
+    write_json(partial / MANIFEST, {name: describe(partial / name) for name in _files(partial)})
     _flush(partial)
     if folder.exists():
         os.rename(folder, aside)
@@ -73,7 +73,7 @@ def verify(folder: Path, only: Collection[str] | None = None) -> None:
     if not all(isinstance(facts, Mapping) for facts in files.values()):
         raise DamagedError(f"{manifest} is damaged: it does not describe files")
     if only is None:
-        unexpected = {file.name for file in folder.iterdir()} - set(files) - {MANIFEST}
+        unexpected = set(_files(folder)) - set(files) - {MANIFEST}
         if unexpected:
             raise DamagedError(f"{folder} holds {sorted(unexpected)}, which its {MANIFEST} does not know")
     for name in files if only is None else only:
@@ -141,6 +141,11 @@ def flush(file: Any) -> None:
     """Flush an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the files in a folder and in folders within it, by their path in it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
 def _flush(path: Path) -> None:

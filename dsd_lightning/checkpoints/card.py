@@ -1,0 +1,182 @@
+"""What goes along with exported weights, so that a stranger can judge them? Model card, configuration, data, figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from dsd_lightning.flux.base import FluxBase
+
+CARD, CONFIG, DATA, FIGURES, SHEET = "README.md", "config.yaml", "data.json", "figures.json", "samples.png"
+"""The model card; the run's configuration; where its pairs came from; the run's `summary.json`; its last sample sheet."""
+
+UNKNOWN = "unknown"
+
+_DEV = "black-forest-labs/FLUX.1-dev"
+_DEV_LICENSE = {
+    "license": "other",
+    "license_name": "flux-1-dev-non-commercial-license",
+    "license_link": f"https://huggingface.co/{_DEV}/blob/main/LICENSE.md",
+}
+_KNOWN_BASES: Mapping[str, Mapping[str, str]] = {
+    _DEV: _DEV_LICENSE,
+    "black-forest-labs/FLUX.1-schnell": {"license": "apache-2.0"},
+}
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The base's name on the hub (None: not there) and the licence fields of a card, which bind what is trained from it."""
+
+    base_model: str | None
+    fields: Mapping[str, str]
+
+    @property
+    def known(self) -> bool:
+        """Whether the base says under which licence it may be used."""
+        return self.fields["license"] != UNKNOWN
+
+
+def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
+    """Return what the card says of the base: by its hub id, or by the front matter of the README in its folder.
+
+    Args:
+        base: the run's.
+        base_model: its hub id, where the folder's name does not tell.
+    """
+    folder = Path(base.path)
+    if folder.is_dir():
+        front = _front_matter(folder / CARD)
+        fields = {key: str(front[key]) for key in ("license", "license_name", "license_link") if key in front}
+        if base_model is None and fields.get("license_name") == _DEV_LICENSE["license_name"]:
+            base_model = _DEV
+    else:
+        base_model, fields = base_model or base.path, {}
+    if base_model in _KNOWN_BASES:
+        return Licence(base_model, _KNOWN_BASES[base_model])
+    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+        raise ValueError(f"--base-model={base_model!r} is no hub id (owner/name)")
+    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})
+
+
+def data_manifest(config: DictConfig) -> dict[str, Any]:
+    """Return where a run's pairs came from: the data module's settings, and the index of its shards if it read any."""
+    manifest: dict[str, Any] = {
+        "task": _plain(config, "task"),
+        "datamodule": _plain(config, "data.datamodule"),
+    }
+    root = OmegaConf.select(config, "data.root")
+    index = Path(str(root)) / "index.json" if root is not None else None
+    if index is not None:
+        # The shards may be gone by now, and then their settings are all that is known.
+        manifest["index"] = json.loads(index.read_text()) if index.is_file() else None
+    return manifest
+
+
+def write_companions(folder: Path, run: Path, config: DictConfig | None) -> None:
+    """Write what the card speaks of into `folder`: configuration, data, figures and sample sheet, as far as they exist."""
+    if config is not None:
+        OmegaConf.save(config, folder / CONFIG)
+        (folder / DATA).write_text(json.dumps(data_manifest(config), indent=2) + "\n")
+    if (run / "summary.json").is_file():
+        shutil.copyfile(run / "summary.json", folder / FIGURES)
+    if sheets := sorted((run / "samples").glob("step_*.png")):
+        shutil.copyfile(sheets[-1], folder / SHEET)
+
+
+def write_card(
+    folder: Path, title: str, header: Mapping[str, Any], licence: Licence, export_format: str, usage: str
+) -> None:
+    """Write the model card; front matter as the Hugging Face hub reads it. What lies beside it in `folder` is shown.
+
+    Args:
+        folder: of the export, with its companions in place.
+        title: the model's name.
+        header: the adapter's (`checkpoints/adapter.py`).
+        licence: of the base.
+        export_format: as `--format` has it.
+        usage: a few lines of code that load the export.
+    """
+    has_reference = len(header["frames"]) > 1 or header["architecture"] != "text_only"
+    lora = header.get("lora")
+    front: dict[str, Any] = dict(licence.fields)
+    if licence.base_model is not None:
+        front |= {"base_model": licence.base_model}
+        front |= {"base_model_relation": "adapter" if export_format in ("adapter", "comfyui") else "finetune"}
+    front |= {
+        "pipeline_tag": "image-to-image" if has_reference else "text-to-image",
+        "library_name": "diffusers",
+        "tags": ["flux", *(["lora"] if lora else []), "diffusers", "diffusion-self-distillation", "dsd-lightning"],
+    }
+    if (folder / SHEET).is_file():
+        front["widget"] = [{"text": "held-out samples of the run", "output": {"url": SHEET}}]
+    trained = f"LoRA of rank {lora['rank']}" if lora else "no LoRA"
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"A FLUX model of the architecture `{header['architecture']}`, trained with dsd-lightning after Diffusion "
+        f"Self-Distillation (arXiv 2411.18616): {trained}, {header['parameters']:,} trained parameters"
+        + (f", on {licence.base_model}." if licence.base_model else "."),
+        "",
+    ]
+    if not licence.known:
+        lines += [
+            "**The base model's folder names no licence.** It binds these weights: state it here before sharing.",
+            "",
+        ]
+    lines += ["## Use", "", usage.strip(), ""]
+    if (folder / SHEET).is_file():
+        lines += ["## Samples", "", f"![reference, redrawn reference, generated, truth]({SHEET})", ""]
+    if (folder / FIGURES).is_file():
+        lines += ["## Figures", "", *_table(json.loads((folder / FIGURES).read_text())), ""]
+    if (folder / CONFIG).is_file():
+        lines += [f"Configuration: `{CONFIG}`. Where the training pairs came from: `{DATA}`.", ""]
+    lines += [
+        "## Limits",
+        "",
+        "A model that keeps a subject's identity can be misused to picture real people in scenes that never happened. Do not "
+        "use it on people without their consent, and say that a picture is generated where you publish it.",
+        "",
+    ]
+    (folder / CARD).write_text("\n".join(lines))
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
+    shown = {
+        name: value
+        for name, value in figures.items()
+        if value is not None and "_bin" not in name and not name.startswith("throughput/")
+    }
+    return ["| figure | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
+
+
+def _front_matter(file: Path) -> dict[str, Any]:
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    content = yaml.safe_load(match[1]) if match else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _plain(config: DictConfig, key: str) -> Any:
+    """Return a part of the configuration as plain types; what only a run knows stays as it is written."""
+    part = OmegaConf.select(config, key)
+    if not OmegaConf.is_config(part):
+        return part
+    try:
+        return OmegaConf.to_container(part, resolve=True)
+    except ValueError:  # an interpolation of Hydra's, which is gone with its process
+        return OmegaConf.to_container(part, resolve=False)
