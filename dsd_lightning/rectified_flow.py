@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -132,8 +133,12 @@ class ResolutionShift:
 
 
 def sampling_times(steps: int, mu: float) -> Float[Tensor, " n"]:
-    """Return `steps` + 1 times from 1 to 0 for Euler sampling: linspace(1, 1/steps), shifted by mu, then 0 (FLUX)."""
+    """Return `steps` + 1 times from 1 to 0 for Euler sampling: linspace(1, 1/steps), shifted by mu, then 0 (FLUX).
+
+    Rounded where diffusers' scheduler rounds, so that they are its `sigmas` bit for bit.
+    """
     if steps < 1:
         raise ValueError(f"num_inference_steps={steps} must be at least 1")
-    times = shift_time(torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64), mu)
-    return torch.cat([times, times.new_zeros(1)]).float()
+    even = torch.from_numpy(np.linspace(1.0, 1.0 / steps, steps).astype(np.float32))
+    times = math.exp(mu) / (math.exp(mu) + (1 / even - 1))
+    return torch.cat([times, times.new_zeros(1)])

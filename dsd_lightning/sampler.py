@@ -103,7 +103,8 @@ def sample(
         guided = index >= settings.guidance_start
         factors = guidance_factors(settings.image_guidance, settings.text_guidance) if guided else {"full": 1.0}
         strength = 1.0 if reference_strength is None else float(reference_strength(index))
-        timestep = times[index].to(canvas.device).expand(batch)
+        # FLUX's pipelines go by thousandths, and the embedding sees the last bit of it.
+        timestep = (times[index] * 1000 / 1000).to(canvas.device).expand(batch)
         predicted = torch.zeros_like(canvas, dtype=torch.float32)
         for names in [tuple(factors)] if batched else [(name,) for name in factors]:
             if (strength, names) not in prepared:

@@ -166,4 +166,4 @@ def test_sampling_times_are_the_schedulers_sigmas(steps: int, tokens: int) -> No
     mu = ResolutionShift()(tokens)
     reference = scheduler()
     reference.set_timesteps(sigmas=list(np.linspace(1.0, 1 / steps, steps)), mu=mu)  # as FluxPipeline calls it
-    torch.testing.assert_close(sampling_times(steps, mu), reference.sigmas, atol=1e-6, rtol=0)
+    assert torch.equal(sampling_times(steps, mu), reference.sigmas)
