@@ -129,7 +129,7 @@ def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBa
         with isolate_rng(), torch.compiler.set_stance("force_eager"), tracking, flops:
             with trainer.precision_plugin.train_step_context():
                 loss = module.losses(batch).total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
     finally:
         module.zero_grad()
     peak = torch.cuda.max_memory_allocated(module.device) if on_cuda else memory.peak

@@ -8,7 +8,7 @@ AdamW, as its authors advise.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class MuonWithAdamW(Optimizer):
         muon_lr: float,
         matrices: str,
         momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: Sequence[float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:

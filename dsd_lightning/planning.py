@@ -33,8 +33,8 @@ class Planner:
         optimizer_values: values that the optimizer keeps for each trained one; AdamW keeps 2.
     """
 
-    gpu_memory_gib: float
-    peak_tflops: float
+    gpu_memory_gib: float | int
+    peak_tflops: float | int
     mfu: float
     gpus: int | None = None
     resolution: Sequence[int] | None = None

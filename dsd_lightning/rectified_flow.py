@@ -139,6 +139,6 @@ def sampling_times(steps: int, mu: float) -> Float[Tensor, " n"]:
     """
     if steps < 1:
         raise ValueError(f"num_inference_steps={steps} must be at least 1")
-    even = torch.from_numpy(np.linspace(1.0, 1.0 / steps, steps).astype(np.float32))
-    times = math.exp(mu) / (math.exp(mu) + (1 / even - 1))
+    even = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    times = torch.from_numpy(math.exp(mu) / (math.exp(mu) + (1 / even - 1) ** 1.0))
     return torch.cat([times, times.new_zeros(1)])

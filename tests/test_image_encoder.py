@@ -219,6 +219,7 @@ def test_on_meta_no_weights_are_read(tmp_path: Path) -> None:
 # --- The shipped one.
 
 
+@pytest.mark.image_encoder
 def test_the_shipped_encoder_is_small_and_half_precision() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 1.6e6
     assert json.loads((SHIPPED / "config.json").read_text())["dtype"] == "float16"
@@ -228,6 +229,7 @@ def test_the_shipped_encoder_is_small_and_half_precision() -> None:
     torch.testing.assert_close(encoder.preprocessing(pixels), pixels, atol=1e-6, rtol=0)
 
 
+@pytest.mark.image_encoder
 @pytest.mark.slow
 def test_the_shipped_embeddings_tell_held_out_identities() -> None:
     encoder = load_image_encoder(str(SHIPPED))

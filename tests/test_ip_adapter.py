@@ -77,6 +77,7 @@ def test_the_image_encoder_is_frozen_and_in_no_adapter(kind: type[IPAdapter], tm
         assert set(file.keys()) == names
 
 
+@pytest.mark.image_encoder
 def test_a_runs_checkpoints_hold_no_weight_of_the_image_encoder(tiny_base: Path, tmp_path: Path) -> None:
     choices = [each for each in tiny_miniature(tiny_base, "callbacks=minimal", "logger=csv") if "lora" not in each]
     config = compose_train(tmp_path, *choices, "arch=ip_adapter_plus", "arch.depth=1", "trainer.max_steps=2")

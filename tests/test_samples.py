@@ -179,7 +179,7 @@ def test_a_run_leaves_sheets_figures_and_no_trace_on_the_training(tmp_path: Path
     assert not watched.codec.vae.training
     assert [part.training for part in watched.modules()] == modes
 
-    written = sorted(path.name for path in (tmp_path / "watched" / "samples").iterdir())
+    written = sorted(path.name for path in (tmp_path / "watched" / "samples").glob("step_*"))
     assert written == ["step_00000000.png", "step_00000003.png", "step_00000004.png"]
     with Image.open(tmp_path / "watched" / "samples" / written[0]) as sheet:
         assert sheet.width == 2 * MARGIN + 4 * 128 + 3 * GAP
@@ -218,7 +218,7 @@ def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None
     module, data = small_module(), Miniature()
     callbacks = [MiniatureProbe(identity_figures(), 2, 2, every_n_steps=2), SampleSheets(count=1, every_n_steps=2)]
     run(tmp_path / "second", module, data, callbacks, steps=3, ckpt_path=tmp_path / "two.ckpt")
-    assert [path.name for path in (tmp_path / "second" / "samples").iterdir()] == ["step_00000003.png"]
+    assert [path.name for path in (tmp_path / "second" / "samples").glob("step_*")] == ["step_00000003.png"]
     assert not any(name.endswith(("_before", "_ceiling")) for name in module.summary)
     assert "identity_accuracy" in module.summary
     assert data.served == 2  # at the end, once for each callback
@@ -271,7 +271,10 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     sheets = SampleSheets(count=1, every_n_steps=1, at_start=False)
     data = Miniature()
     run(tmp_path, small_module(), data, [sheets], steps=2, accumulate_grad_batches=2)
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step_00000001.png", "step_00000002.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").glob("step_*")) == [
+        "step_00000001.png",
+        "step_00000002.png",
+    ]
     assert data.served == 2
 
 

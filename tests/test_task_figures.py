@@ -175,7 +175,8 @@ def test_a_figure_scores_batches_of_the_miniature_alone_and_adds_them_up(
         batch = PairBatch(names, [0] * len(names), names, truths[chosen], truths[chosen], facts=facts[chosen])
         assert parts.can_score(batch, ("target",))
         assert not parts.can_score(replace(batch, facts=[{}] * len(names)), ("target",))
-        assert not parts.can_score(replace(batch, target=truths[chosen, :, :32]), ("target",))
+        cut = truths[chosen, :, :32]
+        assert not parts.can_score(replace(batch, reference=cut, target=cut), ("target",))
         parts.score({"target": pictures[chosen]}, batch)
     assert float(whole.compute()) == pytest.approx(float(parts.compute()), rel=1e-6)
     assert 0 < float(whole.compute()) < 1

@@ -181,7 +181,11 @@ def test_depth_pairs_of_photographs_train(model: Path, pictures: Path, tiny_base
     overrides = ["task=depth", "data=shards", f"data.root={out}", f"{SOURCE}.workers=0", "trainer.max_steps=2"]
     few = [f"{SOURCE}.validation_pairs=1", "callbacks.probe.samples=1", "callbacks.samples.count=1", "logger=csv"]
     figures = train(compose_train(tmp_path / "run", *tiny(tiny_base, *overrides, *few)), tmp_path / "run")
-    assert set(figures) == {"reference_psnr", "reference_psnr_before", "reference_psnr_ceiling"}
+    assert {name for name in figures if name != "seconds_per_pair"} == {
+        "reference_psnr",
+        "reference_psnr_before",
+        "reference_psnr_ceiling",
+    }
 
 
 # --- Going on.

@@ -54,11 +54,11 @@ class GeminiLegacy:
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         if self._key is None:
             self._key = read_key(self._api_key_env)
-            legacy.configure(
+            legacy.configure(  # type: ignore[attr-defined]
                 api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")}
             )
         system = [message.text for message in messages if message.role == "system"]
-        model = legacy.GenerativeModel(self.model, system_instruction=system[0] if system else None)
+        model = legacy.GenerativeModel(self.model, system_instruction=system[0] if system else None)  # type: ignore[attr-defined]
         if sampling.seed is not None:
             raise ValueError("sampling.seed: google-generativeai cannot send one; leave it null, or use gemini")
         config = {
@@ -72,8 +72,8 @@ class GeminiLegacy:
             response = await asyncio.to_thread(
                 model.generate_content,
                 contents,
-                generation_config={name: value for name, value in config.items() if value is not None},
-                request_options={"timeout": timeout_seconds, "retry": None},
+                generation_config={name: value for name, value in config.items() if value is not None},  # type: ignore[arg-type]
+                request_options={"timeout": timeout_seconds, "retry": None},  # type: ignore[arg-type]
             )
         except (
             exceptions.GoogleAPICallError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import openai
 
@@ -39,7 +39,7 @@ class OpenAIChat:
         base_url: str,
         api_key_env: str | None,
         identity: str | None = None,
-        max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens",
+        max_tokens_field: str = "max_completion_tokens",
     ) -> None:
         if max_tokens_field not in ("max_completion_tokens", "max_tokens"):
             raise ValueError(

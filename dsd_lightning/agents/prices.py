@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dsd_lightning.agents.messages import Message
 
@@ -52,8 +53,9 @@ class Prices:
         unknown_picture_tokens: bound of a picture's tokens for models that are not in the table.
     """
 
-    def __init__(self, models: Sequence[Price], free: bool = False, unknown_picture_tokens: int = 4096) -> None:
-        self._prices = {price.model: price for price in models}
+    def __init__(self, models: Sequence[Any], free: bool = False, unknown_picture_tokens: int = 4096) -> None:
+        prices = [each if isinstance(each, Price) else Price(**each) for each in models]
+        self._prices = {price.model: price for price in prices}
         self._free = free
         self._unknown_picture_tokens = unknown_picture_tokens
 

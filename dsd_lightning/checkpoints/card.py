@@ -63,10 +63,10 @@ def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
     else:
         base_model, fields = base_model or base.path, {}
     if base_model in _KNOWN_BASES:
-        return Licence(base_model, _KNOWN_BASES[base_model])
+        return Licence(base_model, _KNOWN_BASES[base_model])  # type: ignore[index]
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise ValueError(f"--base-model={base_model!r} is no hub id (owner/name)")
-    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})
+    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})  # type: ignore[arg-type]
 
 
 def data_manifest(config: DictConfig) -> dict[str, Any]:

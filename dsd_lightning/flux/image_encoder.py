@@ -72,7 +72,7 @@ class Preprocessing:
         normalize = bool(processor.do_normalize)
         return cls(
             resize=resize,
-            crop=(int(crop["height"]), int(crop["width"])) if getattr(processor, "do_center_crop", False) else None,
+            crop=(int(crop["height"]), int(crop["width"])) if getattr(processor, "do_center_crop", False) else None,  # type: ignore[index]
             mean=tuple(map(float, processor.image_mean)) if normalize else (0.0, 0.0, 0.0),
             deviation=tuple(map(float, processor.image_std)) if normalize else (1.0, 1.0, 1.0),
             filter=_RESAMPLING[int(processor.resample)],

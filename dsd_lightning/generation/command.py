@@ -67,7 +67,7 @@ def _run(chosen: Any) -> None:
         defaults = {
             name: getattr(chosen, name) for name in ("seed", "num_images", "guidance", "i_guidance", "t_guidance")
         }
-        defaults |= {"steps": chosen.steps, "size": arguments.parse_size(chosen.size)}
+        defaults |= {"steps": chosen.steps, "size": arguments.parse_size(chosen.size)}  # type: ignore[attr-defined]
         listed = read_jobs(chosen.jobs, defaults)
         jobs = [job for job in listed if not all(output.is_file() for output in job.outputs())]
         if len(jobs) < len(listed):
@@ -150,7 +150,7 @@ def _draw(pipeline: TwoFramePipeline, job: Job, metadata: bool) -> None:
     image, outputs = load_rgb(job.image), job.outputs()
     for first in range(0, job.num_images, AT_ONCE):
         seeds = [job.seed + index for index in range(first, min(first + AT_ONCE, job.num_images))]
-        drawn = pipeline(
+        drawn = pipeline(  # type: ignore[union-attr]
             image,
             image_guidance=job.i_guidance,
             text_guidance=job.t_guidance,
@@ -176,14 +176,14 @@ def _draw_sheet(
     latents = pipeline.draw_latents(1, height, width, torch.Generator().manual_seed(job.seed))
     rows = [
         [
-            pipeline(reference, image_guidance=i, text_guidance=t, latents=latents, **_options(job)).images[0]
+            pipeline(reference, image_guidance=i, text_guidance=t, latents=latents, **_options(job)).images[0]  # type: ignore[union-attr]
             for t in text
         ]
         for i in image
     ]
     facts = _provenance(pipeline, job, job.seed) | {"image_guidance": list(image), "text_guidance": list(text)}
-    shown = fit(reference, rows[0][0].height, rows[0][0].width)
-    save_png(guidance_sheet(shown, rows, image, text), job.output, facts if metadata else None)
+    shown = fit(reference, rows[0][0].height, rows[0][0].width)  # type: ignore[union-attr]
+    save_png(guidance_sheet(shown, rows, image, text), job.output, facts if metadata else None)  # type: ignore[arg-type]
 
 
 def _provenance(pipeline: TwoFramePipeline, job: Job, seed: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from dsd_lightning.miniature.world import (
     Scene,
 )
 
-INSIDE = 0.015
+INSIDE = 0.018
 """Cost of a pixel inside the silhouette: the squared error (colours in [0, 1], mean of the channels) up to which a pixel
 outside is taken for background."""
 

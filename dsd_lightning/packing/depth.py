@@ -109,7 +109,9 @@ class DepthEstimator:
         size = (picture.height, picture.width)
         depth = self.processor.post_process_depth_estimation(answer, target_sizes=[size])[0]["predicted_depth"]
         values: NDArray[np.float32] = depth.float().cpu().numpy()
-        return normalised(values if self.near_is == "large" else 1 / np.maximum(values, _SMALLEST))
+        if self.near_is == "small":
+            values = np.reciprocal(np.maximum(values, np.float32(_SMALLEST)))
+        return normalised(values)
 
 
 class DepthMaps:

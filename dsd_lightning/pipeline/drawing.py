@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.hooks import CpuOffload
+from accelerate.hooks import CpuOffload  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL
 from diffusers.utils import BaseOutput
 from PIL import Image

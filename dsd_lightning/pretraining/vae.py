@@ -159,7 +159,7 @@ def main(config: DictConfig) -> None:
     probe = PictureBatches(200, config.pixels_per_batch, config.seed + 1)
     pictures = torch.cat([probe[step] for step in range(0, len(probe), 4)])
     module = Autoencoding(
-        vae.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        vae.to(memory_format=torch.channels_last),
         PatchCode(pictures, vae.config.latent_channels),
         config.learning_rate,
         config.steps,
