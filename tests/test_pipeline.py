@@ -47,9 +47,6 @@ values = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(values).resize((155, 100), Image.Resampling.BICUBIC)
 
 
-KNOWN = pytest.mark.xfail(reason="final latents lie up to 3e-4 from the official ones; 1e-4 is asked", strict=False)
-
-
 @cache
 def official(lora: str = "none") -> TwoFramePipeline:
     pipeline = TwoFramePipeline.load(
@@ -125,7 +122,8 @@ def reference_pipeline(
     short = min(PICTURE.size)
     left, top = (PICTURE.width - short) // 2, (PICTURE.height - short) // 2
     square = PICTURE.crop((left, top, left + short, top + short)).resize((side, side))
-    pixels = VaeImageProcessor().preprocess(square, height=side, width=side)
+    # contiguous: torch's GroupNorm on the CPU is inaccurate by up to 6e-4 on the channels-last pixels that come out of numpy
+    pixels = VaeImageProcessor().preprocess(square, height=side, width=side).contiguous()
     canvas = torch.cat([pixels, torch.full_like(pixels, -1)], dim=-1)
     clean = (pipe.vae.encode(canvas).latent_dist.mode() - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     size = (side // 8, side // 4)
@@ -162,7 +160,6 @@ def reference_pipeline(
     return latents, picture.crop((side, 0, 2 * side, side))
 
 
-@KNOWN
 @pytest.mark.parametrize("lora", ["none", "merged", "unmerged"])
 @pytest.mark.parametrize(("image", "text"), [(1.0, 1.0), (1.3, 2.0), (1.5, 1.5)])
 def test_latents_and_pixels_are_the_official_ones(lora: str, image: float, text: float) -> None:
@@ -175,7 +172,6 @@ def test_latents_and_pixels_are_the_official_ones(lora: str, image: float, text:
     assert np.abs(difference).max() <= 1
 
 
-@KNOWN
 @pytest.mark.slow
 def test_the_same_at_the_official_size() -> None:
     latents, _ = reference_pipeline(True, 1.3, 2.0, side=512)
