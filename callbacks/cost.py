@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from callbacks.drawing import leave_out
 from callbacks.summary import summarise
+from dsd_lightning.machine import uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
 
@@ -126,7 +127,7 @@ def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBa
         torch.cuda.reset_peak_memory_stats(module.device)
     try:
         # Compiled blocks would hide from the counters what they compute.
-        with isolate_rng(), torch.compiler.set_stance("force_eager"), tracking, flops:
+        with isolate_rng(), uncompiled(), tracking, flops:
             with trainer.precision_plugin.train_step_context():
                 loss = module.losses(batch).total
             loss.backward()

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.ema import averaged_weights
+from dsd_lightning.machine import uncompiled
 
 
 @runtime_checkable
@@ -33,7 +34,7 @@ def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> It
     module.eval()
     weights = averaged_weights(trainer) if averaged else nullcontext()
     try:
-        with isolate_rng(), torch.no_grad(), weights:
+        with isolate_rng(), torch.no_grad(), uncompiled(), weights:
             yield
     finally:
         for part, mode in modes.items():

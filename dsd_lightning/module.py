@@ -16,6 +16,7 @@ from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.adapter import check_header, header_of, load_trained
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
+from dsd_lightning.machine import uncompiled
 from dsd_lightning.objective import FrameLosses, frame_losses
 from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
 from dsd_lightning.randomness import normal, uniform
@@ -177,7 +178,10 @@ class DiffusionSelfDistillation(L.LightningModule):
             centre = (bin_index + 0.5) / VALIDATION_BINS
             timestep = torch.full((size,), centre, device=device)
             for kind, condition in kinds.items():
-                losses = frame_losses(self.architecture, encoded, condition, noise, timestep, self.task.frame_weights)
+                with uncompiled():
+                    losses = frame_losses(
+                        self.architecture, encoded, condition, noise, timestep, self.task.frame_weights
+                    )
                 target = losses.frames[TARGET]
                 self.validation_losses[f"val/loss_{kind}_bin{bin_index}"].update(target)
                 self.validation_losses[f"val/loss_{kind}"].update(target)

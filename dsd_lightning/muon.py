@@ -7,6 +7,7 @@ advise.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,8 @@ import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+log = logging.getLogger(__name__)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, Jordan et al. 2024."""
@@ -74,7 +77,7 @@ class BatchedMuon(Muon):
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimizers behind one: the parameter groups are `[matrices under Muon, the rest under AdamW]`.
+    """Two optimizers behind one; the parameter groups are the matrices under Muon, then the rest under AdamW.
 
     Args:
         parameters: trained parameters with their names.
@@ -86,8 +89,7 @@ class MuonWithAdamW(Optimizer):
         betas, eps: AdamW's.
         weight_decay: decoupled, of both.
 
-    Raises:
-        ValueError: if no parameter goes to Muon, or none to AdamW; then one of them alone is meant.
+    Either may be left without parameters; then the other does all.
     """
 
     def __init__(
@@ -105,20 +107,19 @@ class MuonWithAdamW(Optimizer):
         hidden = [(name, value) for name, value in named if value.ndim == 2 and re.search(matrices, name)]
         chosen = {name for name, _ in hidden}
         rest = [(name, value) for name, value in named if name not in chosen]
-        if not hidden or not rest:
-            raise ValueError(
-                f"optimizer.matrices={matrices!r} finds {len(hidden)} of {len(named)} trained parameters; Muon and AdamW "
-                "need some each (optimizer=adamw for AdamW alone)"
-            )
-        self.muon = BatchedMuon(hidden, lr=muon_lr, momentum=momentum, weight_decay=weight_decay)
-        self.adamw = AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
-        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        log.info("optimizer: %d matrices under Muon, %d parameters under AdamW", len(hidden), len(rest))
+        self.parts: list[Optimizer] = []
+        if hidden:
+            self.parts.append(BatchedMuon(hidden, lr=muon_lr, momentum=momentum, weight_decay=weight_decay))
+        if rest:
+            self.parts.append(AdamW(rest, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
     def _share(self) -> None:
-        """Let the two read and write this optimizer's own groups and state, so that there is one of each."""
-        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self.muon.state = self.adamw.state = self.state
+        """Let the parts read and write this optimizer's own groups and state, so that there is one of each."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over groups and state, as `load_state_dict` asks."""
@@ -131,6 +132,6 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()
-        self.adamw.step()
+        for part in self.parts:
+            part.step()
         return loss

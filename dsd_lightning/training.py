@@ -21,6 +21,7 @@ from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.cost import Sizes
+from dsd_lightning.machine import compile_blocks
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.planning import ENCODERS, Planner, Run, count_stored, table
 from dsd_lightning.rectified_flow import ResolutionShift
@@ -91,9 +92,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     for height, width in sizes:
         codec.require_size(height, width)
     architecture = build_architecture(config, base)
-    if config.compile:
-        for unit in architecture.shard_units():
-            unit.compile(dynamic=False)
+    compile_blocks(architecture.shard_units(), config.compile)
     return DiffusionSelfDistillation(
         architecture=architecture,
         codec=codec,

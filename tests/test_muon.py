@@ -123,8 +123,12 @@ def test_a_step_evaluates_its_closure_once_with_gradients() -> None:
     assert calls == [True]
 
 
-@pytest.mark.parametrize("matrices", ["nothing like this", "."])
-def test_a_pattern_that_leaves_one_of_them_without_work_is_refused(matrices: str) -> None:
+@pytest.mark.parametrize(("matrices", "alone"), [("nothing like this", torch.optim.AdamW), (".", BatchedMuon)])
+def test_a_pattern_may_leave_one_of_them_without_work(matrices: str, alone: type[torch.optim.Optimizer]) -> None:
     linear = nn.Linear(3, 3, bias=False)
-    with pytest.raises(ValueError, match=r"optimizer\.matrices=.* finds [01] of 1"):
-        MuonWithAdamW(linear.named_parameters(), lr=0.01, muon_lr=0.02, matrices=matrices)
+    optimizer = MuonWithAdamW(linear.named_parameters(), lr=0.01, muon_lr=0.02, matrices=matrices)
+    before = linear.weight.clone()
+    linear(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert [type(part) for part in optimizer.parts] == [alone]
+    assert not torch.equal(linear.weight, before)

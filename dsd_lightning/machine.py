@@ -1,0 +1,73 @@
+"""What does this machine do fast: half precision, compiled blocks?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from subprocess import SubprocessError
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+HALF, FULL = "bf16-mixed", "32-true"
+"""Values of `trainer.precision`."""
+
+AUTO = "auto"
+"""Value of `compile`: where compiling works."""
+
+
+def fastest_precision() -> str:
+    """Return "bf16-mixed" where matrices are multiplied in bfloat16 by hardware made for it, "32-true" elsewhere.
+
+    That is every CUDA device that PyTorch supports bfloat16 on, and CPUs with AMX (Intel Xeon since 2023). Other CPUs
+    compute bfloat16 no faster than float32, many of them far slower.
+    """
+    if torch.cuda.is_available():
+        return HALF if torch.cuda.is_bf16_supported(including_emulation=False) else FULL
+    return HALF if torch.cpu._is_amx_tile_supported() else FULL
+
+
+def compile_blocks(blocks: Iterable[nn.Module], wanted: bool | str) -> bool:
+    """Compile modules one by one, in place, and return whether that was done.
+
+    Args:
+        blocks: modules whose input shapes do not change from step to step.
+        wanted: true, false, or "auto": if a first small kernel can be built here. On a CPU that takes a C++ compiler and
+            Python's headers.
+
+    Raises:
+        ValueError: if `wanted` is something else.
+    """
+    if wanted not in (True, False, AUTO):
+        raise ValueError(f"compile={wanted!r} is unknown; choose true, false or {AUTO}")
+    if not wanted or (wanted == AUTO and not _works(torch.compile)):
+        return False
+    for block in blocks:
+        block.compile(dynamic=False)
+    return True
+
+
+def _works(compiler: Callable[..., Callable[[Tensor], Tensor]]) -> bool:
+    """Return whether a kernel can be built and run; if not, say why, and what that means."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        compiler(lambda values: (values + 1).sin())(torch.zeros(8, device=device))
+    except (RuntimeError, OSError, ImportError, SubprocessError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        log.warning(
+            "compile=auto: nothing can be compiled here, so that training takes up to twice as long (%s)", reason
+        )
+        return False
+    return True
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled modules run as written.
+
+    For calls whose shapes differ from those of training: each new shape would be compiled anew, which takes longer than
+    validation or drawing itself.
+    """
+    return torch.compiler.set_stance("force_eager")
