@@ -18,7 +18,7 @@ from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
 from dsd_lightning.pictures import bucket_for, covering_size, to_pixels
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import DamagedSample, PairShards
-from dsd_lightning.shards.reader import Verification
+from dsd_lightning.shards.catalogue import Verification
 
 log = logging.getLogger(__name__)
 
