@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch.utils.data import Dataset
 from datamodules.base import PairData
 from datamodules.pool import EncodedPool, PicturePairs
 from datamodules.stream import Size
-from dsd_lightning.miniature.renderer import RESOLUTION, Rendering
+from dsd_lightning.miniature.captions import instruction
+from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
+from dsd_lightning.miniature.world import Scene
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Pair
 from dsd_lightning.randomness import numpy_generator
@@ -22,6 +25,22 @@ from dsd_lightning.randomness import numpy_generator
 def to_pixels(rendering: Rendering) -> Float[Tensor, "3 h w"]:
     """Return a rendered picture as pixels in [-1, 1]."""
     return torch.from_numpy(rendering.picture).permute(2, 0, 1).contiguous() * 2 - 1
+
+
+def scene_pair(key: str, reference: Scene, target: Scene, caption: str, rng: np.random.Generator) -> Pair:
+    """Return the pictures of two scenes of one identity as a pair, with an instruction that leads from one to the other."""
+    return Pair(
+        key=key,
+        reference=to_pixels(render(reference)),
+        target=to_pixels(render(target)),
+        caption=caption,
+        instruction=instruction(reference.context, target.context, rng),
+        facts={
+            "identity": list(target.identity.values()),
+            "reference": list(reference.context.values()),
+            "target": list(target.context.values()),
+        },
+    )
 
 
 class MiniaturePairs(Dataset[Pair]):
