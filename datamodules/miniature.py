@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.pool import EncodedPool, PicturePairs
+from datamodules.pool import EncodedPool, Pairs, PicturePairs
 from datamodules.stream import Size
 from dsd_lightning.miniature.captions import instruction
 from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
@@ -110,11 +110,11 @@ class Miniature:
         """Return pairs of held-out identities."""
         return self._dataset(data, MiniaturePairs(data, self.validation_pairs, self.seed, "validation"))
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return other pairs of held-out identities, with pictures and facts."""
         return MiniaturePairs(data, count, self.seed, "probe")
 
-    def _dataset(self, data: PairData, pairs: Dataset[Pair]) -> Any:
+    def _dataset(self, data: PairData, pairs: Pairs) -> Any:
         if not self.pool:
             return PicturePairs(pairs, data.task, data.seed)
         module = data.trainer.lightning_module if data.trainer is not None else None

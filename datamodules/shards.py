@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
+from datamodules.pool import Pairs
 from datamodules.samples import Damage, Drawn, choose_caption, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
@@ -185,7 +186,7 @@ class Shards:
         shards, _, validation = self._open(data)
         return self._pairs(data, shards, validation, "center")
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return the first samples set aside."""
         return _Fixed(self.validation(data), count)
 

@@ -22,8 +22,9 @@ from dsd_lightning.agents.provider import Remote, Reply
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # that its support has ended: the docstring says so
-    import google.generativeai as legacy
     from google.api_core import exceptions
+    from google.generativeai.client import configure
+    from google.generativeai.generative_models import GenerativeModel
 
 
 class GeminiLegacy(Remote):
@@ -37,11 +38,9 @@ class GeminiLegacy(Remote):
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         if not self._key:
             self._key = read_key(self._api_key_env)
-            legacy.configure(  # type: ignore[attr-defined]
-                api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")}
-            )
+            configure(api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")})
         system = [message.text for message in messages if message.role == "system"]
-        model = legacy.GenerativeModel(self.model, system_instruction=system[0] if system else None)  # type: ignore[attr-defined]
+        model = GenerativeModel(self.model, system_instruction=system[0] if system else None)
         if sampling.seed is not None:
             raise ValueError("sampling.seed: google-generativeai cannot send one; leave it null, or use gemini")
         config = {
