@@ -10,6 +10,7 @@ import lightning as L
 from torch import Tensor
 
 from callbacks.drawing import EveryNSteps, drawing
+from callbacks.summary import summarise
 from dsd_lightning.figures import Figure
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
@@ -77,10 +78,10 @@ class MiniatureProbe(L.Callback):
             return
         if self.ceiling:
             figures = self._score(trainer, pl_module, _through_the_vae, averaged=False)
-            self._summarise(pl_module, {name + CEILING: value for name, value in figures.items()})
+            summarise(pl_module, {name + CEILING: value for name, value in figures.items()})
         if self.before:
             figures = self.probe(trainer, pl_module, averaged=False)
-            self._summarise(pl_module, {name + BEFORE: value for name, value in figures.items()})
+            summarise(pl_module, {name + BEFORE: value for name, value in figures.items()})
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Probe every N optimizer steps."""
@@ -89,7 +90,7 @@ class MiniatureProbe(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the trained state, for the summary too."""
-        self._summarise(pl_module, self.probe(trainer, pl_module, averaged=True))
+        summarise(pl_module, self.probe(trainer, pl_module, averaged=True))
 
     # --- What.
 
@@ -149,12 +150,6 @@ class MiniatureProbe(L.Callback):
             figure.to(module.device)
             figure.reset()
         return possible
-
-    @staticmethod
-    def _summarise(pl_module: L.LightningModule, figures: dict[str, float]) -> None:
-        if not hasattr(pl_module, "summary"):
-            pl_module.summary = {}  # type: ignore[assignment]
-        cast(dict[str, Any], pl_module.summary).update(figures)
 
 
 def _by_the_model(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from datamodules.pool import batches_of
+from datamodules.pool import Pairs, batches_of
 from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
 from datamodules.stream import PairLoader, SampleOrder, Size
 from dsd_lightning.pairs import Pair, PairBatch, Task
@@ -47,7 +47,7 @@ class Source(Protocol):
         """Return the validation dataset, alike; its samples are never trained on."""
         ...
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return `count` fixed pairs with pictures that are never trained on; fewer or None where there are none."""
         ...
 
@@ -70,7 +70,7 @@ class PairData(L.LightningDataModule):
         self.damaged: set[str] = set()
         self._training: Any = None
         self._validation: Any = None
-        self._probes: Dataset[Pair] | None = None
+        self._probes: Pairs | None = None
 
     @property
     def resolution(self) -> Size:
@@ -186,11 +186,11 @@ class PairData(L.LightningDataModule):
 
     def probe_batches(self, count: int, batch_size: int) -> Iterator[PairBatch]:
         """Yield up to `count` fixed pairs with pictures, in batches; the same ones in every run and at every step."""
-        if self._probes is None or len(self._probes) < count:  # type: ignore[arg-type]
+        if self._probes is None or len(self._probes) < count:
             self._probes = self.source.probes(self, count)
         if self._probes is None:
             return
-        available = min(count, len(self._probes))  # type: ignore[arg-type]
+        available = min(count, len(self._probes))
         for indices in batches_of(self._probes, batch_size):
             drawn: list[Drawn | Damage] = []
             for index in indices:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.pool import EncodedPool, PicturePairs
+from datamodules.pool import EncodedPool, Pairs, PicturePairs
 from datamodules.stream import Size
-from dsd_lightning.miniature.renderer import RESOLUTION, Rendering
+from dsd_lightning.miniature.captions import instruction
+from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
+from dsd_lightning.miniature.world import Scene
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Pair
 from dsd_lightning.randomness import numpy_generator
@@ -22,6 +25,22 @@ from dsd_lightning.randomness import numpy_generator
 def to_pixels(rendering: Rendering) -> Float[Tensor, "3 h w"]:
     """Return a rendered picture as pixels in [-1, 1]."""
     return torch.from_numpy(rendering.picture).permute(2, 0, 1).contiguous() * 2 - 1
+
+
+def scene_pair(key: str, reference: Scene, target: Scene, caption: str, rng: np.random.Generator) -> Pair:
+    """Return the pictures of two scenes of one identity as a pair, with an instruction that leads from one to the other."""
+    return Pair(
+        key=key,
+        reference=to_pixels(render(reference)),
+        target=to_pixels(render(target)),
+        caption=caption,
+        instruction=instruction(reference.context, target.context, rng),
+        facts={
+            "identity": list(target.identity.values()),
+            "reference": list(reference.context.values()),
+            "target": list(target.context.values()),
+        },
+    )
 
 
 class MiniaturePairs(Dataset[Pair]):
@@ -91,11 +110,11 @@ class Miniature:
         """Return pairs of held-out identities."""
         return self._dataset(data, MiniaturePairs(data, self.validation_pairs, self.seed, "validation"))
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return other pairs of held-out identities, with pictures and facts."""
         return MiniaturePairs(data, count, self.seed, "probe")
 
-    def _dataset(self, data: PairData, pairs: Dataset[Pair]) -> Any:
+    def _dataset(self, data: PairData, pairs: Pairs) -> Any:
         if not self.pool:
             return PicturePairs(pairs, data.task, data.seed)
         module = data.trainer.lightning_module if data.trainer is not None else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,14 @@ class _Chunk:
     text: dict[str, TextEmbeddings]
 
 
+class Pairs(Protocol):
+    """Pairs by number, and how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Pair: ...
+
+
 class EncodedPool(Dataset[Drawn]):
     """Encodings of `pairs` under a module's architecture, VAE and text encoders.
 
@@ -40,7 +48,7 @@ class EncodedPool(Dataset[Drawn]):
 
     def __init__(
         self,
-        pairs: Dataset[Pair],
+        pairs: Pairs,
         module: DiffusionSelfDistillation,
         task: Task,
         seed: int,
@@ -52,7 +60,7 @@ class EncodedPool(Dataset[Drawn]):
         self.sizes: list[Size] = []
         self.chunks: list[_Chunk] = []
         self.places: list[tuple[int, int]] = []
-        count = len(pairs)  # type: ignore[arg-type]
+        count = len(pairs)
         waiting: dict[Size, list[int]] = {}
         self.places = [(-1, -1)] * count
         held: dict[int, Pair] = {}
@@ -121,11 +129,11 @@ def _without_pictures(pair: Pair) -> Pair:
 class PicturePairs(Dataset[Drawn]):
     """Pairs as pictures, encoded anew in every step; for small sets and for tests of the encoding itself."""
 
-    def __init__(self, pairs: Dataset[Pair], task: Task, seed: int) -> None:
+    def __init__(self, pairs: Pairs, task: Task, seed: int) -> None:
         self.pairs, self.task, self.seed = pairs, task, seed
 
     def __len__(self) -> int:
-        return len(self.pairs)  # type: ignore[arg-type]
+        return len(self.pairs)
 
     def bucket(self, index: int) -> Size:
         """Return (height, width) of sample `index`, pixels."""
@@ -139,7 +147,7 @@ class PicturePairs(Dataset[Drawn]):
         return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
 
-def batches_of(dataset: Sequence[Pair] | Dataset[Pair], size: int) -> list[list[int]]:
+def batches_of(dataset: Pairs, size: int) -> list[list[int]]:
     """Return the indices of `dataset` in consecutive groups of at most `size`."""
-    count = len(dataset)  # type: ignore[arg-type]
+    count = len(dataset)
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import PairData
 from datamodules.miniature import to_pixels
-from datamodules.pool import EncodedPool
+from datamodules.pool import EncodedPool, Pairs
 from datamodules.stream import Size
 from dsd_lightning.miniature.captions import full_caption, grid_caption
 from dsd_lightning.miniature.renderer import RESOLUTION, render
@@ -84,7 +84,7 @@ class MiniaturePictures:
         """Return a small pool of other pictures."""
         return self._pool(data, self.validation_pictures, self.validation_pictures, "validation")
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return nothing: a picture without a reference has no pair to compare with."""
         return None
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.base import PairData
-from datamodules.miniature import to_pixels
-from dsd_lightning.miniature.captions import instruction, relighting_caption
-from dsd_lightning.miniature.renderer import render
+from datamodules.miniature import scene_pair
+from dsd_lightning.miniature.captions import relighting_caption
 from dsd_lightning.miniature.world import Scene, change_light, draw_context, draw_identity
 from dsd_lightning.pairs import Pair
 
@@ -22,15 +21,4 @@ class RelightingPairs(PairData):
         """Draw one scene, and one of the 14 other lights for it."""
         identity, context = draw_identity(rng, held_out=held_out), draw_context(rng)
         relit = change_light(context, rng)
-        return Pair(
-            key=key,
-            reference=to_pixels(render(Scene(identity, context))),
-            target=to_pixels(render(Scene(identity, relit))),
-            caption=relighting_caption(relit, rng),
-            instruction=instruction(context, relit, rng),
-            facts={
-                "identity": list(identity.values()),
-                "reference": list(context.values()),
-                "target": list(relit.values()),
-            },
-        )
+        return scene_pair(key, Scene(identity, context), Scene(identity, relit), relighting_caption(relit, rng), rng)

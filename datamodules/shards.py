@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
+from datamodules.pool import Pairs
 from datamodules.samples import Damage, Drawn, choose_caption, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
 from dsd_lightning.pictures import bucket_for, covering_size, to_pixels
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import DamagedSample, PairShards
-from dsd_lightning.shards.reader import Verification
+from dsd_lightning.shards.catalogue import Verification
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class Shards:
         shards, _, validation = self._open(data)
         return self._pairs(data, shards, validation, "center")
 
-    def probes(self, data: PairData, count: int) -> Dataset[Pair] | None:
+    def probes(self, data: PairData, count: int) -> Pairs | None:
         """Return the first samples set aside."""
         return _Fixed(self.validation(data), count)
 

@@ -86,7 +86,7 @@ def claim(run_dir: Path) -> Iterator[bool]:
 
     The first process of a run on several devices claims it for all of them.
     """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
+    if getattr(rank_zero_only, "rank", 0):
         yield True
         return
     run_dir.mkdir(parents=True, exist_ok=True)

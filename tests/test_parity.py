@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -54,6 +55,13 @@ def predict(architecture: Parallel, reference: Tensor = INPUT["condition_hidden_
 
 def assert_equals(output: Tensor, name: str) -> None:
     torch.testing.assert_close(output, CASE[f"expected/{name}"], rtol=0, atol=2e-5)
+
+
+def test_the_golden_files_are_those_that_their_provenance_names() -> None:
+    listed = [line.split() for line in (GOLDEN / "PROVENANCE.md").read_text().splitlines() if line.startswith("    ")]
+    files = [file for file in GOLDEN.rglob("*") if file.is_file() and file.name != "PROVENANCE.md"]
+    sums = {file.relative_to(GOLDEN).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert {name: digest for digest, name in listed} == sums
 
 
 # --- The figures.

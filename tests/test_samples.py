@@ -4,156 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from PIL import Image
+from sample_runs import Miniature, run, small_module
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 from verbs import CONF
 
-from callbacks.drawing import EveryNSteps, drawing
+from callbacks.drawing import drawing
 from callbacks.ema import ExponentialMovingAverage
 from callbacks.probes import MiniatureProbe
-from callbacks.samples import PromptsFileError, Request, SampleSheets, read_requests
-from dsd_lightning.architectures.parallel import Parallel
-from dsd_lightning.architectures.text_only import TextOnly
+from callbacks.samples import SampleSheets
 from dsd_lightning.figures import Figure
-from dsd_lightning.flux.codec import Codec
-from dsd_lightning.flux.lora import Lora
-from dsd_lightning.flux.text import TextEncoder
-from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.metrics import CopyPaste, ReferencePSNR
-from dsd_lightning.miniature.renderer import render
-from dsd_lightning.miniature.world import Scene, draw_context, draw_identity
-from dsd_lightning.module import DiffusionSelfDistillation, Dropout
-from dsd_lightning.pairs import PairBatch, Task
-from dsd_lightning.pictures import to_image
-from dsd_lightning.randomness import numpy_generator
-from dsd_lightning.rectified_flow import NoShift, Uniform
-from dsd_lightning.sampler import SamplerSettings
-from dsd_lightning.sheet import CAPTION_SIZE, GAP, LINE, MARGIN, Row, _lines, draw_sheet, magnified, save_whole
-
-TEXTS = Path(__file__).parents[1] / "assets" / "tiny-flux"
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import PairBatch
+from dsd_lightning.sheet import GAP, MARGIN
 
 
 def identity_figures() -> dict[str, Figure]:
     """Return what `conf/task/identity.yaml` names."""
     return dict(instantiate(OmegaConf.load(CONF / "task" / "identity.yaml").figures))
-
-
-def text_encoder() -> TextEncoder:
-    return TextEncoder(
-        CLIPTextModel.from_pretrained(TEXTS / "text_encoder"),
-        CLIPTokenizer.from_pretrained(TEXTS / "tokenizer"),
-        T5EncoderModel.from_pretrained(TEXTS / "text_encoder_2"),
-        AutoTokenizer.from_pretrained(TEXTS / "tokenizer_2"),
-        sequence_length=8,
-    )
-
-
-def small_module(kind: str = "parallel") -> DiffusionSelfDistillation:
-    """Return a random model; everything in it is real, and small."""
-    torch.manual_seed(3)
-    texts = text_encoder()
-    transformer = FluxTransformer2DModel(
-        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=texts.t5.config.d_model, pooled_projection_dim=texts.clip.config.hidden_size,
-        guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, shift_factor=0.1, scaling_factor=0.4,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    lora = Lora(rank=2, targets=r".*transformer_blocks\..*\.to_[qkv]")
-    architecture = Parallel(transformer, lora) if kind == "parallel" else TextOnly(transformer, lora)
-    return DiffusionSelfDistillation(
-        architecture=architecture,
-        codec=Codec(vae),
-        text_encoder=texts,
-        task=Task("identity", aligned=False, frame_weights={"reference": 0.5, "target": 1.0}),
-        density=Uniform(),
-        shift=NoShift(),
-        dropout=Dropout(text=0.2),
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        schedule=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-        guidance_scale=3.5,
-        sampler=SamplerSettings(num_inference_steps=2),
-        seed=11,
-    )
-
-
-class Miniature(L.LightningDataModule):
-    """A handful of pairs; `resolution` and `probe_batches` are what callbacks ask for."""
-
-    resolution = (64, 64)
-
-    def __init__(self, with_facts: bool = True) -> None:
-        super().__init__()
-        self.with_facts = with_facts
-        self.served = 0
-
-    def batch(self, count: int, first: int = 0) -> PairBatch:
-        rng = numpy_generator("samples test", first)
-        references, targets, facts, prompts = [], [], [], []
-        for _ in range(count):
-            identity, before, after = draw_identity(rng, held_out=True), draw_context(rng), draw_context(rng)
-            for pictures, context in ((references, before), (targets, after)):
-                picture = render(Scene(identity, context)).picture.transpose(2, 0, 1)
-                pictures.append(torch.from_numpy(np.ascontiguousarray(picture)) * 2 - 1)
-            values = {"identity": identity, "reference": before, "target": after}
-            facts.append({name: [int(i) for i in astuple(value)] for name, value in values.items()})
-            prompts.append(target_caption(after, rng))
-        return PairBatch(
-            keys=[f"{first}-{i}" for i in range(count)],
-            epochs=[0] * count,
-            prompts=prompts,
-            reference=torch.stack(references),
-            target=torch.stack(targets),
-            facts=facts if self.with_facts else [{}] * count,
-        )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader([self.batch(2, first=index) for index in range(4)], batch_size=None, shuffle=True)
-
-    def probe_batches(self, count: int, batch_size: int) -> Iterator[PairBatch]:
-        self.served += 1
-        # A loader of its own that draws from the global generator, as any DataLoader does.
-        torch.rand(1)
-        for start in range(0, count, batch_size):
-            yield self.batch(min(batch_size, count - start), first=1000 + start)
-
-
-def run(
-    folder: Path,
-    module: DiffusionSelfDistillation,
-    data: Miniature,
-    callbacks: list[Any],
-    steps: int = 4,
-    **options: Any,
-) -> L.Trainer:
-    torch.manual_seed(5)
-    options = {"logger": CSVLogger(folder, name="", version="")} | options
-    resume = options.pop("ckpt_path", None)
-    trainer = L.Trainer(
-        default_root_dir=folder, max_steps=steps, accelerator="cpu", devices=1, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, log_every_n_steps=1, **options,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return trainer
 
 
 def trained(module: DiffusionSelfDistillation) -> dict[str, Tensor]:
@@ -320,123 +198,3 @@ def test_the_target_frame_gets_the_same_noise_in_every_architecture() -> None:
     assert two.shape == (2, 16, 8, 16)
     assert torch.equal(two[..., 8:], one)
     assert not torch.equal(two[..., :8], one)
-
-
-# --- A user's own references and prompts.
-
-
-def write_requests(folder: Path, *lines: Any) -> Path:
-    path = folder / "prompts.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n\n")
-    return path
-
-
-def test_a_users_requests_are_rows_without_truth(tmp_path: Path) -> None:
-    Image.new("RGB", (200, 90), (200, 60, 30)).save(tmp_path / "mine.png")
-    line = {"image": "mine.png", "prompt": "this character, small, on the left"}
-    path = write_requests(tmp_path, line, line, line)
-    sheets = SampleSheets(count=2, at_start=False, prompts_file=str(path), folder=str(tmp_path / "here"))
-    module, data = small_module(), Miniature()
-    run(tmp_path, module, data, [sheets], steps=1)
-    assert (tmp_path / "here" / "step_00000001.png").is_file()
-    assert [tuple(reference.shape) for reference in sheets.references] == [(3, 64, 64)] * 3
-    rows = sheets._request_rows(module)
-    assert [set(row.pictures) for row in rows] == [{"reference", "redrawn reference", "generated"}] * 3
-    assert rows[0].caption == line["prompt"]
-    assert rows[0].pictures["generated"] != rows[1].pictures["generated"]  # the same request, other noise
-
-
-def test_missing_pictures_are_all_named(tmp_path: Path) -> None:
-    Image.new("RGB", (80, 80)).save(tmp_path / "there.png")
-    path = write_requests(tmp_path, *({"image": name, "prompt": "p"} for name in ("a.png", "there.png", "b.png")))
-    with pytest.raises(PromptsFileError, match=r"2 pictures that do not exist: .*a\.png, .*b\.png"):
-        SampleSheets(prompts_file=str(path))
-
-
-@pytest.mark.parametrize("line", ["{broken", '["a", "b"]', '{"image": "a.png"}', '{"image": "a.png", "prompt": 3}'])
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
-    path = write_requests(tmp_path, {"image": "a.png", "prompt": "fine"}, line)
-    with pytest.raises(PromptsFileError, match="line 2"):
-        read_requests(path)
-
-
-def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (80, 80)).save(tmp_path / "pictures" / "a.png")
-    path = write_requests(tmp_path, {"image": "pictures/a.png", "prompt": "p"})
-    assert read_requests(path) == [Request(tmp_path / "pictures" / "a.png", "p")]
-    with pytest.raises(PromptsFileError, match="no such file"):
-        read_requests(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"), [((40, 80), "without being enlarged"), (b"no picture", "cannot decode")]
-)
-def test_a_picture_that_cannot_be_a_reference_is_refused_before_training(
-    tmp_path: Path, content: Any, reason: str
-) -> None:
-    if isinstance(content, bytes):
-        (tmp_path / "bad.png").write_bytes(content)
-    else:
-        Image.new("RGB", content).save(tmp_path / "bad.png")
-    path = write_requests(tmp_path, {"image": "bad.png", "prompt": "p"})
-    data = Miniature()
-    with pytest.raises(PromptsFileError, match=rf"bad\.png: .*{reason}"):
-        run(tmp_path, small_module(), data, [SampleSheets(prompts_file=str(path))])
-    assert data.served == 0
-
-
-# --- Sheets.
-
-
-def test_a_sheet_shows_every_pixel_in_its_place() -> None:
-    left, right = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
-    left.putpixel((63, 0), (0, 255, 0))
-    sheet = draw_sheet(["one", "two"], [Row({"one": left, "two": right}, "a"), Row({"two": left}, "b")])
-    top = MARGIN + 14 + GAP
-    assert sheet.crop((MARGIN, top, MARGIN + 128, top + 128)).tobytes() == magnified(left).tobytes()
-    assert sheet.crop((MARGIN + 128 + GAP, top, MARGIN + 256 + GAP, top + 128)).tobytes() == magnified(right).tobytes()
-    second = top + 128 + GAP // 2 + LINE + GAP
-    assert sheet.getpixel((MARGIN + 5, second + 5)) == (255, 255, 255)
-    assert sheet.getpixel((MARGIN + 128 + GAP + 127, second + 1)) == (0, 255, 0)
-
-
-@pytest.mark.parametrize(("size", "shown"), [((64, 64), (128, 128)), ((50, 100), (150, 300)), ((512, 300), (512, 300))])
-def test_pictures_are_magnified_by_whole_numbers(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    assert magnified(Image.new("RGB", size)).size == shown
-
-
-def test_long_captions_are_broken_and_then_cut() -> None:
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(CAPTION_SIZE)
-    assert _lines("short", font, 300) == ["short"]
-    assert _lines("", font, 300) == []
-    lines = _lines("this character, small, on the left, " * 10, font, 300)
-    assert len(lines) == 2
-    assert lines[-1].endswith(" ...")
-    assert all(font.getlength(line) <= 300 for line in (*lines, *_lines("x" * 400, font, 300)))
-
-
-def test_a_sheet_without_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match="no picture"):
-        draw_sheet(["one"], [Row({}, "caption")])
-
-
-def test_a_picture_is_written_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    picture = to_image(torch.rand(3, 16, 16) * 2 - 1)
-    for _ in range(2):
-        save_whole(picture, tmp_path / "new" / "sheet.png")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
-    with Image.open(tmp_path / "new" / "sheet.png") as read:
-        assert read.tobytes() == picture.tobytes()
-
-
-def test_intervals_and_counts_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="every_n_steps=0"):
-        EveryNSteps(0, "every_n_steps")
-    with pytest.raises(ValueError, match="count=0"):
-        SampleSheets(count=0)
-    with pytest.raises(ValueError, match="samples=0"):
-        MiniatureProbe({}, samples=0)

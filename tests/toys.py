@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dsd_lightning.architectures.base import State
 from dsd_lightning.architectures.parallel import Parallel
@@ -78,3 +79,12 @@ def image_encoder(seed: int = 0) -> ImageEncoder:
         torch.manual_seed(seed)
         tower = CLIPVisionModelWithProjection(config)
     return ImageEncoder(tower, Preprocessing((32, 32), None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic"))
+
+
+def save_image_encoder(folder: Path) -> Path:
+    """Return `folder`, with `image_encoder()` in the transformers layout in it."""
+    image_encoder().tower.save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size=size, do_center_crop=False, image_mean=half, image_std=half).save_pretrained(folder)
+    return folder

@@ -24,6 +24,7 @@ from dsd_lightning.agents.cache import AnswerCache, described, key_of
 from dsd_lightning.agents.estimate import Estimate
 from dsd_lightning.agents.failures import AgentFailure, ConnectionFailed, Refused
 from dsd_lightning.agents.limits import Limits
+from dsd_lightning.agents.many import ask_all
 from dsd_lightning.agents.messages import Answer, Message, Request, Sampling
 from dsd_lightning.agents.prices import Prices, Size
 from dsd_lightning.agents.provider import Provider, Reply
@@ -113,7 +114,7 @@ class Agent:
             AgentFailure: one that every further request would meet as well (budget, quota, key), as soon as those under
                 way have ended. Their answers are on disk.
         """
-        return self._wait(self._ask_all(requests, on_answer))
+        return self._wait(ask_all(self._ask, requests, self.limits.concurrency, on_answer))
 
     def converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Ask `request`, then each of `turns` with everything that was said before it; return all answers.
@@ -271,33 +272,6 @@ class Agent:
         while (reservation := self.budget.reserve(usd)) is None:
             await asyncio.sleep(_POLL)
         return reservation
-
-    async def _ask_all(
-        self, requests: Iterable[Request], on_answer: Callable[[int, Answer | AgentFailure], None] | None
-    ) -> list[Answer | AgentFailure]:
-        results: dict[int, Answer | AgentFailure] = {}
-        numbered = enumerate(requests)
-        fatal: list[AgentFailure] = []
-
-        async def take() -> None:
-            for index, request in numbered:
-                try:
-                    results[index] = await self._ask(request)
-                except AgentFailure as failure:
-                    results[index] = failure
-                    if failure.stops_everything:
-                        fatal.append(failure)
-                if on_answer is not None:
-                    on_answer(index, results[index])
-                if fatal:
-                    return
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.limits.concurrency):
-                group.create_task(take())
-        if fatal:
-            raise fatal[0]
-        return [results[index] for index in range(len(results))]
 
     async def _converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         answers = [await self._ask(request)]

@@ -19,7 +19,7 @@ from dsd_lightning.agents.failures import (
 )
 from dsd_lightning.agents.keys import read_key, redacted
 from dsd_lightning.agents.messages import Finish, Message, Picture, Sampling
-from dsd_lightning.agents.provider import Reply, identity_of
+from dsd_lightning.agents.provider import Remote, Reply
 
 _ENDED_BY_ITSELF = ("STOP", "FINISH_REASON_UNSPECIFIED")
 _RETRY_DELAY = re.compile(r"['\"]retryDelay['\"]: ['\"](\d+(?:\.\d+)?)s['\"]")
@@ -38,27 +38,26 @@ def retry_delay_of(details: str) -> float | None:
     return float(found[1]) if found else None
 
 
-class Gemini:
-    """The official `google-genai` library's async client.
+def failure_of(status: int, text: str, response: Any, details: str) -> AgentFailure:
+    """Return the failure that Gemini's HTTP status stands for, and the wait that its headers or its details ask for."""
+    wait = retry_after_of(getattr(response, "headers", None) or {})
+    return failure_of_status(status, text, wait if wait is not None else retry_delay_of(details))
 
-    Args:
-        model: name that the server knows.
-        base_url: without the version, as `https://generativelanguage.googleapis.com`.
-        api_key_env: environment variable that holds the key; None for a server that needs none.
-        identity: name in cache keys; None takes the host's.
+
+class Gemini(Remote):
+    """The official `google-genai` library's async client; `base_url` is without the version.
+
+    For example `https://generativelanguage.googleapis.com`; the other arguments are those of `Remote`.
     """
 
+    kind = "gemini"
+
     def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
-        self.model = model
-        self.identity = identity or identity_of("gemini", base_url)
-        self._base_url = base_url
-        self._api_key_env = api_key_env
+        super().__init__(model, base_url, api_key_env, identity)
         self._client: genai.Client | None = None
         self._http: httpx.AsyncClient | None = None
-        self._key = ""
 
     def _connected(self, timeout_seconds: float) -> genai.Client:
-        # Not before the first request: a dry run and a run from the cache need no key.
         if self._client is None:
             self._key = read_key(self._api_key_env)
             # One named HTTP library, so that its errors are known; the client would pick whichever is installed.
@@ -95,9 +94,7 @@ class Gemini:
     def _failure(self, error: errors.APIError | httpx.HTTPError | ValueError) -> AgentFailure:
         text = redacted(str(error), self._key)
         if isinstance(error, errors.APIError):
-            headers = getattr(error.response, "headers", None) or {}
-            wait = retry_after_of(headers)
-            return failure_of_status(error.code, text, wait if wait is not None else retry_delay_of(text))
+            return failure_of(error.code, text, error.response, details=text)
         if isinstance(error, httpx.HTTPError):
             return ConnectionFailed(f"{self._base_url}: {type(error).__name__}: {text}")
         return ProviderFailed(f"{self._base_url} sent no generateContent answer: {type(error).__name__}: {text}")

@@ -14,51 +14,33 @@ from typing import Any
 import requests
 from google.protobuf import json_format
 
-from dsd_lightning.agents.failures import (
-    AgentFailure,
-    ConnectionFailed,
-    ProviderFailed,
-    failure_of_status,
-    retry_after_of,
-)
-from dsd_lightning.agents.gemini import finish_of, retry_delay_of
+from dsd_lightning.agents.failures import AgentFailure, ConnectionFailed, ProviderFailed
+from dsd_lightning.agents.gemini import failure_of, finish_of
 from dsd_lightning.agents.keys import read_key, redacted
 from dsd_lightning.agents.messages import Message, Picture, Sampling
-from dsd_lightning.agents.provider import Reply, identity_of
+from dsd_lightning.agents.provider import Remote, Reply
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # that its support has ended: the docstring says so
-    import google.generativeai as legacy
     from google.api_core import exceptions
+    from google.generativeai.client import configure
+    from google.generativeai.generative_models import GenerativeModel
 
 
-class GeminiLegacy:
-    """The former official library, over REST, in threads.
+class GeminiLegacy(Remote):
+    """The former official library, over REST, in threads; the arguments are those of `Gemini`.
 
     The library keeps its key and address for the whole process: two agents on it must have the same.
-
-    Args:
-        model: name that the server knows.
-        base_url: without the version, as `https://generativelanguage.googleapis.com`.
-        api_key_env: environment variable that holds the key; None for a server that needs none.
-        identity: name in cache keys; None takes the host's.
     """
 
-    def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
-        self.model = model
-        self.identity = identity or identity_of("gemini_legacy", base_url)
-        self._base_url = base_url
-        self._api_key_env = api_key_env
-        self._key: str | None = None
+    kind = "gemini_legacy"
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
-        if self._key is None:
+        if not self._key:
             self._key = read_key(self._api_key_env)
-            legacy.configure(  # type: ignore[attr-defined]
-                api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")}
-            )
+            configure(api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")})
         system = [message.text for message in messages if message.role == "system"]
-        model = legacy.GenerativeModel(self.model, system_instruction=system[0] if system else None)  # type: ignore[attr-defined]
+        model = GenerativeModel(self.model, system_instruction=system[0] if system else None)
         if sampling.seed is not None:
             raise ValueError("sampling.seed: google-generativeai cannot send one; leave it null, or use gemini")
         config = {
@@ -88,19 +70,16 @@ class GeminiLegacy:
         raise failure
 
     def _failure(self, error: Exception) -> AgentFailure:
-        text = redacted(str(error), self._key or "")
+        text = redacted(str(error), self._key)
         # Of requests' errors only those of a body that is no JSON are not the connection's.
         if isinstance(error, requests.RequestException) and not isinstance(error, requests.exceptions.JSONDecodeError):
             return ConnectionFailed(f"{self._base_url}: {type(error).__name__}: {text}")
         if isinstance(error, exceptions.GoogleAPICallError) and error.code is not None:
-            headers = getattr(error.response, "headers", None) or {}
-            wait = retry_after_of(headers)
-            details = redacted(str(error.details), self._key or "")
-            return failure_of_status(int(error.code), text, wait if wait is not None else retry_delay_of(details))
+            return failure_of(int(error.code), text, error.response, redacted(str(error.details), self._key))
         return ProviderFailed(f"{self._base_url} sent no generateContent answer: {type(error).__name__}: {text}")
 
     async def close(self) -> None:
-        self._key = None
+        self._key = ""
 
 
 def _content(message: Message) -> dict[str, Any]:

@@ -17,21 +17,21 @@ from dsd_lightning.agents.failures import (
 )
 from dsd_lightning.agents.keys import read_key, redacted
 from dsd_lightning.agents.messages import Finish, Message, Picture, Sampling
-from dsd_lightning.agents.provider import Reply, identity_of
+from dsd_lightning.agents.provider import Remote, Reply
 
 _FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "refused"}
 
 
-class OpenAIChat:
+class OpenAIChat(Remote):
     """The official `openai` library's async client.
 
     Args:
-        model: name that the server knows.
         base_url: with the version, as `https://api.openai.com/v1`.
-        api_key_env: environment variable that holds the key; None for a server that needs none.
-        identity: name in cache keys; None takes the host's. Give one where a model moves between hosts.
+        model, api_key_env, identity: as for `Remote`.
         max_tokens_field: what the server calls the longest answer; vLLM and Ollama know the older `max_tokens`.
     """
+
+    kind = "openai"
 
     def __init__(
         self,
@@ -45,16 +45,11 @@ class OpenAIChat:
             raise ValueError(
                 f"provider.max_tokens_field={max_tokens_field!r}: choose max_completion_tokens or max_tokens"
             )
-        self.model = model
-        self.identity = identity or identity_of("openai", base_url)
-        self._base_url = base_url
-        self._api_key_env = api_key_env
+        super().__init__(model, base_url, api_key_env, identity)
         self._max_tokens_field = max_tokens_field
         self._client: openai.AsyncOpenAI | None = None
-        self._key = ""
 
     def _connected(self) -> openai.AsyncOpenAI:
-        # Not before the first request: a dry run and a run from the cache need no key.
         if self._client is None:
             self._key = read_key(self._api_key_env)
             self._client = openai.AsyncOpenAI(api_key=self._key, base_url=self._base_url, max_retries=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from dsd_lightning.agents.messages import Finish, Message, Sampling
@@ -50,6 +50,26 @@ class Provider(Protocol):
     async def close(self) -> None:
         """Give connections back."""
         ...
+
+
+class Remote:
+    """What providers behind a URL have in common: a model's name, an address, and where the key is.
+
+    Args:
+        model: name that the server knows.
+        base_url: as the provider's library wants it.
+        api_key_env: environment variable that holds the key; None for a server that needs none.
+        identity: name in cache keys; None takes the host's. Give one where a model moves between hosts.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
+        self.model = model
+        self.identity = identity or identity_of(self.kind, base_url)
+        self._base_url = base_url
+        self._api_key_env = api_key_env
+        self._key = ""  # read when the first request is sent: a dry run and a run from the cache need none
 
 
 def identity_of(kind: str, base_url: str) -> str:

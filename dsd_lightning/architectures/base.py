@@ -135,7 +135,6 @@ class Architecture(ModelMixin, ConfigMixin):
 
     # --- Prediction.
 
-    @abstractmethod
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
@@ -144,6 +143,28 @@ class Architecture(ModelMixin, ConfigMixin):
         state: State | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Return the predicted velocity of the canvas."""
+        height, width = noisy.shape[-2:]
+        ids = tokens.image_ids(height, width, device=noisy.device)
+        return tokens.unpack(self._predict(tokens.pack(noisy), ids, timestep, condition, state), height, width)
+
+    @abstractmethod
+    def _predict(
+        self,
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Return the predicted velocity of the canvas's tokens.
+
+        Args:
+            packed: the noisy canvas, a token for each 2 x 2 latents.
+            image_ids: the tokens' position ids [frame, row, column].
+            timestep: in [0, 1]; 1 is noise.
+            condition: text, guidance and the reference inputs.
+            state: what `prepare` returned; None where it was not called.
+        """
 
     def _transform(
         self,

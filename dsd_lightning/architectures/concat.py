@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
-from diffusers import FluxTransformer2DModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsd_lightning.architectures.base import State
+from dsd_lightning.architectures.embedded_reference import EmbeddedReference
 from dsd_lightning.architectures.latent_reference import LatentReference
 from dsd_lightning.flux import tokens
-from dsd_lightning.flux.lora import Lora
-from dsd_lightning.flux.reference_embedder import ReferenceEmbedder
 from dsd_lightning.pairs import Condition
 
 
-class Concat(LatentReference):
+class Concat(EmbeddedReference, LatentReference):
     """The image embedder gets new input channels for the reference, of weights that start at zero.
 
     Each token sees the reference at its own place only, before the first block; as InstructPix2Pix (arXiv 2211.09800,
@@ -26,25 +21,13 @@ class Concat(LatentReference):
 
     name = "concat"
 
-    def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None) -> None:
-        super().__init__(transformer)
-        transformer.x_embedder = ReferenceEmbedder(transformer.x_embedder)
-        self._finish(lora)
-
-    def trained_whole(self) -> Iterable[nn.Module]:
-        """Yield the new input channels' layer."""
-        yield self.transformer.x_embedder.c_embedder
-
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
         timestep: Float[Tensor, " b"],
         condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the predicted velocity of the target; the reference must be of its size."""
-        height, width = noisy.shape[-2:]
-        ids = tokens.image_ids(height, width, device=noisy.device)
-        reference = tokens.pack(condition.reference["latents"]).to(noisy.dtype)
-        both = torch.cat([tokens.pack(noisy), reference], dim=-1)
-        return tokens.unpack(self._transform(both, timestep, condition, ids), height, width)
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Run the base on the target, each token with the reference's at its place; the two must be of one size."""
+        return self.predict_tokens(packed, tokens.pack(condition.reference["latents"]), timestep, condition, image_ids)

@@ -66,17 +66,16 @@ class ControlNet(LatentReference):
         yield from self.controlnet.transformer_blocks
         yield from self.controlnet.single_transformer_blocks
 
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
         timestep: Float[Tensor, " b"],
         condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the predicted velocity of the target; the reference must be of its size."""
-        height, width = noisy.shape[-2:]
-        ids = tokens.image_ids(height, width, device=noisy.device)
-        packed, text = tokens.pack(noisy), condition.text
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Run the base and what the side network adds to it; the reference must be of the target's size."""
+        text = condition.text
         trained = self.controlnet.x_embedder.weight.dtype
         added = self.controlnet(
             hidden_states=packed.to(trained),
@@ -84,17 +83,21 @@ class ControlNet(LatentReference):
             encoder_hidden_states=text.sequence.to(trained),
             pooled_projections=text.pooled.to(trained),
             timestep=timestep,
-            img_ids=ids,
-            txt_ids=tokens.text_ids(text.sequence.shape[1], device=noisy.device),
+            img_ids=image_ids,
+            txt_ids=tokens.text_ids(text.sequence.shape[1], device=packed.device),
             guidance=condition.guidance if self.controlnet.config.guidance_embeds else None,
             return_dict=False,
         )
         frozen = self.transformer.context_embedder.weight.dtype
         double, single = ([sample.to(frozen) for sample in samples] for samples in added)
-        predicted = self._transform(
-            packed, timestep, condition, ids, controlnet_block_samples=double, controlnet_single_block_samples=single
+        return self._transform(
+            packed,
+            timestep,
+            condition,
+            image_ids,
+            controlnet_block_samples=double,
+            controlnet_single_block_samples=single,
         )
-        return tokens.unpack(predicted, height, width)
 
 
 def copy_blocks(transformer: FluxTransformer2DModel, num_layers: int, num_single_layers: int) -> FluxControlNetModel:

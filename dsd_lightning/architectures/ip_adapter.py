@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsd_lightning.architectures.base import OneFrame, State
-from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.image_encoder import ImageEncoder
 from dsd_lightning.flux.lora import Lora
@@ -108,25 +107,18 @@ class IPAdapter(OneFrame):
         embedding = condition.reference[EMBEDDING].to(weight.device, torch.float32)
         return {"image_tokens": self.image_projection(embedding).to(weight.dtype)}
 
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
         timestep: Float[Tensor, " b"],
         condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the predicted velocity of the target."""
-        state = state or self.prepare(condition)
-        height, width = noisy.shape[-2:]
-        ids = tokens.image_ids(height, width, device=noisy.device)
-        packed = self._transform(
-            tokens.pack(noisy),
-            timestep,
-            condition,
-            ids,
-            joint_attention_kwargs={"ip_hidden_states": [state["image_tokens"]]},
-        )
-        return tokens.unpack(packed, height, width)
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Run the base, whose blocks attend to the image tokens too."""
+        image_tokens = (state or self.prepare(condition))["image_tokens"]
+        attended = {"ip_hidden_states": [image_tokens]}
+        return self._transform(packed, timestep, condition, image_ids, joint_attention_kwargs=attended)
 
 
 class IPAdapterPlus(IPAdapter):

@@ -7,39 +7,28 @@ position ids run continuously over both frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
-from diffusers import FluxTransformer2DModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsd_lightning.architectures.base import Architecture, State
+from dsd_lightning.architectures.base import State
+from dsd_lightning.architectures.embedded_reference import EmbeddedReference
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
-from dsd_lightning.flux.lora import Lora
-from dsd_lightning.flux.reference_embedder import ReferenceEmbedder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition
 
 BLACK = -1.0
 """Pixel value of the condition canvas's empty half; grey instead shifts its latents by 4.5 (official weights)."""
 
 
-class Parallel(Architecture):
+class Parallel(EmbeddedReference):
     """Two frames side by side, the left one redrawing the reference, the right one drawing the target."""
 
     name = "parallel"
     frames = (REFERENCE, TARGET)
     stock_pipeline = "FluxControlPipeline"  # its control image is the canvas `reference | black`
-
-    def __init__(self, transformer: FluxTransformer2DModel, lora: Lora | None = None) -> None:
-        super().__init__(transformer)
-        transformer.x_embedder = ReferenceEmbedder(transformer.x_embedder)
-        self._finish(lora)
-
-    def trained_whole(self) -> Iterable[nn.Module]:
-        """Yield the reference's linear layer."""
-        yield self.transformer.x_embedder.c_embedder
 
     def encode_clean(
         self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
@@ -66,29 +55,13 @@ class Parallel(Architecture):
         """Return zero latents (not an encoded black picture), as the official guidance does."""
         return {name: torch.zeros_like(value) for name, value in reference.items()}
 
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
-        timestep: Float[Tensor, " b"],
-        condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the predicted velocity of both frames."""
-        height, width = noisy.shape[-2:]
-        ids = tokens.image_ids(height, width, device=noisy.device)
-        packed = self.predict_tokens(
-            tokens.pack(noisy), tokens.pack(condition.reference["canvas"]), timestep, condition, ids
-        )
-        return tokens.unpack(packed, height, width)
-
-    def predict_tokens(
-        self,
-        noisy: Float[Tensor, "b n d"],
-        reference: Float[Tensor, "b n d"],
-        timestep: Float[Tensor, " b"],
-        condition: Condition,
+        packed: Float[Tensor, "b n d"],
         image_ids: Float[Tensor, "n 3"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+        state: State | None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the velocity of packed tokens; `condition.reference` is not read."""
-        both = torch.cat([noisy, reference.to(noisy.dtype)], dim=-1)
-        return self._transform(both, timestep, condition, image_ids)
+        """Run the base on both frames, each token with the condition canvas's at its place."""
+        return self.predict_tokens(packed, tokens.pack(condition.reference["canvas"]), timestep, condition, image_ids)

@@ -67,24 +67,22 @@ class ReferenceTokens(LatentReference):
         """Return the reference's keys and values, where it has a pass of its own; gradients flow through them."""
         return {"kept": self._reference_pass(condition)} if self.separate_pass else {}
 
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
         timestep: Float[Tensor, " b"],
         condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the predicted velocity of the target."""
-        height, width = noisy.shape[-2:]
-        packed, ids = tokens.pack(noisy), tokens.image_ids(height, width, device=noisy.device)
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Run the base on the noisy tokens, which attend to the reference's."""
         if self.separate_pass:
             kept = state["kept"] if state else self._reference_pass(condition)
-            predicted = self._transform(packed, timestep, condition, ids, joint_attention_kwargs={"kept": kept})
-        else:
-            reference, reference_ids = self._reference(condition)
-            sequence = torch.cat([packed, reference.to(packed.dtype)], dim=1)
-            predicted = self._transform(sequence, timestep, condition, torch.cat([ids, reference_ids]))
-        return tokens.unpack(predicted[:, : packed.shape[1]], height, width)
+            return self._transform(packed, timestep, condition, image_ids, joint_attention_kwargs={"kept": kept})
+        reference, reference_ids = self._reference(condition)
+        sequence = torch.cat([packed, reference.to(packed.dtype)], dim=1)
+        predicted = self._transform(sequence, timestep, condition, torch.cat([image_ids, reference_ids]))
+        return predicted[:, : packed.shape[1]]
 
     def _reference(self, condition: Condition) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "m 3"]]:
         latents = condition.reference["latents"]

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsd_lightning.architectures.base import OneFrame, State
-from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.pairs import Condition
@@ -33,14 +32,13 @@ class TextOnly(OneFrame):
         """Return nothing."""
         return {}
 
-    def forward(
+    def _predict(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        packed: Float[Tensor, "b n d"],
+        image_ids: Float[Tensor, "n 3"],
         timestep: Float[Tensor, " b"],
         condition: Condition,
-        state: State | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Return the base's predicted velocity."""
-        height, width = noisy.shape[-2:]
-        ids = tokens.image_ids(height, width, device=noisy.device)
-        return tokens.unpack(self._transform(tokens.pack(noisy), timestep, condition, ids), height, width)
+        state: State | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Return what the base predicts."""
+        return self._transform(packed, timestep, condition, image_ids)

@@ -55,18 +55,19 @@ def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
         base_model: its hub id, where the folder's name does not tell.
     """
     folder = Path(base.path)
+    fields: dict[str, str] = {}
     if folder.is_dir():
         front = _front_matter(folder / CARD)
         fields = {key: str(front[key]) for key in ("license", "license_name", "license_link") if key in front}
         if base_model is None and fields.get("license_name") == _DEV_LICENSE["license_name"]:
             base_model = _DEV
     else:
-        base_model, fields = base_model or base.path, {}
-    if base_model in _KNOWN_BASES:
-        return Licence(base_model, _KNOWN_BASES[base_model])  # type: ignore[index]
+        base_model = base_model or base.path
+    if base_model is not None and base_model in _KNOWN_BASES:
+        return Licence(base_model, _KNOWN_BASES[base_model])
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise ValueError(f"--base-model={base_model!r} is no hub id (owner/name)")
-    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})  # type: ignore[arg-type]
+    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})
 
 
 def data_manifest(config: DictConfig) -> dict[str, Any]:

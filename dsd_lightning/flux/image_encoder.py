@@ -54,7 +54,7 @@ class Preprocessing:
         Raises:
             ImageEncoderError: for a filter or a size that is not supported, naming it.
         """
-        size, crop = processor.size, getattr(processor, "crop_size", None)
+        size = processor.size
         if not processor.do_resize:
             resize: tuple[int, int] | int | None = None
         elif size.get("shortest_edge"):
@@ -69,10 +69,11 @@ class Preprocessing:
             raise ImageEncoderError(
                 f"preprocessor_config.json: resample={processor.resample}; 2 (bilinear) and 3 (bicubic) are supported"
             )
+        kept = processor.crop_size if getattr(processor, "do_center_crop", False) else None
         normalize = bool(processor.do_normalize)
         return cls(
             resize=resize,
-            crop=(int(crop["height"]), int(crop["width"])) if getattr(processor, "do_center_crop", False) else None,  # type: ignore[index]
+            crop=None if kept is None else (int(kept["height"]), int(kept["width"])),
             mean=tuple(map(float, processor.image_mean)) if normalize else (0.0, 0.0, 0.0),
             deviation=tuple(map(float, processor.image_std)) if normalize else (1.0, 1.0, 1.0),
             filter=_RESAMPLING[int(processor.resample)],

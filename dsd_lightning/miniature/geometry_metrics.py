@@ -12,6 +12,7 @@ empty, a grey or a noise picture 0 and 0.53.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,9 +39,9 @@ class _GeometryFigure(MiniatureFigure):
         self.add_state("sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    @abstractmethod
     def figure(self, drawn: int, true: int) -> float:
         """Return the figure of one picture, from the positions of two silhouettes."""
-        raise NotImplementedError
 
     def update(self, pictures: Float[Tensor, "b 3 h w"], facts: Sequence[Facts]) -> None:
         """Add drawn targets [b, 3, 64, 64] in [-1, 1] and the facts that tell their scenes.

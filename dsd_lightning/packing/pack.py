@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFo
 
 def _prepared(
     source: Source, resolution: int | None, image_format: ImageFormat, workers: int
-) -> Iterator[_Prepared | Orphan]:
+) -> Generator[_Prepared | Orphan, None, None]:
     """Yield what `source` yields, in order, with pictures ready to store; threads do it, as PIL lets go of the GIL."""
     waiting: deque[Future[_Prepared | Orphan] | Orphan] = deque()
     pool = ThreadPoolExecutor(workers)
@@ -141,7 +141,7 @@ def pack(
         )
         stack.callback(writer.abort)  # does nothing after close()
         ready = _prepared(source, resolution, image_format, workers)
-        stack.callback(ready.close)  # type: ignore[attr-defined]
+        stack.callback(ready.close)
         for each in tqdm(ready, total=len(source), desc="packing", unit="pair", disable=not progress):
             if isinstance(each, Orphan):
                 report.add(each)

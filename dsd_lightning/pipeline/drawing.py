@@ -18,7 +18,7 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.pictures import to_image
-from dsd_lightning.pipeline import loading
+from dsd_lightning.pipeline import schedule
 from dsd_lightning.sampler import SamplerSettings, sample
 
 
@@ -60,9 +60,9 @@ def run_sampler(
         callback: may return other packed latents, and may set `pipeline._interrupt` to stop after the step.
     """
     pipeline._interrupt = False
-    shift = loading.shift_of(pipeline.scheduler)
+    shift = schedule.shift_of(pipeline.scheduler)
     steps = settings.num_inference_steps
-    times = loading.times_of(pipeline.scheduler, steps, pipeline.transformer.image_tokens(noise))
+    times = schedule.times_of(pipeline.scheduler, steps, pipeline.transformer.image_tokens(noise))
     hook = getattr(pipeline.transformer, "_hf_hook", None)
     if isinstance(hook, CpuOffload):  # what an architecture prepares once a picture comes before its first forward
         hook.pre_forward(pipeline.transformer)

@@ -22,7 +22,7 @@ from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.checkpoints.official import OfficialWeightsError, load_official
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.flux.lora import merge
-from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift, sampling_times
+from dsd_lightning.pipeline.schedule import scheduler_of, scheduler_of_base
 from dsd_lightning.sampler import Shift
 
 log = logging.getLogger(__name__)
@@ -156,43 +156,6 @@ def adapter_parts(
     recipe: Any = OmegaConf.to_container(config.arch, resolve=True)
     _finish(architecture, recipe, flux.torch_dtype, merge_lora)
     return _parts(flux, architecture, scheduler_of(shift), flux.text_length, default_size, f"{_label(path)} + {name}")
-
-
-# --- Timestep shifts and diffusers' scheduler, which stores them.
-
-
-def scheduler_of(shift: Shift) -> FlowMatchEulerDiscreteScheduler:
-    """Return diffusers' scheduler with a shift; the inverse of `shift_of`."""
-    if isinstance(shift, ResolutionShift):
-        return FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_image_seq_len=shift.base_tokens,
-            max_image_seq_len=shift.max_tokens,
-            base_shift=shift.base_mu,
-            max_shift=shift.max_mu,
-        )
-    return FlowMatchEulerDiscreteScheduler(shift=shift.factor if isinstance(shift, FixedShift) else 1.0)
-
-
-def scheduler_of_base(base: FluxBase) -> FlowMatchEulerDiscreteScheduler:
-    """Return the base's own scheduler."""
-    return FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config())
-
-
-def shift_of(scheduler: FlowMatchEulerDiscreteScheduler) -> Shift:
-    """Return the timestep shift that a scheduler stands for."""
-    config = scheduler.config
-    if config.use_dynamic_shifting:
-        return ResolutionShift(
-            config.base_image_seq_len, config.max_image_seq_len, float(config.base_shift), float(config.max_shift)
-        )
-    return NoShift() if config.shift == 1 else FixedShift(float(config.shift))
-
-
-def times_of(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int) -> list[float]:
-    """Return the timesteps as diffusers counts them, from 1000 down; one a step."""
-    times = sampling_times(steps, shift_of(scheduler)(image_tokens))[:-1]
-    return [float(time) for time in times * scheduler.config.num_train_timesteps]
 
 
 # --- An architecture as a folder of its own, as `TwoFramePipeline.save_pretrained` leaves it.

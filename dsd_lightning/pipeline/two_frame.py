@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +17,6 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
-from dsd_lightning.pipeline import loading, memory
 from dsd_lightning.pipeline.drawing import DrawingCodec, TwoFrameOutput, as_output, run_sampler
 from dsd_lightning.pipeline.inputs import (
     Generator,
@@ -31,6 +29,7 @@ from dsd_lightning.pipeline.inputs import (
     strength_of_steps,
     to_pixels,
 )
+from dsd_lightning.pipeline.loaded import LoadedPipeline
 from dsd_lightning.sampler import SamplerSettings
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ FAR_BEYOND = 1.5
 """Ratio to the trained side beyond which pictures distort (512 pixels: from 768 on, as users of the release found)."""
 
 
-class TwoFramePipeline(DiffusionPipeline):
+class TwoFramePipeline(LoadedPipeline):
     """A trained architecture with its VAE, text encoders and schedule. Make one with `load` or `from_run`.
 
     Args:
@@ -86,120 +85,8 @@ class TwoFramePipeline(DiffusionPipeline):
             model_name=model_name,
         )
         transformer.eval()
-        self._interrupt = self.quantized = self.layer_by_layer = False
+        self._interrupt = False
         self._text = TextEncoder(text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_length)
-
-    @classmethod
-    def load(
-        cls,
-        base: str | Path,
-        transformer: str | Path | None = None,
-        lora: str | Path | None = None,
-        *,
-        dtype: torch.dtype | str | None = None,
-        text_length: int = 512,
-        default_size: int = 512,
-        **options: Any,
-    ) -> TwoFramePipeline:
-        """Return a pipeline of the authors' files.
-
-        Args:
-            base: FLUX.1-dev's folder or hub id; its own transformer is only read where `transformer` is None.
-            transformer: the official folder `transformer/`, or the folder that holds it.
-            lora: the official LoRA file.
-            dtype: of all weights; bfloat16 on a GPU and float32 elsewhere if None.
-            text_length: T5 tokens a prompt. default_size: side of a frame, pixels.
-            options: those of `ready`.
-
-        Raises:
-            OfficialWeightsError: keys that are missing, left over or renamed.
-            BaseModelError: the base cannot be loaded.
-        """
-        chosen = loading.dtype_of(dtype) or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-        merge_lora = options.get("merge_lora", True)
-        parts = loading.official_parts(base, transformer, lora, chosen, merge_lora, text_length, default_size)
-        return cls(**parts).ready(**options)
-
-    @classmethod
-    def from_run(
-        cls, run: str | Path, *, ema: bool = True, dtype: torch.dtype | str | None = None, **options: Any
-    ) -> TwoFramePipeline:
-        """Return a pipeline of a run's folder, or of one of its checkpoint folders; any architecture.
-
-        Args:
-            run: `outputs/<date>/<time>`, with `.hydra/config.yaml` and `checkpoints/`.
-            ema: the averaged weights, where there are any.
-            dtype: of all weights; that of the run's base if None.
-            options: those of `ready`.
-
-        Raises:
-            LoadingError: it is no run folder, or holds no whole checkpoint.
-        """
-        return cls(**loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True))).ready(
-            **options
-        )
-
-    @classmethod
-    def tiny(cls, *, dtype: torch.dtype | str | None = None, **options: Any) -> TwoFramePipeline:
-        """Return a pipeline of the miniature in `assets/`; `options` are those of `ready`."""
-        return cls(**loading.tiny_parts(loading.dtype_of(dtype), options.get("merge_lora", True))).ready(**options)
-
-    def ready(
-        self,
-        merge_lora: bool = True,
-        quantize: memory.Quantization | None = None,
-        offload: memory.Offload | None = None,
-        device: str | torch.device | None = None,
-        compile: bool = False,
-    ) -> TwoFramePipeline:
-        """Quantise, place and compile the pipeline, in this order, and return it.
-
-        Args:
-            merge_lora: said here because all loaders take it: factors are merged as they are loaded.
-            quantize: 8- or 4-bit weights of the transformer's blocks.
-            offload: keep weights in main memory, by part or layer by layer; needs a GPU.
-            device: where to compute; the GPU, where there is one, if None.
-            compile: compile every block; the first picture takes a minute longer.
-
-        Raises:
-            QuantizationError: the library is not installed, or factors are not merged.
-            ValueError: an unknown offload, or a device that is not there.
-        """
-        if quantize is not None:
-            if offload == "sequential":
-                raise memory.QuantizationError(
-                    f"quantize={quantize} and offload=sequential do not go together: take offload=model, or no quantisation"
-                )
-            memory.quantize_(self.transformer, quantize)
-            self.quantized = True
-        self.layer_by_layer = memory.place(self, offload, device) == "sequential"
-        if compile:
-            for unit in self.transformer.shard_units():
-                unit.compile()
-        return self
-
-    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """Write a folder for `from_pretrained`, as diffusers does.
-
-        Raises:
-            InputError: the weights are quantised, which their formats cannot take back.
-        """
-        if self.quantized:
-            raise InputError("save the pipeline before it is quantised: load it with quantize=None")
-        super().save_pretrained(str(save_directory), *arguments, **options)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TwoFramePipeline:
-        """Return a pipeline that `save_pretrained` wrote; `options` are diffusers'."""
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = Path(cls.download(str(pretrained_model_name_or_path)))
-        if "transformer" not in options:
-            dtype = options.get("torch_dtype")
-            dtype = dtype if isinstance(dtype, torch.dtype) else None
-            options["transformer"] = loading.load_architecture(folder / "transformer", dtype)
-        pipeline: TwoFramePipeline = super().from_pretrained(str(folder), **options)
-        return pipeline
 
     @property
     def codec(self) -> Codec:

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import hydra
@@ -90,7 +90,7 @@ def painter(folder: Path, steps: int) -> DiffusionSelfDistillation:
 def main(config: DictConfig) -> None:
     """Write the folder, measure it, and write the figures beside it."""
     folder = Path(config.output)
-    write_scheduler(folder, dict(OmegaConf.to_container(config.scheduler, resolve=True)))  # type: ignore[arg-type]
+    write_scheduler(folder, cast(dict[str, Any], OmegaConf.to_container(config.scheduler, resolve=True)))
     if config.run is None:
         return
     step = write_transformer(folder, Path(config.run), config.transformer)

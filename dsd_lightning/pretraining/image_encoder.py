@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dsd_lightning.miniature.renderer import RESOLUTION, render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
+from dsd_lightning.pretraining.fitting import fit, scheduled
 from dsd_lightning.pretraining.text import AttributeReadout
 from dsd_lightning.randomness import key_to_int, numpy_generator
 
@@ -132,24 +132,14 @@ class Seeing(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rate, steps, warm = (self.hparams[k] for k in ("learning_rate", "steps", "warmup_steps"))
-        warm = max(1, min(warm, steps - 1))
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],
-            lr=rate,
+            lr=self.hparams["learning_rate"],
             betas=(0.9, 0.99),
         )
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warm, eta_min=rate * 0.01),
-            ],
-            milestones=[warm],
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.hparams)
 
 
 def shares_right(logits: Float[Tensor, "b values"], labels: Int[Tensor, "b attributes"]) -> dict[str, float]:
@@ -208,24 +198,7 @@ def main(config: DictConfig) -> None:
         config.warmup_steps,
         config.context_weight,
     )
-    work = Path(config.work_dir)
-    trainer = L.Trainer(
-        accelerator=config.accelerator,
-        devices=1,
-        precision=config.precision,
-        max_steps=config.steps,
-        max_epochs=1,
-        gradient_clip_val=1.0,
-        logger=False,
-        callbacks=[
-            ModelCheckpoint(work, save_last=True, every_n_train_steps=config.checkpoint_every_steps, save_top_k=0),
-            TQDMProgressBar(refresh_rate=20),
-        ],
-    )
-    batches = PictureBatches(config.steps, config.batch_size, config.depth_share, config.seed)
-    loader = DataLoader(batches, batch_size=None, num_workers=config.workers)
-    last = work / "last.ckpt"
-    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
+    fit(module, PictureBatches(config.steps, config.batch_size, config.depth_share, config.seed), config)
 
     module = module.cpu().float().eval()
     figures = {

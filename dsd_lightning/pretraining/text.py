@@ -31,6 +31,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dsd_lightning.pretraining.fitting import warmed_up_cosine
 from dsd_lightning.pretraining.labelled_captions import (
     ATTRIBUTES,
     IGNORED,
@@ -252,15 +253,7 @@ def main(config: DictConfig) -> None:
         fused=True,
         weight_decay=config.weight_decay,
     )
-    warm = max(1, min(config.warmup_steps, config.steps - 1))
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps - warm, config.learning_rate * 0.01),
-        ],
-        milestones=[warm],
-    )
+    schedule = warmed_up_cosine(optimizer, config.learning_rate, config.steps, config.warmup_steps)
     for step in range(config.steps):
         loss = _loss(reader, tokens, config, noise, step)
         optimizer.zero_grad()

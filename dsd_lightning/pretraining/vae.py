@@ -13,7 +13,6 @@ size learns to draw in such latents several times sooner than in those that the 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -23,14 +22,14 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from jaxtyping import Float
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Scene, change_context, draw_context, draw_identity
+from dsd_lightning.pretraining.fitting import fit, scheduled
 from dsd_lightning.randomness import numpy_generator
 
 log = logging.getLogger(__name__)
@@ -130,17 +129,10 @@ class Autoencoding(L.LightningModule):
         return pixel + 0.5 * edges + weights["kl_weight"] * divergence + weights["code_weight"] * code_error
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rate, steps, warm = (self.hparams[k] for k in ("learning_rate", "steps", "warmup_steps"))
-        optimizer = torch.optim.AdamW(self.vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warm, eta_min=rate * 0.01),
-            ],
-            milestones=[warm],
+        optimizer = torch.optim.AdamW(
+            self.vae.parameters(), lr=self.hparams["learning_rate"], betas=(0.9, 0.99), weight_decay=1e-4
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.hparams)
 
 
 @torch.no_grad()
@@ -167,23 +159,7 @@ def main(config: DictConfig) -> None:
         config.kl_weight,
         config.code_weight,
     )
-    work = Path(config.work_dir)
-    trainer = L.Trainer(
-        accelerator=config.accelerator,
-        devices=1,
-        precision=config.precision,
-        max_steps=config.steps,
-        max_epochs=1,
-        gradient_clip_val=1.0,
-        logger=False,
-        callbacks=[
-            ModelCheckpoint(work, save_last=True, every_n_train_steps=config.checkpoint_every_steps, save_top_k=0),
-            TQDMProgressBar(refresh_rate=50),
-        ],
-    )
-    loader = DataLoader(batches, batch_size=None, num_workers=config.workers, persistent_workers=False)
-    last = work / "last.ckpt"
-    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None)
+    fit(module, batches, config)
 
     vae = vae.float().eval()
     shift, scale = measure_latents(vae, torch.cat([probe[0], probe[1]]))

@@ -7,35 +7,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from dsd_lightning.pictures import PictureError, load_picture
-from dsd_lightning.shards.format import (
-    PARTS,
-    DamagedSample,
-    SampleRecord,
-    ShardError,
-    ShardIndex,
-    sha256_of,
-)
-from dsd_lightning.shards.scan import ScannedShard, find_shards, scan_shard
+from dsd_lightning.shards.catalogue import Verification, read_catalogue
+from dsd_lightning.shards.format import PARTS, DamagedSample, SampleRecord
 
-Verification = Literal["size", "sha256", "off"]
 _OPEN_FILES = 64
-_PICTURES = "KEY.{part}.webp (or .png, .jpg)"
-_FILE_OF_PART = {
-    "reference": _PICTURES.format(part="reference"),
-    "target": _PICTURES.format(part="target"),
-    "record": "KEY.json",
-    "encoded": "KEY.encoded.safetensors",
-    "text": "KEY.text.safetensors",
-}
 
 
 @dataclass(frozen=True)
@@ -100,102 +83,13 @@ class PairShards:
         verify: Verification = "size",
         ignore_index: bool = False,
     ) -> None:
-        if verify not in ("size", "sha256", "off"):
-            raise ValueError(f"verify={verify!r}: choose 'size', 'sha256' or 'off'")
         self.root, self.task, self.encoding_key = Path(root), task, encoding_key
-        self.paths = find_shards(self.root)
-        self.index = None if ignore_index else ShardIndex.read(self.root)
-        self._check_index()
-        self._required = ["target", "record"]
-        if require_reference:
-            self._required.insert(0, "reference")
-        if encoding_key is not None:
-            self._required.append("encoded")
-        self.damage: list[str] = []
-        self.keys: list[str] = []
+        required = ["reference"] if require_reference else []
+        required += ["target", "record"] + (["encoded"] if encoding_key is not None else [])
+        found = read_catalogue(self.root, task, encoding_key, required, verify, ignore_index)
+        self.paths, self.index, self.keys, self.damage = found.paths, found.index, found.keys, found.damage
+        self._shard_of, self._spans = found.shard_of, found.spans
         self._files: dict[int, int] = {}
-        self._scan(verify)
-
-    def _check_index(self) -> None:
-        index = self.index
-        if index is not None:
-            named, found = {shard.name for shard in index.shards}, {path.name for path in self.paths}
-            if missing := sorted(named - found):
-                raise ShardError(
-                    f"{self.root}: index.json names {len(missing)} tars that are not there, first '{missing[0]}'; "
-                    f"bring them back, or go on without: 'python -m dsd_lightning.shards index {self.root} --overwrite'"
-                )
-            if surplus := sorted(found - named):
-                raise ShardError(
-                    f"{self.root}: {len(surplus)} tars are not in index.json, first '{surplus[0]}'; move them away, or "
-                    f"run 'python -m dsd_lightning.shards index {self.root} --overwrite' to take them in"
-                )
-            if self.task is not None and index.task is not None and index.task != self.task:
-                raise ShardError(
-                    f"{self.root} holds pairs for task '{index.task}', but task '{self.task}' was asked for; choose "
-                    f"task={index.task} or another folder"
-                )
-        stored = index.encoding_key if index is not None else None
-        if self.encoding_key is not None and stored != self.encoding_key:
-            made = "no encodings known by a key" if stored is None else f"encodings made under the key '{stored}'"
-            raise ShardError(
-                f"{self.root} holds {made}, but '{self.encoding_key}' was asked for; encode the set again for this "
-                f"architecture and base, or train from its pictures"
-            )
-
-    def _scan(self, verify: Verification) -> None:
-        entries = {entry.name: entry for entry in self.index.shards} if self.index is not None else {}
-        shard_of: list[int] = []
-        spans: list[list[tuple[int, int]]] = []
-        first_seen: dict[str, Path] = {}
-        for number, path in enumerate(self.paths):
-            scanned = scan_shard(path)
-            entry = entries.get(path.name)
-            damage = [scanned.damage] if scanned.damage else []
-            if entry is not None and verify != "off":
-                size = path.stat().st_size
-                if size != entry.bytes:
-                    damage.append(f"index.json says {entry.bytes} bytes, the file has {size}")
-                elif verify == "sha256" and sha256_of(path) != entry.sha256:
-                    damage.append("its sha256 is not the one in index.json: some bytes have changed")
-            samples = self._whole_samples(path, scanned)
-            for key, parts in samples.items():
-                if key in first_seen:
-                    raise ShardError(
-                        f"{path}: key '{key}' is used in {first_seen[key].name} too; keys name samples for good and "
-                        f"must be unique in a set: rename the members, or keep the tars in folders of their own"
-                    )
-                first_seen[key] = path
-                self.keys.append(key)
-                shard_of.append(number)
-                spans.append([parts.get(part, (0, -1)) for part in PARTS])
-            if entry is not None and len(samples) != entry.samples:
-                damage.append(f"index.json says {entry.samples} samples, {len(samples)} are readable")
-            if damage:
-                self.damage.append(f"{path}: " + "; ".join(damage))
-        if not self.keys:
-            why = "; ".join(self.damage) or "none of their members is named KEY.target.webp, .png or .jpg"
-            raise ShardError(f"{self.root}: no sample in {len(self.paths)} tars: {why}")
-        self._shard_of = np.array(shard_of, dtype=np.int32)
-        self._spans = np.array(spans, dtype=np.int64)  # [sample, part, (offset, size)]; size -1: absent
-
-    def _whole_samples(self, path: Path, scanned: ScannedShard) -> dict[str, dict[str, tuple[int, int]]]:
-        """Return the samples that have every part asked for; refuse a lack that damage does not explain."""
-        samples = dict(scanned.samples)
-        for key, parts in scanned.samples.items():
-            missing = [part for part in self._required if part not in parts]
-            if not missing:
-                continue
-            if scanned.damage and key == scanned.last_key:
-                del samples[key]
-                continue
-            needed = _FILE_OF_PART[missing[0]].replace("KEY", key)
-            there = ", ".join(part for part in PARTS if part in parts)
-            raise ShardError(
-                f"{path}: sample '{key}' lacks its {missing[0]}, '{needed}' (it has: {there}); add the file, or remove "
-                f"the sample's other files and run 'python -m dsd_lightning.shards index {self.root} --overwrite'"
-            )
-        return samples
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -146,7 +146,7 @@ def planned(sweep: Path) -> list[tuple[str, str, int]]:
             choices[each.key_or_group] = (
                 list(each.sweep_string_iterator()) if swept else [each.get_value_element_as_str()]
             )
-    except (HydraException, NotImplementedError):
+    except HydraException:
         return []
     plan = []
     for values in itertools.product(*choices.values()):

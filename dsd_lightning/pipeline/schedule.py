@@ -1,0 +1,43 @@
+"""How does diffusers' scheduler, which a pipeline is saved with, stand for our timestep shifts?"""
+
+from __future__ import annotations
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift, sampling_times
+from dsd_lightning.sampler import Shift
+
+
+def scheduler_of(shift: Shift) -> FlowMatchEulerDiscreteScheduler:
+    """Return diffusers' scheduler with a shift; the inverse of `shift_of`."""
+    if isinstance(shift, ResolutionShift):
+        return FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_image_seq_len=shift.base_tokens,
+            max_image_seq_len=shift.max_tokens,
+            base_shift=shift.base_mu,
+            max_shift=shift.max_mu,
+        )
+    return FlowMatchEulerDiscreteScheduler(shift=shift.factor if isinstance(shift, FixedShift) else 1.0)
+
+
+def scheduler_of_base(base: FluxBase) -> FlowMatchEulerDiscreteScheduler:
+    """Return the base's own scheduler."""
+    return FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config())
+
+
+def shift_of(scheduler: FlowMatchEulerDiscreteScheduler) -> Shift:
+    """Return the timestep shift that a scheduler stands for."""
+    config = scheduler.config
+    if config.use_dynamic_shifting:
+        return ResolutionShift(
+            config.base_image_seq_len, config.max_image_seq_len, float(config.base_shift), float(config.max_shift)
+        )
+    return NoShift() if config.shift == 1 else FixedShift(float(config.shift))
+
+
+def times_of(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int) -> list[float]:
+    """Return the timesteps as diffusers counts them, from 1000 down; one a step."""
+    times = sampling_times(steps, shift_of(scheduler)(image_tokens))[:-1]
+    return [float(time) for time in times * scheduler.config.num_train_timesteps]
