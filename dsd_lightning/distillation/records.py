@@ -103,7 +103,7 @@ class Usage:
             len(once),
             sum(answer.input_tokens for answer in once),
             sum(answer.output_tokens for answer in once),
-            sum((answer.cost_usd or 0.0) for answer in once),
+            sum(((answer.cost_usd or 0.0) for answer in once), 0.0),
             sum(answer.cost_usd is None for answer in once),
             tuple(sorted({answer.served_model for answer in once})),
         )

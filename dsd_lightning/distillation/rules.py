@@ -43,6 +43,13 @@ def read_verdict(text: str) -> Verdict | None:
     return Verdict(words[-1] == "yes", confidence)
 
 
+def accepted(same: bool, confidence: float | None, least_confidence: float | None) -> bool:
+    """Return whether a verdict keeps its pair: by its confidence where a threshold is given and one was said."""
+    if least_confidence is None or confidence is None:
+        return same
+    return confidence >= least_confidence
+
+
 def read_subject(text: str) -> tuple[bool, str] | None:
     """Return the answer to whether a caption has a subject: (True, the subject) or (False, the reason); None if neither."""
     match = _SUBJECT.match(text.strip())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from hydra.utils import instantiate
@@ -125,8 +126,8 @@ class Distillation:
         self.store = Store(config.out)
         self.say = say
 
-    def run(self) -> Path:
-        """Do what is left to do, up to the stage `until`, and return the run's folder.
+    def run(self) -> dict[str, int]:
+        """Do what is left to do, up to the stage `until`; return the samples of each set of shards, none before the end.
 
         Raises:
             AgentFailure: one that ends the run; the same command goes on.
@@ -134,7 +135,7 @@ class Distillation:
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
         self.store.sweep()
-        OmegaConf.save(self.config, self.store.root / "config.yaml")
+        self._note_config()
         partitions = self._plan()
         executor: Executor = instantiate(self.config.executor)
         mine = executor.mine(partitions)
@@ -142,9 +143,13 @@ class Distillation:
         for stage in STAGES:
             if stage in wanted:
                 self._run_stage(executor, stage, mine)
-        if "shards" in wanted and mine == partitions:
-            self._write_shards(partitions)
-        return self.store.root
+        return self._write_shards(partitions) if "shards" in wanted and mine == partitions else {}
+
+    def _note_config(self) -> None:
+        final = self.store.root / "config.yaml"
+        partial = final.with_name(f"{final.name}.{socket.gethostname()}-{os.getpid()}.partial")
+        OmegaConf.save(self.config, partial)
+        partial.replace(final)
 
     def _plan(self) -> list[int]:
         """Draw the captions, unless that was done, and return the numbers of the partitions."""
@@ -185,7 +190,7 @@ class Distillation:
         priced = f", {usage.calls} calls, {usage.usd:.4f} USD" if usage.calls else ""
         self.say(f"{stage}: {seen} records in, {kept} out{priced}")
 
-    def _write_shards(self, partitions: Sequence[int]) -> None:
+    def _write_shards(self, partitions: Sequence[int]) -> dict[str, int]:
         manifests = [self.store.manifest(STAGES[-1], partition) for partition in partitions]
         rejections: Counter[str] = Counter()
         for stage in STAGES:
@@ -193,7 +198,6 @@ class Distillation:
                 done = self.store.manifest(stage, partition)
                 for reason, number in done.rejected.items() if done is not None else ():
                     rejections[f"{stage}:{reason}"] += number
-        samples = write_shards(
+        return write_shards(
             self.store, [each for each in manifests if each is not None], rejections, instantiate(self.config.shards)
         )
-        self.say(f"shards: {samples}")

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -103,7 +104,7 @@ class Store:
             OSError: the disk is full, or will not be written; nothing of this partition is there then.
         """
         final = self.folder(stage, partition)
-        partial = final.with_name(f"{final.name}.{os.getpid()}{_PARTIAL}")
+        partial = final.with_name(f"{final.name}.{_process()}{_PARTIAL}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -152,7 +153,7 @@ class Store:
     def _put_in_place(self, partial: Path, final: Path) -> None:
         """Rename a finished partition to its name; a stale one makes room first."""
         if final.exists():
-            old = final.with_name(f"{final.name}.{os.getpid()}{_OLD}")
+            old = final.with_name(f"{final.name}.{_process()}{_OLD}")
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
             partial.rename(final)
@@ -168,8 +169,8 @@ class Store:
     def sweep(self) -> None:
         """Remove what killed processes of this machine left half-written."""
         for leftover in [*self.root.glob(f"*/*{_PARTIAL}"), *self.root.glob(f"*/*{_OLD}")]:
-            process = leftover.name.split(".")[-2]
-            if process.isdigit() and not Path(f"/proc/{process}").exists():
+            host, _, process = leftover.name.split(".")[-2].rpartition("-")
+            if host == _host() and process.isdigit() and not _alive(int(process)):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def read(self, stage: str, partition: int, looks_at: Collection[str] = ()) -> list[Record]:
@@ -211,6 +212,24 @@ class Store:
             )
             for record in records
         ]
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _process() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is somebody else's
+    return True
 
 
 def _write_synced(path: Path, data: bytes) -> None:

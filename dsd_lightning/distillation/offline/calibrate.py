@@ -89,14 +89,14 @@ def main() -> None:
                 unseen += 1
                 continue
             likeness = eyes.compare(one, other)
-            features.append([likeness.overlap, likeness.mean, likeness.worst])
+            features.append([likeness.mean, likeness.worst])
             same.append(shown[i] == shown[j])
     table, truth = np.asarray(features), np.asarray(same)
     weights = fit(table, truth)
     said = weights[0] + table @ weights[1:] > 0
     sys.stdout.write(
         f"{len(truth)} pairs, {truth.mean():.2f} the same, {unseen} not cut out\n"
-        + "".join(f"{n}: {w:.2f}\n" for n, w in zip(("bias", "overlap", "mean", "worst"), weights, strict=True))
+        + "".join(f"{n}: {w:.2f}\n" for n, w in zip(("bias", "mean", "worst"), weights, strict=True))
         + f"precision {truth[said].mean():.3f}, recall {said[truth].mean():.3f}\n"
     )
 

@@ -21,16 +21,16 @@ class PixelJudge:
     The confidence is a logistic function of how the two figures agree (`eyes.Likeness`).
 
     Args:
-        bias, overlap, mean, worst: its coefficients, found on rendered pairs.
+        bias, mean, worst: its coefficients, found on rendered pairs (`calibrate`).
 
     It cannot say whether everything is in its place, so it is no judge of the relighting family.
     """
 
     identity = "offline"
 
-    def __init__(self, bias: float, overlap: float, mean: float, worst: float) -> None:
-        self.model = f"pixels-{bias:g},{overlap:g},{mean:g},{worst:g}"
-        self.bias, self.overlap, self.mean, self.worst = bias, overlap, mean, worst
+    def __init__(self, bias: float, mean: float, worst: float) -> None:
+        self.model = f"pixels{bias:+g}{mean:+g}{worst:+g}"
+        self.bias, self.mean, self.worst = bias, mean, worst
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         """Answer the last turn: what is common, what it looks like, whether it is the same."""
@@ -60,7 +60,7 @@ class PixelJudge:
 
     def confidence(self, likeness: eyes.Likeness) -> float:
         """Return how sure it is that the figures are the same, in [0, 1]."""
-        score = self.bias + self.overlap * likeness.overlap + self.mean * likeness.mean + self.worst * likeness.worst
+        score = self.bias + self.mean * likeness.mean + self.worst * likeness.worst
         return float(1 / (1 + np.exp(-np.clip(score, -50, 50))))
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from dsd_lightning.agents import Agent, AgentFailure, Answer, Message, Picture, 
 from dsd_lightning.distillation import asking
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import PANELS, SIDES, DistillationError, Outcome, Record, Rejection, Usage
-from dsd_lightning.distillation.rules import Verdict, read_verdict
+from dsd_lightning.distillation.rules import Verdict, accepted, read_verdict
 
 STRUCTURE_FAMILY = "relighting"
 """The family whose pairs must show the same pixels, too."""
@@ -138,10 +138,3 @@ class Verify:
 
     def close(self) -> None:
         self.agent.close()
-
-
-def accepted(same: bool, confidence: float | None, least_confidence: float | None) -> bool:
-    """Return whether a verdict keeps its pair: by its confidence where a threshold is given and one was said."""
-    if least_confidence is None or confidence is None:
-        return same
-    return confidence >= least_confidence
