@@ -94,7 +94,6 @@ def arguments(out: Path, captions: Path, url: str, *more: str) -> list[str]:
         "captions=files",
         f"captions.path={captions}",
         "partition_size=4",
-        "words.max_tokens=77",
         "shards.validation_share=0.2",
         *more,
     ]

@@ -148,5 +148,5 @@ def _require_seam(values: Values, division: tuple[int, int], otherwise: str) -> 
     if end > first:
         if not _even_lines(values)[first:end].all():
             raise NotTwoByTwo(otherwise)
-    elif float(_jumps(values)[first - 1]) < JUMP / 2:
+    elif not _is_seam(_jumps(values), first):
         raise NotTwoByTwo(otherwise)
