@@ -76,6 +76,17 @@ def test_tasks_of_an_array_make_the_same_shards(undisturbed: Path, tmp_path: Pat
     assert tars(tmp_path / "run") == tars(undisturbed)
 
 
+def test_shards_of_others_are_not_replaced(undisturbed: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "index.json").write_text("precious")
+    captions = undisturbed.parent / "captions.txt"
+    with RehearsalServer(rule) as server:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="not of a run"):
+                run_here(undisturbed, captions, server, f"shards.root={tmp_path}")
+    assert (tmp_path / "train" / "index.json").read_text() == "precious"
+
+
 MENDED: dict[str, Fault] = {
     "429 with Retry-After": Fault("rate_limited", first=1, retry_after=0.05, every=3),
     "503": Fault("unavailable", first=1, match="clear subject"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dsd_lightning.distillation.records import DIRECTIONS, SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Manifest, Store, digest_of
@@ -53,7 +54,7 @@ def write_shards(
     Each pair is written in both directions.
 
     Raises:
-        DistillationError: there is no pair for training.
+        DistillationError: there is no pair for training, or there are files in the folder that are not of a run.
     """
     root = Path(settings.root)
     made_from = {
@@ -66,7 +67,13 @@ def write_shards(
     note = root / MADE_FROM
     if note.exists() and (known := json.loads(note.read_text()))["made_from"] == made_from:
         return dict(known["samples"])
-    note.unlink(missing_ok=True)
+    foreign = [name for name in (TRAINING, VALIDATION) if (root / name).is_dir() and any((root / name).iterdir())]
+    if foreign and not note.exists():
+        raise DistillationError(
+            f"{root / foreign[0]} holds files that are not of a run; give another shards.root=FOLDER"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    _write_note(note, None, {})
     writers: dict[str, ShardWriter] = {}
     samples: Counter[str] = Counter()
     try:
@@ -92,15 +99,23 @@ def write_shards(
         raise
     if VALIDATION not in writers and (root / VALIDATION).is_dir():
         _remove_set(root / VALIDATION)
+    _write_note(note, made_from, samples)
+    return dict(samples)
+
+
+def _write_note(note: Path, made_from: Mapping[str, Any] | None, samples: Mapping[str, int]) -> None:
     partial = note.with_name(note.name + ".partial")
     partial.write_text(json.dumps({"made_from": made_from, "samples": dict(samples)}, indent=1))
     partial.replace(note)
-    return dict(samples)
 
 
 def _writer(folder: Path, settings: ShardSettings) -> ShardWriter:
     return ShardWriter(
-        folder, task=settings.task, resolution=settings.resolution, max_bytes=settings.max_bytes, overwrite=True
+        folder,
+        task=settings.task,
+        resolution=settings.resolution,
+        max_bytes=settings.max_bytes,
+        overwrite=True,
     )
 
 
