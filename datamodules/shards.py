@@ -144,11 +144,13 @@ class Shards:
         root: folder with the tars (and `index.json`).
         resolution: (height, width) of a frame, pixels.
         buckets: (height, width) of several frame sizes instead; each pair goes to the one nearest in aspect ratio.
-        validation_pairs: samples set aside, by a hash of their key, and never trained on.
+        validation_pairs: samples set aside, by a hash of their key, and never trained on; or of `validation_root`, if given.
         crop: "random" or "center", of what the resolution leaves over.
         workers: processes that decode ahead.
         max_damaged: unreadable samples tolerated in a run.
         verify: what is checked of the files at start: "size", "sha256" or "off".
+        validation_root: folder of another set to take them from, such as one of other subjects; then all of `root` is
+            trained on.
     """
 
     root: str | None
@@ -159,6 +161,7 @@ class Shards:
     workers: int
     max_damaged: int
     verify: Verification
+    validation_root: str | None = None
     encodes: bool = False
     _opened: tuple[PairShards, list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
@@ -183,6 +186,9 @@ class Shards:
 
     def validation(self, data: PairData) -> ShardPairs:
         """Return the samples set aside."""
+        if self.validation_root is not None:
+            other = self._shards(data, self.validation_root)
+            return self._pairs(data, other, _first_by_hash(other, min(self.validation_pairs, len(other)))[0], "center")
         shards, _, validation = self._open(data)
         return self._pairs(data, shards, validation, "center")
 
@@ -198,17 +204,21 @@ class Shards:
 
     def _read(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
         assert self.root is not None
+        shards = self._shards(data, self.root)
+        aside = min(self.validation_pairs, len(shards) // 2) if self.validation_root is None else 0
+        validation, training = _first_by_hash(shards, aside)
+        return shards, training, validation
+
+    def _shards(self, data: PairData, root: str) -> PairShards:
         shards = PairShards(
-            self.root,
+            root,
             task=data.task.name,
             require_reference=REFERENCE in data.task.frame_weights,
             verify=self.verify,
         )
         for damage in shards.damage:
             log.warning("%s", damage)
-        by_hash = sorted(range(len(shards)), key=lambda position: uniform("validation", shards.keys[position]))
-        aside = min(self.validation_pairs, len(shards) // 2)
-        return shards, sorted(by_hash[aside:]), sorted(by_hash[:aside])
+        return shards
 
     def _pairs(self, data: PairData, shards: PairShards, positions: list[int], crop: str) -> ShardPairs:
         if self.buckets is None:
@@ -225,3 +235,9 @@ class Shards:
             kept.append(position)
             buckets.append((height, width))
         return ShardPairs(shards, kept, buckets, data.task, data.seed, crop)
+
+
+def _first_by_hash(shards: PairShards, count: int) -> tuple[list[int], list[int]]:
+    """Return the positions of the `count` samples whose keys have the lowest hashes, and those of the others."""
+    by_hash = sorted(range(len(shards)), key=lambda position: uniform("validation", shards.keys[position]))
+    return sorted(by_hash[:count]), sorted(by_hash[count:])

@@ -97,5 +97,6 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
     OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
+    OmegaConf.register_new_resolver("half", lambda number: int(number) // 2, replace=True)
     OmegaConf.register_new_resolver("arch_name", lambda target: target.split(".")[-2], replace=True)
     OmegaConf.register_new_resolver("base_name", lambda path: path.rstrip("/").split("/")[-1], replace=True)

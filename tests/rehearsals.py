@@ -18,8 +18,11 @@ from dsd_lightning.agents.server import RehearsalServer
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
-PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml"))
-PROVIDERS = sorted(file.stem for file in (CONF / "agents" / "llm").glob("*.yaml"))
+OFFLINE = "offline"
+"""The preset, and its provider, that ask nobody."""
+
+PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml") if file.stem != OFFLINE)
+PROVIDERS = sorted(file.stem for file in (CONF / "agents" / "llm").glob("*.yaml") if file.stem != OFFLINE)
 
 QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
 """Waits that a test can afford, seconds."""

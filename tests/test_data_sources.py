@@ -232,6 +232,19 @@ def test_samples_set_aside_are_never_trained_on(photograph_shards: Path) -> None
     assert probes <= aside
 
 
+def test_another_set_can_be_validated_on(photograph_shards: Path, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "other", task="identity", resolution=None) as writer:
+        for number in range(5):
+            picture = photograph("rocket", 200)
+            writer.write(f"other-{number}", picture, picture, "another photograph")
+    data = opened(pairs_of(shards_of(photograph_shards, validation_root=str(tmp_path / "other"))), steps=12)
+    trained = {key for batch in batches(data) for key in batch.keys}
+    aside = {key for batch in data.val_dataloader() for key in batch.pairs.keys}
+    assert trained == set(PairShards(photograph_shards).keys)
+    assert len(aside) == 3
+    assert all(key.startswith("other-") for key in aside)
+
+
 def test_which_samples_are_set_aside_depends_on_their_keys_alone(photograph_shards: Path, tmp_path: Path) -> None:
     source = PairShards(photograph_shards)
     with ShardWriter(tmp_path / "reversed", task="identity", resolution=None) as writer:

@@ -1,0 +1,23 @@
+"""Make the paired data: `python distill.py`. See `python distill.py --help`."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from dsd_lightning.errors import run_verb
+from dsd_lightning.run_folder import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="conf", config_name="distill", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Compose, make what is not there yet, say where it is; or, with `dry_run=true`, only what it would take."""
+    from dsd_lightning.distillation.command import distill
+
+    print("\n" + distill(config))
+
+
+if __name__ == "__main__":
+    run_verb(main)

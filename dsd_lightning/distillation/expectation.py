@@ -1,0 +1,106 @@
+"""What would a run take? Calls, tokens and dollars, stage by stage, without asking anything."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+
+from dsd_lightning.agents import Agent, Message, Request
+from dsd_lightning.agents.estimate import Estimate
+from dsd_lightning.distillation.records import SIDES, Record
+from dsd_lightning.distillation.stages import captions
+from dsd_lightning.distillation.stages.caption import Caption, ModelDescriber
+from dsd_lightning.distillation.stages.filter import Filter
+from dsd_lightning.distillation.stages.prompts import GridPrompts
+from dsd_lightning.distillation.stages.verify import Verify
+
+ANSWER_TOKENS = {"filter": 20, "prompts": 80, "verify": 200, "caption": 80}
+"""Expected length of an answer, by stage; models that think take more."""
+
+PAIRS = 6
+"""Unordered pairs of four panels."""
+
+_WORDS = "as said in an answer of ordinary length, "
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a stage is expected to take; no estimate where it asks nobody."""
+
+    stage: str
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.stage:8} {self.estimate}"
+
+
+def expect(config: DictConfig) -> list[Expectation]:
+    """Return what each stage would take if it kept every record and had to ask nothing again."""
+    source: captions.CaptionSource = instantiate(config.captions)
+    records = captions.sample(source, config.count, config.seed)
+    grids = len(records) * config.stages.paint.seeds_per_prompt
+    found = []
+    sorter: Filter = instantiate(config.stages.filter)
+    found.append(Expectation("filter", _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])))
+    writer: GridPrompts = instantiate(config.stages.prompts)
+    found.append(Expectation("prompts", _of(writer.agent, "prompts", [writer.request(each) for each in records])))
+    judge: Verify = instantiate(config.stages.verify)
+    pair = _stand_in(config.stages.split.width, config.stages.split.height)
+    conversation = _conversation(*judge.requests(pair), ANSWER_TOKENS["verify"])
+    found.append(Expectation("verify", _times(_of(judge.agent, "verify", conversation), grids * PAIRS)))
+    caption: Caption = instantiate(config.stages.caption)
+    if isinstance(caption.describer, ModelDescriber):
+        asked = [request for _, _, request in caption.describer.requests(pair, caption.words)]
+        # Two descriptions and two instructions a pair; a panel's description serves all its pairs: 4 a grid, not 12.
+        each = [_of(caption.describer.agent, "caption", [request]) for request in asked[:2]]
+        total = _times(each[0], 4 * grids) + _times(each[1], 2 * PAIRS * grids)
+        found.append(Expectation("caption", total))
+    return found
+
+
+def _of(agent: Agent, stage: str, requests: Iterable[Request]) -> Estimate:
+    return agent.dry_run(requests, ANSWER_TOKENS[stage])
+
+
+def _conversation(opening: Request, turns: list[Message], tokens: int) -> list[Request]:
+    said = Message.assistant(_WORDS * (tokens * 4 // len(_WORDS)))
+    requests, messages = [opening], opening.messages
+    for turn in turns:
+        messages = (*messages, said, turn)
+        requests.append(Request(messages))
+    return requests
+
+
+def _stand_in(width: int, height: int) -> Record:
+    pictures = {}
+    for shade, side in enumerate(SIDES):
+        buffer = io.BytesIO()
+        Image.new("RGB", (width, height), (shade, shade, shade)).save(buffer, "PNG")
+        pictures[side] = buffer.getvalue()
+    return Record("stand-in", {"family": "character"}, {}, pictures)
+
+
+def _times(one: Estimate, number: int) -> Estimate:
+    """Return the estimate of `number` such lists, none of which is answered yet."""
+    return Estimate(
+        (one.calls + one.cached) * number,
+        0,
+        one.input_tokens * number,
+        one.output_tokens * number,
+        None if one.usd is None else one.usd * number,
+        None if one.usd_at_most is None else one.usd_at_most * number,
+    )
+
+
+def table(expected: list[Expectation]) -> str:
+    """Return the lines to print."""
+    total = expected[0].estimate
+    for each in expected[1:]:
+        total += each.estimate
+    lines = [str(each) for each in [*expected, Expectation("all", total)]]
+    return "\n".join([*lines, "If every record is kept and nothing has to be asked twice. Nothing was asked."])

@@ -1,0 +1,128 @@
+"""Which teacher paints? Any FLUX in the diffusers layout, through diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from dsd_lightning.distillation.records import DistillationError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FluxPainter:
+    """`diffusers.FluxPipeline`, loaded when the first picture is asked for.
+
+    Noise is drawn on the CPU, from a generator a picture, so that neither device nor batch decides it.
+
+    Args:
+        path: folder or hub id in the diffusers layout.
+        height, width: of a grid, pixels.
+        num_inference_steps: Euler steps.
+        guidance_scale: of the guidance embedding.
+        max_sequence_length: T5 tokens a prompt.
+        batch_size: grids drawn at once.
+        dtype: float32, bfloat16 or float16.
+        device: "auto" takes CUDA where there is a device.
+        offload: "none", "model" (parts come to the GPU when needed) or "sequential" (layers do; slowest, least memory).
+        compile: compile the transformer; takes minutes once, pays over many grids of one size.
+        lora: folder or hub id of LoRA factors for the transformer, as diffusers loads them; None paints with the plain
+            teacher.
+
+    Raises:
+        DistillationError: a value that makes no sense.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        max_sequence_length: int,
+        batch_size: int,
+        dtype: str = "bfloat16",
+        device: str = "auto",
+        offload: Literal["none", "model", "sequential"] = "none",
+        compile: bool = False,
+        lora: str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise DistillationError(f"agents.painter.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+        if offload not in ("none", "model", "sequential"):
+            raise DistillationError(f"agents.painter.offload={offload!r}: choose none, model or sequential")
+        if min(height, width, num_inference_steps, batch_size) < 1:
+            raise DistillationError(
+                f"agents.painter: height={height}, width={width}, num_inference_steps={num_inference_steps} and "
+                f"batch_size={batch_size} must all be at least 1"
+            )
+        self.path, self.height, self.width = path, height, width
+        self.steps, self.guidance_scale, self.max_sequence_length = (
+            num_inference_steps,
+            guidance_scale,
+            max_sequence_length,
+        )
+        self.batch_size, self.dtype, self.offload, self.compile, self.lora = batch_size, dtype, offload, compile, lora
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._pipeline: Any = None
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return what decides the pictures; batches, offload and compilation do not, but for rounding."""
+        return {
+            "path": self.path,
+            "size": [self.height, self.width],
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "max_sequence_length": self.max_sequence_length,
+            "dtype": self.dtype,
+            "lora": self.lora,
+        }
+
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Return a picture for each prompt."""
+        pipeline = self._loaded()
+        images: list[Image.Image] = []
+        for start in range(0, len(prompts), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            images += pipeline(
+                list(prompts[some]),
+                height=self.height,
+                width=self.width,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                max_sequence_length=self.max_sequence_length,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[some]],
+            ).images
+        return images
+
+    def _loaded(self) -> Any:
+        if self._pipeline is None:
+            from diffusers import FluxPipeline
+            from diffusers.utils import logging as diffusers_logging
+
+            diffusers_logging.disable_progress_bar()
+            pipeline = FluxPipeline.from_pretrained(self.path, torch_dtype=DTYPES[self.dtype])
+            if self.lora is not None:
+                pipeline.load_lora_weights(self.lora)
+                pipeline.fuse_lora()
+            if self.offload == "model":
+                pipeline.enable_model_cpu_offload(device=self.device)
+            elif self.offload == "sequential":
+                pipeline.enable_sequential_cpu_offload(device=self.device)
+            else:
+                pipeline.to(self.device)
+            if self.compile:
+                pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+            pipeline.set_progress_bar_config(disable=True)
+            self._pipeline = pipeline
+        return self._pipeline
+
+    def close(self) -> None:
+        """Give the pipeline's memory back."""
+        self._pipeline = None
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()

@@ -1,0 +1,224 @@
+"""What became of a run? One HTML file: yields, costs, reasons, pictures, diversity of the prompts, the judge's errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from dsd_lightning.distillation.judged import STAGE, Score, judged, label_files, read_labels, scores
+from dsd_lightning.distillation.records import GRID, SIDES, Record, Rejection, Usage
+from dsd_lightning.distillation.store import Manifest, Store
+from dsd_lightning.randomness import uniform
+
+SHOWN = 36
+"""Pairs on a contact sheet, accepted and rejected each; drawn by a hash of their ids."""
+
+OTHERS_SHOWN = 12
+"""Rejected records of each other stage."""
+
+MOST_REPEATED = 25
+"""Words that are listed."""
+
+WIDEST = 192
+"""Width of a shown picture, pixels; larger ones are shrunk."""
+
+_WORD = re.compile(r"[a-z]{3,}")
+_LITTLE = (
+    " and are for four from grid has her his its not one other same that the their them then there they this with without "
+    "top bottom left right under over while into onto each panel panels quadrant quadrants picture pictures shows "
+)
+"""Words that every grid prompt needs; each between blanks."""
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """One row of the report's table."""
+
+    stage: str
+    taken: int
+    kept: int
+    rejected: Mapping[str, int]
+    usage: Usage
+    seconds: float
+
+    @property
+    def share(self) -> float | None:
+        """Records that came out over records that went in."""
+        return self.kept / self.taken if self.taken else None
+
+
+def summarise(manifests: Sequence[Manifest]) -> StageLine:
+    """Return one stage's line from its partitions."""
+    rejected: Counter[str] = Counter()
+    usage = Usage()
+    for manifest in manifests:
+        rejected.update(manifest.rejected)
+        usage += manifest.usage
+    return StageLine(
+        manifests[0].stage,
+        sum(each.taken for each in manifests),
+        sum(each.kept for each in manifests),
+        dict(rejected.most_common()),
+        usage,
+        sum((each.seconds for each in manifests), 0.0),
+    )
+
+
+def diversity(records: Iterable[Record]) -> dict[str, Any]:
+    """Return how varied prompts are: their number, distinct subjects and prompts, families, and the most repeated words.
+
+    Words that every grid prompt needs are left out; a word counts once a prompt.
+    """
+    subjects: Counter[str] = Counter()
+    families: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    prompts: set[str] = set()
+    total = 0
+    for record in records:
+        total += 1
+        prompts.add(record.values["prompt"])
+        subjects[str(record.values["subject"]).lower()] += 1
+        families[record.values["family"]] += 1
+        words.update(word for word in set(_WORD.findall(record.values["prompt"].lower())) if f" {word} " not in _LITTLE)
+    return {
+        "prompts": total,
+        "distinct_prompts": len(prompts),
+        "distinct_subjects": len(subjects),
+        "families": dict(families.most_common()),
+        "repeated": [(word, number / max(total, 1)) for word, number in words.most_common(MOST_REPEATED)],
+    }
+
+
+def thumbnail(picture: bytes) -> str:
+    """Return a picture, no wider than `WIDEST`, as a URL that holds it."""
+    image = Image.open(io.BytesIO(picture))
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=80)
+        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def _card(record: Record, pictures: Sequence[str], reason: str, detail: str) -> dict[str, Any]:
+    values = record.values
+    return {
+        "id": record.id,
+        "pictures": [thumbnail(record.pictures[name]) for name in pictures if name in record.pictures],
+        "reason": reason,
+        "detail": detail,
+        "prompt": values.get("prompt") or values.get("caption", ""),
+        "confidence": values.get("confidence"),
+        "words": values.get("words", []),
+    }
+
+
+def _chosen(records: list[tuple[int, str, Any]], count: int) -> list[tuple[int, str, Any]]:
+    return sorted(records, key=lambda each: uniform("shown", each[1]))[:count]
+
+
+def contact_sheet(store: Store, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """Return cards of some accepted pairs, and of some of what each stage rejected."""
+    cards: list[dict[str, Any]] = []
+    kept = [
+        (manifest.partition, record.id, record)
+        for manifest in store.manifests(STAGE)
+        for record in store.read(STAGE, manifest.partition)
+    ]
+    for partition, _, record in _chosen(kept, SHOWN):
+        (seen,) = store.with_pictures(partition, [record], SIDES)
+        cards.append(_card(seen, SIDES, "accepted", record.values["words"][-1]))
+    for stage in stages:
+        rejected: list[tuple[int, str, Rejection]] = [
+            (manifest.partition, each.record.id, each)
+            for manifest in store.manifests(stage)
+            if manifest.rejected
+            for each in store.read_rejected(stage, manifest.partition)
+        ]
+        names = SIDES if stage in ("verify", "caption") else (GRID,)
+        for partition, _, each in _chosen(rejected, SHOWN if stage == STAGE else OTHERS_SHOWN):
+            (seen,) = store.with_pictures(partition, [each.record], names)
+            cards.append(_card(seen, names, f"{stage}: {each.reason}", each.detail))
+    return cards
+
+
+def judge_scores(store: Store) -> dict[str, list[Score]]:
+    """Return the judge's scores against every file of labels, by its name."""
+    files = label_files(store.root)
+    pairs = list(judged(store)) if files else []
+    found = {file.stem: scores(pairs, read_labels(file)) for file in files}
+    return {name: each for name, each in found.items() if each and (each[0].labelled or each[0].ambiguous)}
+
+
+def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], other: Path | None = None) -> Path:
+    """Write `report.html` and `report.json` into a run's folder; return the page.
+
+    Args:
+        root: the run.
+        stages: its stages, in order.
+        samples: of each set of shards that was written.
+        other: another run, whose yields and diversity are shown beside (a teacher tuned on grids, prompts without captions).
+    """
+    store = Store(root)
+    content: dict[str, Any] = {"run": _figures(store, stages), "other": None}
+    if other is not None:
+        content["other"] = {"name": str(other), **_figures(Store(other), stages)}
+    environment = Environment(
+        loader=PackageLoader("dsd_lightning.distillation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cards = contact_sheet(store, stages)
+    page = environment.get_template("report.html.j2").render(
+        name=root.name,
+        cards=cards,
+        reasons=list(dict.fromkeys(card["reason"] for card in cards)),
+        samples=samples,
+        config=(root / "config.yaml").read_text() if (root / "config.yaml").exists() else "",
+        **content,
+    )
+    figures = {
+        name: None
+        if part is None
+        else {**part, "lines": [asdict(line) for line in part["lines"]], "judge": _plain(part["judge"])}
+        for name, part in content.items()
+    }
+    _replace(root / "report.json", json.dumps({**figures, "samples": dict(samples)}, indent=1) + "\n")
+    return _replace(root / "report.html", page)
+
+
+def _plain(judge: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
+    return {
+        name: [
+            {**asdict(each), "before": each.before, "precision": each.precision, "recall": each.recall}
+            for each in found
+        ]
+        for name, found in judge.items()
+    }
+
+
+def _figures(store: Store, stages: Sequence[str]) -> dict[str, Any]:
+    lines = [summarise(found) for stage in stages if (found := store.manifests(stage))]
+    prompts = [
+        record for manifest in store.manifests("prompts") for record in store.read("prompts", manifest.partition)
+    ]
+    return {"lines": lines, "diversity": diversity(prompts), "judge": judge_scores(store)}
+
+
+def _replace(path: Path, text: str) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path

@@ -1,0 +1,74 @@
+"""Stage 4: how does the teacher draw the grids?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from PIL import Image
+
+from dsd_lightning.distillation.records import GRID, DistillationError, Outcome, Record, png
+from dsd_lightning.randomness import key_to_int
+
+
+@runtime_checkable
+class Painter(Protocol):
+    """A text-to-image model."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return what decides its pictures, plain JSON."""
+        ...
+
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Return a picture for each prompt, of noise that its seed alone decides."""
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        ...
+
+
+class Paint:
+    """The teacher draws each prompt from several seeds (paper, Section 3.1.1).
+
+    Args:
+        painter: the teacher.
+        seeds_per_prompt: grids of each prompt.
+        seed: of all of them.
+    """
+
+    name: ClassVar[str] = "paint"
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, painter: Painter, seeds_per_prompt: int, seed: int) -> None:
+        if seeds_per_prompt < 1:
+            raise DistillationError(f"paint.seeds_per_prompt={seeds_per_prompt}: must be at least 1")
+        self.painter, self.seeds_per_prompt, self.seed = painter, seeds_per_prompt, seed
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"painter": self.painter.settings(), "seeds_per_prompt": self.seeds_per_prompt, "seed": self.seed}
+
+    def run(self, records: Sequence[Record]) -> Outcome:
+        wanted = [
+            Record(
+                f"{record.id}-{number}",
+                {**record.values, "seed": key_to_int(self.seed, "paint", record.id, number) % 2**32},
+                record.stored,
+            )
+            for record in records
+            for number in range(self.seeds_per_prompt)
+        ]
+        if not wanted:
+            return Outcome(())
+        drawn = self.painter.paint(
+            [record.values["prompt"] for record in wanted], [record.values["seed"] for record in wanted]
+        )
+        return Outcome(
+            [
+                Record(record.id, record.values, record.stored, {GRID: png(image)})
+                for record, image in zip(wanted, drawn, strict=True)
+            ]
+        )
+
+    def close(self) -> None:
+        self.painter.close()

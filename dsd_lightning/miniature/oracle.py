@@ -1,0 +1,149 @@
+"""Who is in this picture, of all 16,128? Every identity is tried, and where two fit about as well the answer is neither.
+
+The oracle sees pixels alone: neither a caption nor what was asked for. It finds the context by descent over layouts (with
+all colours tried in each, `planes`), then holds the picture against every identity in that context: 288 layouts with 56
+colourings, each under all colours of light and ground. A picture is *ambiguous* if even the nearest rendering is far from
+it, or if another identity comes nearly as near. Its own error rate is measured in `tests/test_oracle.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_lightning.miniature import planes
+from dsd_lightning.miniature.planes import COLORINGS, LAYOUT, Layout
+from dsd_lightning.miniature.renderer import render
+from dsd_lightning.miniature.world import Context, Identity, Scene
+
+FARTHEST = 0.30
+"""Greatest distance of a picture from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled."""
+
+CLEARLY_NEARER = 1.02
+"""Least ratio of the distance of the nearest other identity to that of the nearest one."""
+
+STARTS = 5
+"""Poses in which a descent over layouts starts: the best ones of different accessory or rotation."""
+
+FOLLOWED = 2
+"""Descents that are followed to their ends after a first pass."""
+
+RENDERED = 24
+"""Identities, the nearest by closed form, whose exact (clipped) renderings decide."""
+
+SWEEPS = 3
+"""Passes over all moves of a descent; it ends earlier when a pass changes nothing."""
+
+_SIZES = {name: len({**Identity.vocabulary, **Context.vocabulary}[name]) for name in LAYOUT}
+_MOVES = (
+    ("background_kind",),
+    ("light_direction",),
+    ("style",),
+    ("shape", "rotation"),
+    ("place", "size"),
+    ("accessory", "rotation"),
+    ("pattern", "face"),
+)
+_POSE = ("place", "size", "background_kind")
+_WHO = ("shape", "pattern", "accessory", "face")
+
+_COLOR_BASE = 64
+
+Measure = Callable[[Layout], float]
+Same = Literal["yes", "no", "ambiguous"]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What the oracle sees in one picture.
+
+    Attributes:
+        scene: the nearest rendering's scene.
+        distance: how far that rendering is.
+        rival: distance of the nearest rendering of any other identity in the same context.
+    """
+
+    scene: Scene
+    distance: float
+    rival: float
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the picture shows no character, or one that cannot be told from another."""
+        return self.distance > FARTHEST or self.rival < CLEARLY_NEARER * self.distance
+
+
+def _changed(layout: Layout, names: tuple[str, ...]) -> Iterator[Layout]:
+    """Yield `layout` with every combination of values of `names`."""
+    positions = [LAYOUT.index(name) for name in names]
+    for values in product(*(range(_SIZES[name]) for name in names)):
+        changed = list(layout)
+        for position, value in zip(positions, values, strict=True):
+            changed[position] = value
+        yield tuple(changed)
+
+
+def see(picture: NDArray[np.floating[Any]]) -> Sighting:
+    """Return what a picture [64, 64, 3] with values in [0, 1] shows."""
+    wanted = planes.pooled(np.asarray(picture, dtype=np.float32))
+    known: dict[Layout, float] = {}
+
+    def distance(layout: Layout) -> float:
+        if layout not in known:
+            known[layout] = float(planes.distances(wanted, layout).min())
+        return known[layout]
+
+    begun = sorted({_descend(start, distance, 1) for start in _starts(distance)}, key=distance)
+    found = min((_descend(each, distance) for each in begun[:FOLLOWED]), key=distance)
+    for _ in range(SWEEPS):
+        nearest = min(_changed(found, _WHO), key=distance)
+        settled = _descend(nearest, distance)
+        if settled == found:
+            break
+        found = settled
+    return _against_all(wanted, found)
+
+
+def _starts(distance: Measure) -> list[Layout]:
+    """Return the best poses of a round body, one for each accessory and rotation, the likeliest first."""
+    looks = _changed((0,) * len(LAYOUT), ("accessory", "rotation"))
+    return sorted((min(_changed(look, _POSE), key=distance) for look in looks), key=distance)[:STARTS]
+
+
+def _descend(layout: Layout, distance: Measure, sweeps: int = SWEEPS) -> Layout:
+    for _ in range(sweeps):
+        before = layout
+        for names in _MOVES:
+            layout = min(_changed(layout, names), key=distance)
+        if layout == before:
+            break
+    return layout
+
+
+def _against_all(wanted: NDArray[np.float32], layout: Layout) -> Sighting:
+    """Return the nearest identity, and how near the next one is, in the context of a layout."""
+    who: dict[tuple[int, ...], tuple[float, Layout, int]] = {}
+    body_and_second = COLORINGS[:, 2] * _COLOR_BASE + COLORINGS[:, 3]
+    for each in _changed(layout, _WHO):
+        found = planes.distances(wanted, each)
+        order = np.argsort(found, kind="stable")
+        _, first = np.unique(body_and_second[order], return_index=True)
+        for coloring in order[np.sort(first)[:RENDERED]]:
+            key = (*each[: len(_WHO)], int(body_and_second[coloring]))
+            who[key] = (float(found[coloring]), each, int(coloring))
+    scenes = [planes.scene_of(each, coloring) for _, each, coloring in sorted(who.values())[:RENDERED]]
+    exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).picture) - wanted) ** 2))) for scene in scenes]
+    nearest, rival = np.argsort(exact, kind="stable")[:2]
+    return Sighting(scenes[nearest], exact[nearest], exact[rival])
+
+
+def same_identity(one: Sighting, other: Sighting) -> Same:
+    """Return whether two pictures show one character; ambiguous if either is."""
+    if one.ambiguous or other.ambiguous:
+        return "ambiguous"
+    return "yes" if one.scene.identity == other.scene.identity else "no"
