@@ -24,7 +24,7 @@ from dsd_lightning.training import build_architecture, build_module, train
 FLUX_PARAMETERS = 11_901_408_320
 LORA_512_PARAMETERS = 2_091_909_120
 
-OTHER_VERBS = ("agents", "captions", "executor", "pretraining")
+OTHER_VERBS = ("agents", "benchmark", "captions", "evaluate", "executor", "judge", "method", "pretraining")
 """Folders whose files are configurations of their own, not groups of `train.py`."""
 
 

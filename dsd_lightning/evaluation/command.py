@@ -1,0 +1,109 @@
+"""What do the verbs of `python evaluate.py` that judge do, in which order, and what do they leave on disk?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+from dsd_lightning.agents import Agent
+from dsd_lightning.evaluation import published
+from dsd_lightning.evaluation.aggregate import require_rule
+from dsd_lightning.evaluation.comparison import compare
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.formats import to_csv, to_html, to_latex, to_markdown, to_text
+from dsd_lightning.evaluation.judgements import Record
+from dsd_lightning.evaluation.judging import Judging, Protocol
+from dsd_lightning.evaluation.making import make
+from dsd_lightning.evaluation.rubrics import Rubrics
+from dsd_lightning.evaluation.samples import Samples
+from dsd_lightning.evaluation.scores import Scores, collect
+from dsd_lightning.evaluation.serving import served
+from dsd_lightning.evaluation.tables import tables
+
+log = logging.getLogger(__name__)
+
+
+def score(config: DictConfig) -> str:
+    """Draw a method's pictures, judge them, write its tables; return them for the terminal."""
+    rule = require_rule(config.rule)
+    measures = tuple(config.protocol.measures)
+    rubrics = Rubrics(config.rubrics, measures)
+    protocol: Protocol = instantiate(config.protocol, measures=measures)
+    benchmark = instantiate(config.benchmark)
+    cases = benchmark.cases(config.copies)
+    samples = Samples(config.method.samples, config.method.name)
+    if config.method.maker is not None:
+        maker = instantiate(config.method.maker)
+        make(maker, samples, cases, config.seed, config.method.batch_size, instantiate(config.part))
+    elif not samples.folder.is_dir():
+        raise EvaluationError(f"method.samples={samples.folder}: there is no such folder")
+    if not config.judging:
+        return f"pictures  {samples.folder}"
+    record = Record(Path(config.out) / "judgements" / f"{samples.method}.jsonl")
+    with judge(config) as agent:
+        judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
+    row = collect(judgements, rule)
+    row.require_coverage(config.coverage)
+    return _report([row], Path(config.out) / "tables", samples.method)
+
+
+@contextmanager
+def judge(config: DictConfig) -> Iterator[Agent]:
+    """Yield the judge that the configuration names, with the server that it may need."""
+    if config.serve is None:
+        with instantiate(config.judge) as agent:
+            yield agent
+        return
+    with served(config.serve) as url:
+        with open_dict(config):
+            config.judge.provider.base_url = f"{url}/v1"
+        with instantiate(config.judge) as agent:
+            yield agent
+
+
+def table(config: DictConfig) -> str:
+    """Make one table of several methods' judgements, and compare each with the first; return it for the terminal."""
+    rule = require_rule(config.rule)
+    if not config.rows:
+        raise EvaluationError("rows=[]: give files of judgements, such as rows=[a.jsonl,b.jsonl]")
+    rows = []
+    for file in map(Path, config.rows):
+        if not file.is_file():
+            raise EvaluationError(f"rows: there is no file {file}")
+        row = collect(Record(file).read().values(), rule)
+        row.require_coverage(config.coverage)
+        rows.append(row)
+    return _report(rows, Path(config.out), config.name)
+
+
+def _report(rows: Sequence[Scores], folder: Path, name: str) -> str:
+    made = tables(rows)
+    comparisons = [str(each) for row in rows[1:] for each in compare(rows[0], row)]
+    told = ("Paired comparisons:\n" + "\n".join(comparisons) + "\n") if comparisons else ""
+    texts = {
+        "txt": to_text(made) + ("\n" + told if told else ""),
+        "csv": to_csv(rows),
+        "md": to_markdown(made) + ("\n" + told.replace("\n", "\n\n") if told else ""),
+        "tex": to_latex(made),
+        "html": to_html(made),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in texts.items():
+        partial = folder / f".{name}.{ending}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / f"{name}.{ending}")
+    return f"{texts['txt']}\ntables  {folder / name}.{{{','.join(texts)}}}"
+
+
+def published_report(config: DictConfig) -> str:
+    """Return which rule makes each published overall, and what no rule makes."""
+    cells = published.leaderboard_cells() + published.table1_cells()
+    lines = [str(cell) for cell in cells if config.all or cell.rule is None]
+    lines += [*published.misprints(), *published.impossible_ratings()]
+    explained = sum(cell.rule is not None for cell in cells)
+    return "\n".join([f"{explained} of {len(cells)} published overalls and products follow from their parts.", *lines])

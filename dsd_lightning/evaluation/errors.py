@@ -1,0 +1,11 @@
+"""Which ways of failing does scoring have of its own? Each message names the value and the remedy."""
+
+from __future__ import annotations
+
+
+class EvaluationError(ValueError):
+    """An input that cannot be scored, or figures that must not stand together."""
+
+
+class CoverageTooLow(EvaluationError):
+    """Too many judgements have no score for the figures to mean anything."""

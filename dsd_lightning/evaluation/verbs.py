@@ -1,0 +1,54 @@
+"""Which verb does a command line of `evaluate.py` begin with, which configuration has it, and what does it run?"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+REFUSED = 2
+"""Exit code."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A configuration below `conf/`, and the function that it is given to, imported when it runs."""
+
+    config: str
+    function: str
+
+    def run(self, config: DictConfig) -> str:
+        """Run it and return what to tell the user."""
+        module, _, name = self.function.partition(":")
+        run: Any = getattr(importlib.import_module(f"dsd_lightning.evaluation.{module}"), name)
+        return str(run(config))
+
+
+VERBS = {
+    (): Verb("evaluate", "command:score"),
+    ("table",): Verb("evaluate/table", "command:table"),
+    ("published",): Verb("evaluate/published", "command:published_report"),
+}
+"""By the words that a command line begins with."""
+
+
+def taken_from(arguments: list[str]) -> Verb:
+    """Return the verb that `arguments` (`sys.argv`) name, and take its words out of them, for Hydra to read the rest.
+
+    Ends the process where there is no such verb.
+    """
+    words: list[str] = []
+    for argument in arguments[1:]:
+        if "=" in argument or argument.startswith(("-", "+", "~")):
+            break
+        words.append(argument)
+    verb = VERBS.get(tuple(words))
+    if verb is None:
+        known = ", ".join(" ".join(each) for each in VERBS if each)
+        sys.stderr.write(f"error: evaluate.py {' '.join(words)}: there is no such verb; there are {known}, and none\n")
+        sys.exit(REFUSED)
+    del arguments[1 : 1 + len(words)]
+    return verb
