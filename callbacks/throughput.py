@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.summary import summarise
+from dsd_lightning.pieces import whole
 
 
 class Throughput(L.Callback):
@@ -60,7 +61,7 @@ class Throughput(L.Callback):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # The reduction stays on the device; the logger fetches the number.
-        pl_module.log("optimizer/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log("optimizer/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         pl_module.log("optimizer/lr", float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(
