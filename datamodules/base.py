@@ -188,7 +188,7 @@ class PairData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.world_size > 1:
             found: list[set[str]] = [set()] * self.trainer.world_size
             torch.distributed.all_gather_object(found, self.damaged)
-            self.damaged = set().union(*found)
+            self.damaged = {key for keys in found for key in keys}
             self._require_few(f"of all devices, one is {min(self.damaged)}" if self.damaged else "")
         return {"damaged": sorted(self.damaged)}
 

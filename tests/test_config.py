@@ -274,7 +274,9 @@ def test_the_papers_run_is_the_papers() -> None:
     config = compose_train(Path("run"), "experiment=dsd_paper", "data.root=FOLDER", "base.model.initialise=meta")
     architecture = build_architecture(config)
     trained = dict(architecture.trainable())
-    assert sum(p.numel() for p in architecture.parameters()) - sum(p.numel() for p in trained.values()) == FLUX_PARAMETERS
+    assert (
+        sum(p.numel() for p in architecture.parameters()) - sum(p.numel() for p in trained.values()) == FLUX_PARAMETERS
+    )
     assert sum(p.numel() for name, p in trained.items() if ".lora_" in name) == LORA_512_PARAMETERS
     assert config.base.model.path == "black-forest-labs/FLUX.1-dev"
     trainer = config.trainer

@@ -39,7 +39,11 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     small = [*tiny_miniature(tiny_base, *few), "trainer.val_check_interval=1000"]
     # What the script says of the paper's run is made small: the miniature on one CPU.
     plain = ["data=miniature", "base=tiny", "trainer/strategy=single", "trainer.devices=1", "recompute=none"]
-    same = ["trainer.precision=32-true", "trainer.accumulate_grad_batches=1", "data.datamodule.source.resolution=[64,64]"]
+    same = [
+        "trainer.precision=32-true",
+        "trainer.accumulate_grad_batches=1",
+        "data.datamodule.source.resolution=[64,64]",
+    ]
     choices = [*plain, *same, "~data.datamodule.source.workers", "~data.datamodule.source.max_damaged"]
     straight = run(
         "experiment=dsd_paper", *small, *choices, f"hydra.run.dir={tmp_path / 'straight'}", "trainer.num_nodes=1"

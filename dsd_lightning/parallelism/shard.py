@@ -38,7 +38,7 @@ def shard(
         return
     architecture.require_shardable()
     frozen = {parameter for parameter in architecture.parameters() if not parameter.requires_grad}
-    options = {"mesh": mesh, "mp_policy": policy, "ignored_params": set() if divide_frozen else frozen}
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set() if divide_frozen else frozen}
     for unit in architecture.shard_units():
         if divide_frozen or any(parameter.requires_grad for parameter in unit.parameters()):
             fully_shard(unit, reshard_after_forward=reshard_after_forward, **options)
