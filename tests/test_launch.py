@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     requeued = tmp_path / "requeued"
     folder = ROOT / "outputs" / f"slurm-{tmp_path.name}"
     variables = {
-        "PATH": f"{tmp_path / 'bin'}:{Path(subprocess.sys.executable).parent}:/usr/bin:/bin",  # type: ignore[attr-defined]
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
         "PYTHONPATH": str(ROOT / "tests"),
         "REQUEUED": str(requeued),
         "SLURM_JOB_ID": tmp_path.name,
@@ -83,7 +85,6 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
 
 def wait_for_training(job: subprocess.Popen[bytes], metrics: Path, stops: int) -> None:
     """Wait until the run has logged a few steps more than when it was last stopped."""
-    import time
 
     def rows() -> int:
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0

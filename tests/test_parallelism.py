@@ -116,6 +116,17 @@ def test_sigterm_to_any_process_stops_all_with_a_checkpoint(double: dict[str, An
         assert [Path(each).name for each in result["checkpoints"]] == ["step_00000007"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_leave_out_a_step_that_is_not_finite_on_one(double: dict[str, Any], strategy: str) -> None:
+    results = [double[f"rank{rank}"][f"nonfinite/{strategy}"] for rank in (0, 1)]
+    for result in results:
+        assert (result["steps"], result["skipped"]) == (3, 1)
+        assert all(torch.isfinite(value).all() for value in result["trained"].values())
+        assert_close(result["trained"], results[0]["trained"])
+    reports = sorted(file.name for file in (double["folder"] / f"nonfinite-{strategy}").iterdir())
+    assert reports == ["step_00000001_device_0.json", "step_00000001_device_1.json"]
+
+
 # --- Settings.
 
 

@@ -23,10 +23,12 @@ from omegaconf import OmegaConf
 from test_architectures import ROWS, base
 from tiny_run import Recorder
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.ema import ExponentialMovingAverage
+from callbacks.nonfinite import NonFiniteGuard
 from callbacks.throughput import Throughput
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, list_steps
 from dsd_lightning.flux.codec import Codec
@@ -182,6 +184,7 @@ def fit(
         "norms": norms.norms,
         "losses": recorder.losses,
         "exit_code": exit_code,
+        "skipped": sum(each.skipped for each in extra if isinstance(each, NonFiniteGuard)),
         "steps": trainer.global_step,
         "checkpoints": [str(path) for path in list_steps(folder / "checkpoints").values()],
     }
@@ -209,6 +212,16 @@ class Signal(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Poison(L.Callback):
+    """Makes a gradient of the second process NaN in the second step."""
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 1:
+            gradients = (p.grad for p in pl_module.parameters() if p.grad is not None)
+            pieces = (each.to_local() if isinstance(each, DTensor) else each for each in gradients)
+            next(piece for piece in pieces if piece.numel()).view(-1)[0] = float("nan")
+
+
 def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield what two processes do, by name."""
     for name in SHARED:
@@ -227,6 +240,9 @@ def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[
         for row in OTHERS if name != "hybrid" else ():
             if name == "ddp" or row not in INDIVISIBLE:
                 yield f"{name}/{row}", partial(fit, row, name, 2, out / f"{name}-{row}", steps=3)
+    for name in ("ddp", "fsdp"):
+        guard = NonFiniteGuard(out / f"nonfinite-{name}")
+        yield f"nonfinite/{name}", partial(fit, "parallel", name, 2, out / f"nan-{name}", guard, Poison(), steps=3)
     for rank in (0, 1):
         yield f"signal/{rank}", partial(fit, "parallel", "fsdp", 2, out / f"signal-{rank}", Signal(rank))
 
