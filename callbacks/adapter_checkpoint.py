@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.generators import generator_states, restore_generators
-from callbacks.stopping import Stopped, StopRequest
+from callbacks.stopping import Diverged, Stopped, StopRequest
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, list_steps
 from dsd_lightning.checkpoints.whole import PARTIAL
 
@@ -56,11 +56,18 @@ class AdapterCheckpoint(Checkpoint):
     # --- Before the first step.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a folder that cannot be written.
+        """Refuse a folder that cannot be written, or that is another one in each process.
 
         Raises:
             PermissionError: naming the folder and the remedy.
+            ValueError: alike.
         """
+        first = trainer.strategy.broadcast(str(self.folder))
+        if first != str(self.folder):
+            raise ValueError(
+                f"the processes of this run have different run folders: {first} and {self.folder}; give all of them the "
+                "same one (hydra.run.dir=FOLDER)"
+            )
         if stage == "fit" and trainer.is_global_zero:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +85,7 @@ class AdapterCheckpoint(Checkpoint):
         Raises:
             FileExistsError: naming the folder and the remedy.
         """
-        resumed = trainer.ckpt_path is not None or trainer.strategy.restore_checkpoint_after_setup
+        resumed = trainer.ckpt_path is not None
         taken = [] if resumed else list(list_steps(self.folder).values())
         if taken:
             raise FileExistsError(
@@ -93,9 +100,9 @@ class AdapterCheckpoint(Checkpoint):
         if self._generators is not None:
             restore_generators(self._generators)
         if trainer.is_global_zero:
-            self._tidy(trainer.global_step)
+            self._tidy(trainer.global_step, "resumed at")
 
-    def _tidy(self, step: int) -> None:
+    def _tidy(self, step: int, why: str) -> None:
         for leftover in self.folder.glob(f"step_*{PARTIAL}"):
             shutil.rmtree(leftover)
         for later, folder in list_steps(self.folder).items():
@@ -104,7 +111,7 @@ class AdapterCheckpoint(Checkpoint):
                 if aside.exists():
                     shutil.rmtree(aside)
                 folder.rename(aside)
-                log.warning("resumed at step %d: %s lies after it and was renamed to %s", step, folder, aside.name)
+                log.warning("%s step %d: %s lies after it and was renamed to %s", why, step, folder, aside.name)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -171,8 +178,13 @@ class AdapterCheckpoint(Checkpoint):
         self._say(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the end of the last whole step, if that is possible."""
+        """Save the end of the last whole step, if that is possible; go back to the last good one, if training diverged."""
         self._stop.remove()
+        if isinstance(exception, Diverged):
+            if trainer.is_global_zero:
+                self._tidy(exception.last_good, "diverged after")
+            self._say(trainer)
+            return
         everyone_is_here = trainer.world_size == 1 or isinstance(exception, Stopped)
         if self._boundary is not None and not self._stepping and not self._saving and everyone_is_here:
             try:

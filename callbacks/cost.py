@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -11,32 +10,16 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.drawing import leave_out
 from callbacks.summary import summarise
+from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors
 from dsd_lightning.machine import uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
 
 log = logging.getLogger(__name__)
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
-
-
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""Kernels that torch's counter does not know; without them attention would be free on the CPU."""
 
 
 class StepCost(L.Callback):
@@ -73,39 +56,6 @@ class StepCost(L.Callback):
         summarise(pl_module, figures)
         leave_out(trainer)
         log.info("a training step: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive: those given, and those that operations make while it is active.
-
-    (`torch.distributed._tools.mem_tracker.MemTracker` does the same and more, but stops at frozen parameters.)
-    """
-
-    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for tensor in tensors:
-            self._note(tensor)
-
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address, size = storage._cdata, storage.nbytes()
-        if address in self._alive:
-            return
-
-        def free(_: Any) -> None:
-            del self._alive[address]
-            self.now -= size
-
-        self._alive[address] = weakref.ref(storage, free)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._note, outputs)
-        return outputs
 
 
 def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterable[torch.Tensor]:

@@ -17,6 +17,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from dsd_lightning.pieces import divided_like, gather
+
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +60,7 @@ class ExponentialMovingAverage(L.Callback):
             different = sorted(set(self.averages) ^ set(parameters))
             raise ValueError(f"the checkpoint's averages are not those of this model; different: {different[:3]}")
         for name, value in parameters.items():
-            self.averages[name] = self.averages[name].to(value.device, torch.float32)
+            self.averages[name] = divided_like(self.averages[name].float(), value)
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -139,7 +141,7 @@ class ExponentialMovingAverage(L.Callback):
                 "a checkpoint was asked for while the averaged weights are in place; save after validation, outside of "
                 "averaged()"
             )
-        checkpoint["ema"] = self.averages
+        checkpoint["ema"] = gather(self.averages)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the averages over; a checkpoint without them starts them from its trained weights."""

@@ -15,6 +15,18 @@ class Stopped(SystemExit):
     """Ends the process after a requested stop, with the exit code that shells give for the signal (128 + its number)."""
 
 
+class Diverged(RuntimeError):
+    """Training cannot go on from where it is; the message says why, and what to do.
+
+    Attributes:
+        last_good: the last optimizer step whose state is worth keeping.
+    """
+
+    def __init__(self, message: str, last_good: int) -> None:
+        super().__init__(message)
+        self.last_good = last_good
+
+
 class StopRequest:
     """Notes SIGTERM and Ctrl-C, and does nothing else in the handler; a second Ctrl-C stops at once.
 

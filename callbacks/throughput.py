@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.summary import summarise
+from dsd_lightning.pieces import whole
 
 
 class Throughput(L.Callback):
@@ -19,15 +20,23 @@ class Throughput(L.Callback):
     - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation, drawing
       and saving are not counted as time.
     - `throughput/data_share`: share of that time spent between the batches, which is waiting for data; in [0, 1].
+    - `throughput/mfu`: share of `peak_tflops` of all devices that the operations of those pairs come to, recomputed ones
+      included; only with `peak_tflops`, and where `callbacks.cost.StepCost` has counted a pair's operations.
     - `throughput/memory_gib`: peak of the memory allocated on this device; CUDA only.
     - `optimizer/grad_norm`: L2 norm of all gradients of the step, before clipping.
     - `optimizer/lr`: learning rate of the step, of the first parameter group.
 
     Puts `seconds_per_pair` into the summary: the same time a pair, over the whole run and its resumes, but for each
     process's first optimizer step, in which kernels are chosen and blocks compiled.
+
+    Args:
+        peak_tflops: of one device, in the precision of training, TFLOP/s; None: no `throughput/mfu`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | int | None = None) -> None:
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise ValueError(f"callbacks.throughput.peak_tflops={peak_tflops} must be > 0, or null")
+        self.peak_tflops = peak_tflops
         self._reset()
         self._counted = {"pairs": 0, "seconds": 0.0}
         self._first = True
@@ -60,7 +69,7 @@ class Throughput(L.Callback):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # The reduction stays on the device; the logger fetches the number.
-        pl_module.log("optimizer/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log("optimizer/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         pl_module.log("optimizer/lr", float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(
@@ -79,6 +88,10 @@ class Throughput(L.Callback):
         if due and trainer.global_step != self._step:
             seconds = self._busy + self._waited
             pl_module.log("throughput/pairs_per_second", self._pairs / max(seconds, 1e-9), prog_bar=True)
+            flops = (getattr(pl_module, "summary", None) or {}).get("flops_per_pair")
+            if self.peak_tflops is not None and flops is not None:
+                reached = self._pairs / max(seconds, 1e-9) * flops / trainer.world_size
+                pl_module.log("throughput/mfu", reached / (self.peak_tflops * 1e12))
             pl_module.log("throughput/data_share", self._waited / max(seconds, 1e-9))
             if pl_module.device.type == "cuda":
                 pl_module.log("throughput/memory_gib", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from datamodules.pool import Pairs, batches_of
@@ -161,21 +162,34 @@ class PairData(L.LightningDataModule):
             if damage.key not in self.damaged:
                 self.damaged.add(damage.key)
                 log.warning("skipped %s: %s (%d skipped so far)", damage.key, damage.reason, len(self.damaged))
-        if batch.damages and len(self.damaged) > self.source.max_damaged:
+        if batch.damages:
             last = batch.damages[-1]
+            self._require_few(f"the last was {last.key}: {last.reason}")
+        return batch.pairs
+
+    def _require_few(self, which: str) -> None:
+        if len(self.damaged) > self.source.max_damaged:
             raise DamagedDataError(
                 f"{len(self.damaged)} samples could not be used, more than data.datamodule.source.max_damaged="
-                f"{self.source.max_damaged}; the last was {last.key}: {last.reason}. Check the shards with `python -m "
-                "dsd_lightning.shards verify FOLDER`, or raise the limit"
+                f"{self.source.max_damaged}; {which}. Check the shards with `python -m dsd_lightning.shards verify FOLDER`, "
+                "or raise the limit"
             )
-        return batch.pairs
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Move the tensors of a batch."""
         return batch.to(device)
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return the keys of the damaged samples so far."""
+        """Return the keys of the samples that any device found damaged so far, and count them all from here on.
+
+        Raises:
+            DamagedDataError: on all devices, when there are more than `data.datamodule.source.max_damaged`.
+        """
+        if self.trainer is not None and self.trainer.world_size > 1:
+            found: list[set[str]] = [set()] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, self.damaged)
+            self.damaged = {key for keys in found for key in keys}
+            self._require_few(f"of all devices, one is {min(self.damaged)}" if self.damaged else "")
         return {"damaged": sorted(self.damaged)}
 
     def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:

@@ -19,6 +19,8 @@ from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.machine import uncompiled
 from dsd_lightning.objective import FrameLosses, frame_losses
 from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
+from dsd_lightning.parallelism.strategy import ShardedStrategy
+from dsd_lightning.pieces import gather
 from dsd_lightning.randomness import normal, uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
 from dsd_lightning.sampler import SamplerSettings, Shift, sample
@@ -129,12 +131,12 @@ class DiffusionSelfDistillation(L.LightningModule):
     # --- Training.
 
     def training_step(self, batch: PairBatch, _: int) -> Tensor:
-        """Return the weighted loss of a batch. Logs `train/loss` and `train/loss_<frame>`."""
+        """Return the weighted loss of a batch. Logs `train/loss` and `train/loss_<frame>`, means over all devices."""
         losses = self.losses(batch)
         size = len(batch)
-        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=size)
+        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         for name, frame in losses.frames.items():
-            self.log(f"train/loss_{name}", frame.detach().mean(), prog_bar=True, batch_size=size)
+            self.log(f"train/loss_{name}", frame.detach().mean(), prog_bar=True, batch_size=size, sync_dist=True)
         return losses.total
 
     def losses(self, batch: PairBatch) -> FrameLosses:
@@ -253,6 +255,11 @@ class DiffusionSelfDistillation(L.LightningModule):
 
     # --- Optimisation.
 
+    def configure_model(self) -> None:
+        """Divide the architecture among the devices, if the strategy asks for it."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self.architecture)
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer over the trained parameters, and its schedule, stepped once an optimizer step."""
         optimizer = self.make_optimizer(list(self.architecture.trainable()))
@@ -265,7 +272,7 @@ class DiffusionSelfDistillation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the whole state by the trained parameters, and say whose they are."""
-        checkpoint["state_dict"] = {name: parameter.detach() for name, parameter in self.architecture.trainable()}
+        checkpoint["state_dict"] = gather(dict(self.architecture.trainable()))
         checkpoint["adapter"] = header_of(self.architecture)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

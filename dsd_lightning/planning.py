@@ -1,11 +1,11 @@
-"""Does a training run fit, and how long will it take? Arithmetic over counts; nothing is loaded and no GPU is needed."""
+"""Does a training run fit, and how long will it take? From counts and a traced step; nothing is loaded, no GPU is needed."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dsd_lightning.flux.cost import FLOAT32, Cost
@@ -18,6 +18,10 @@ ENCODERS = ("text_encoder", "text_encoder_2", "vae")
 """Parts of a base, beside its transformer, that stay in memory while training."""
 
 
+class DoesNotFitError(ValueError):
+    """A run that needs more memory than a device has; the message is its plan, with settings that would fit."""
+
+
 @dataclass(frozen=True)
 class Planner:
     """What the plan assumes of the machine (`planner` in the configuration).
@@ -26,11 +30,11 @@ class Planner:
         gpus: number of GPUs; None: what the trainer is told.
         gpu_memory_gib: memory of one that is free for the run, GiB.
         peak_tflops: of one GPU, in the precision of training, TFLOP/s.
-        mfu: share of the peak that the model's own operations reach.
+        mfu: share of the peak that is reached by all operations, recomputed ones included.
         resolution: height, width of a frame, pixels; None: the data source's.
         pixels_per_token: side of the square of pixels that is one image token.
         encoder_parameters: of both text encoders and the VAE; None: counted in the base's folder.
-        optimizer_values: values that the optimizer keeps for each trained one; AdamW keeps 2.
+        optimizer_bytes: bytes that the optimizer keeps for each trained value; AdamW keeps two float32 moments.
     """
 
     gpu_memory_gib: float | int
@@ -40,7 +44,7 @@ class Planner:
     resolution: Sequence[int] | None = None
     pixels_per_token: int = 16
     encoder_parameters: int | None = None
-    optimizer_values: int = 2
+    optimizer_bytes: float | int = 8
 
     def __post_init__(self) -> None:
         for name in ("gpu_memory_gib", "peak_tflops"):
@@ -51,16 +55,16 @@ class Planner:
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for what the trainer is told")
 
-    def frame_tokens(self, resolution: Sequence[int]) -> int:
-        """Return the image tokens of a frame.
+    def frame_size(self, resolution: Sequence[int]) -> tuple[int, int]:
+        """Return the (height, width) of a frame, pixels.
 
         Raises:
-            ValueError: if they do not divide it.
+            ValueError: if tokens do not divide it.
         """
         height, width = resolution
         if height % self.pixels_per_token or width % self.pixels_per_token:
             raise ValueError(f"a frame of {height} x {width} is not made of squares of {self.pixels_per_token} pixels")
-        return height * width // self.pixels_per_token**2
+        return height, width
 
 
 def count_stored(base: Path, parts: Iterable[str]) -> int:
@@ -82,6 +86,25 @@ def count_stored(base: Path, parts: Iterable[str]) -> int:
 
 
 @dataclass(frozen=True)
+class Division:
+    """What of a model lies in pieces, as the strategy has it.
+
+    Attributes:
+        pieces: devices among which it is divided; 1 for whole replicas.
+        frozen: whether the frozen base is divided too, or what is trained alone.
+        gathered: share of what is divided that is whole on a device at its peak: two blocks of all, or 1.
+    """
+
+    pieces: int = 1
+    frozen: bool = False
+    gathered: float = 1.0
+
+    def share(self) -> float:
+        """Return the share of a divided part that a device holds."""
+        return 1 / self.pieces
+
+
+@dataclass(frozen=True)
 class Run:
     """What is counted of a configuration.
 
@@ -90,11 +113,12 @@ class Run:
         base_bytes: bytes of a frozen parameter.
         encoders: parameters of the text encoders and the VAE.
         averaged: whether averages (EMA) of the trained parameters are kept.
-        cost: of one sample.
+        costs: of one sample, by the choice of `recompute`; the run's own is the first.
         batch_size: pairs a batch, all devices together.
         accumulate: batches an optimizer step.
         steps: optimizer steps.
-        gpus: devices; each holds all of the model (data parallel).
+        gpus: devices.
+        division: what of the model lies in pieces.
         rank: of the factors; None without any.
     """
 
@@ -103,11 +127,12 @@ class Run:
     base_bytes: int
     encoders: int
     averaged: bool
-    cost: Cost
+    costs: Mapping[str, Cost]
     batch_size: int
     accumulate: int
     steps: int
     gpus: int
+    division: Division = field(default_factory=Division)
     rank: int | None = None
 
     def __post_init__(self) -> None:
@@ -117,19 +142,34 @@ class Run:
                 f"{max(1, round(self.batch_size / self.gpus)) * self.gpus}"
             )
 
+    @property
+    def recompute(self) -> str:
+        """The run's own choice of blocks that are recomputed."""
+        return next(iter(self.costs))
+
+    @property
+    def cost(self) -> Cost:
+        """Of one sample."""
+        return self.costs[self.recompute]
+
 
 def memory(run: Run, planner: Planner) -> dict[str, float]:
     """Return the peak memory of one device by part, bytes. Trained values are float32, as are their gradients and moments."""
-    per_device = run.batch_size // run.gpus
-    return {
-        "base": float(run.frozen * run.base_bytes),
-        "adapters": float(run.trained * FLOAT32),
-        "gradients": float(run.trained * FLOAT32),
-        "optimizer": float(run.trained * FLOAT32 * planner.optimizer_values),
-        "averages": float(run.trained * FLOAT32 * run.averaged),
+    share = run.division.share()
+    base, trained = float(run.frozen * run.base_bytes), float(run.trained * FLOAT32)
+    divided = trained + base * run.division.frozen
+    parts = {
+        "base": base * (share if run.division.frozen else 1),
+        "adapters": trained * share,
+        "gradients": trained * share,
+        "optimizer": run.trained * planner.optimizer_bytes * share,
+        "averages": trained * run.averaged * share,
         "encoders": float(run.encoders * run.base_bytes),
-        "activations": run.cost.activations * per_device,
+        "activations": run.cost.activations(run.batch_size // run.gpus, share),
     }
+    if run.division.pieces > 1:
+        parts["put together"] = divided * run.division.gathered
+    return parts
 
 
 def fits(run: Run, planner: Planner) -> bool:
@@ -138,23 +178,28 @@ def fits(run: Run, planner: Planner) -> bool:
 
 
 def step_seconds(run: Run, planner: Planner) -> float:
-    """Return the time of an optimizer step, seconds; encoding and data reading not counted."""
+    """Return the time of an optimizer step, seconds; encoding, sending and data reading not counted."""
     return run.cost.training * run.batch_size * run.accumulate / (run.gpus * planner.peak_tflops * TERA * planner.mfu)
 
 
-def checkpoint_bytes(run: Run, planner: Planner) -> int:
-    """Return the size of a checkpoint: trained values, averages and the optimizer's, float32; never the base."""
-    return run.trained * FLOAT32 * (1 + run.averaged + planner.optimizer_values)
+def checkpoint_bytes(run: Run, planner: Planner) -> float:
+    """Return the size of a checkpoint: trained values, averages and the optimizer's; never the base."""
+    return float(run.trained * (FLOAT32 * (1 + run.averaged) + planner.optimizer_bytes))
 
 
 def alternatives(run: Run, planner: Planner) -> Iterator[str]:
     """Yield the nearest settings that would fit, each with as many pairs an optimizer step as before."""
     pairs = run.batch_size * run.accumulate
     changed = {"": run}
+    for choice, cost in list(run.costs.items())[1:]:
+        changed[f"recompute={choice}"] = replace(run, costs={choice: cost})
     if run.averaged:
         changed["callbacks.ema=null"] = replace(run, averaged=False)
     if run.base_bytes == FLOAT32:
         changed["base.model.dtype=bfloat16"] = replace(run, base_bytes=FLOAT32 // 2)
+    if run.division.pieces == 1 and run.gpus > 1:
+        for name, divided in (("adapter_shard", Division(run.gpus)), ("fsdp", Division(run.gpus, True, 0.1))):
+            changed[f"trainer/strategy={name}"] = replace(run, division=divided)
     for setting, other in changed.items():
         for per_device in range(run.batch_size // run.gpus, 0, -1):
             batch = per_device * run.gpus
@@ -186,13 +231,17 @@ def table(run: Run, planner: Planner) -> str:
     parts = memory(run, planner)
     peak, seconds = sum(parts.values()), step_seconds(run, planner)
     verdict = "fits" if peak <= planner.gpu_memory_gib * GIB else "DOES NOT FIT"
+    held = "the whole model" if run.division.pieces == 1 else f"1/{run.division.pieces} of "
+    if run.division.pieces > 1:
+        held += "the model" if run.division.frozen else "what is trained, and the whole base"
     rows: Mapping[str, str] = {
         "parameters": f"{run.frozen + run.trained:,} ({run.trained:,} trained)",
-        "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training",
+        "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training "
+        f"(recompute={run.recompute})",
         "pairs": f"{run.batch_size // run.gpus} a device and batch, {run.batch_size * run.accumulate} an optimizer step, "
-        f"{run.gpus} GPUs (every one holds the whole model)",
+        f"{run.gpus} GPUs (each holds {held})",
         **{f"memory: {name}": f"{value / GIB:8.2f} GiB" for name, value in parts.items()},
-        "memory: peak": f"{peak / GIB:8.2f} GiB of {planner.gpu_memory_gib:g}: {verdict} (activations are an estimate)",
+        "memory: peak": f"{peak / GIB:8.2f} GiB of {planner.gpu_memory_gib:g}: {verdict} (the allocator needs some more)",
         "optimizer step": f"{seconds:.3g} s at an MFU of {planner.mfu:g} of {planner.peak_tflops:g} TFLOP/s",
         "run": f"{run.steps:,} steps: {seconds * run.steps / DAY:.3g} days",
         "checkpoint": f"{checkpoint_bytes(run, planner) / 1e9:.3g} GB",

@@ -92,11 +92,20 @@ def wandb_offline() -> bool:
         return True
 
 
+def optimizer_bytes(target: str) -> float:
+    """Return the bytes that an optimizer, by its `_target_`, keeps for each trained value."""
+    # One moment under Muon; two under AdamW, in float32, or in 8 bits with a float32 scale for each 256 of them.
+    if "muon" in target.lower():
+        return 4.0
+    return 2 * (1 + 4 / 256) if "8bit" in target.lower() else 8.0
+
+
 def register_resolvers() -> None:
     """Make the functions above known to the configuration, before Hydra composes it."""
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
     OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
     OmegaConf.register_new_resolver("half", lambda number: int(number) // 2, replace=True)
+    OmegaConf.register_new_resolver("optimizer_bytes", optimizer_bytes, replace=True)
     OmegaConf.register_new_resolver("arch_name", lambda target: target.split(".")[-2], replace=True)
     OmegaConf.register_new_resolver("base_name", lambda path: path.rstrip("/").split("/")[-1], replace=True)

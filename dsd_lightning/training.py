@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,34 @@ from diffusers import FluxTransformer2DModel
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
-from dsd_lightning.flux.cost import Sizes
+from dsd_lightning.flux.cost import Cost
 from dsd_lightning.machine import compile_blocks
 from dsd_lightning.module import DiffusionSelfDistillation
-from dsd_lightning.planning import ENCODERS, Planner, Run, count_stored, table
+from dsd_lightning.parallelism.recompute import recompute
+from dsd_lightning.parallelism.strategy import ShardedStrategy
+from dsd_lightning.planning import (
+    ENCODERS,
+    GIB,
+    Division,
+    DoesNotFitError,
+    Planner,
+    Run,
+    count_stored,
+    fits,
+    table,
+)
 from dsd_lightning.rectified_flow import ResolutionShift
 from dsd_lightning.run_folder import SUMMARY
 from dsd_lightning.run_state import claim, is_finished, read_summary, record, require_same
 from dsd_lightning.sampler import Shift
+from dsd_lightning.trial import step_cost
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +107,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     for height, width in sizes:
         codec.require_size(height, width)
     architecture = build_architecture(config, base)
+    recompute(architecture, config.recompute)
     compile_blocks(architecture.shard_units(), config.compile)
     return DiffusionSelfDistillation(
         architecture=architecture,
@@ -116,9 +132,22 @@ def plan(config: DictConfig) -> str:
         ValueError: if the configuration leaves open what has to be known, naming the setting.
     """
     planner: Planner = instantiate(config.planner)
-    strategy = str(config.trainer.get("strategy", "auto"))
-    if strategy != "auto" and not strategy.startswith("ddp"):
-        raise ValueError(f"plan=true knows whole replicas (trainer.strategy=auto or ddp), not {strategy}")
+    return table(_count(config, planner), planner)
+
+
+def require_fit(config: DictConfig, memory_gib: float) -> None:
+    """Refuse a run that a device of `memory_gib` cannot hold.
+
+    Raises:
+        DoesNotFitError: with the plan, and settings that would fit.
+    """
+    planner: Planner = replace(instantiate(config.planner), gpu_memory_gib=memory_gib)
+    run = _count(config, planner)
+    if not fits(run, planner):
+        raise DoesNotFitError(f"this run does not fit (force=true starts it all the same):\n{table(run, planner)}")
+
+
+def _count(config: DictConfig, planner: Planner) -> Run:
     resolution = planner.resolution or OmegaConf.select(config, "data.datamodule.source.resolution")
     if resolution is None:
         raise ValueError("this data source has no one resolution: give planner.resolution=[HEIGHT,WIDTH]")
@@ -126,30 +155,66 @@ def plan(config: DictConfig) -> str:
     if gpus is None:
         if not isinstance(config.trainer.devices, int) or config.trainer.devices < 1:
             raise ValueError(f"trainer.devices={config.trainer.devices} is no number of devices: give planner.gpus")
-        gpus = config.trainer.devices * int(config.trainer.get("num_nodes", 1))
+        gpus = config.trainer.devices * int(config.trainer.num_nodes)
     architecture, base = _on_meta(config)
-    half = base.dtype != "float32" or "16" in str(config.trainer.precision)
-    sizes = Sizes(
-        frame_tokens=planner.frame_tokens(resolution),
-        text_tokens=base.text_length,
-        value_bytes=2 if half else 4,
-        fused_attention=base.attention_backend != "_native_math",
-    )
     encoders = planner.encoder_parameters
+
+    def cost(choice: str | int) -> Cost:
+        recompute(architecture, choice)
+        return step_cost(
+            architecture,
+            planner.frame_size(resolution),
+            base.text_length,
+            config.task.relation.frame_weights,
+            pixels_per_token=planner.pixels_per_token,
+            autocast=config.trainer.precision == "bf16-mixed",
+        )
+
     run = Run(
         frozen=sum(p.numel() for p in architecture.parameters() if not p.requires_grad),
         trained=sum(p.numel() for _, p in architecture.trainable()),
         base_bytes=base.torch_dtype.itemsize,
         encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
         averaged=config.callbacks.get("ema") is not None,
-        cost=architecture.cost(sizes),
+        costs={str(config.recompute): cost(config.recompute)},
         batch_size=int(config.data.datamodule.batch_size),
         accumulate=int(config.trainer.accumulate_grad_batches),
         steps=int(config.trainer.max_steps),
         gpus=gpus,
+        division=_division(config, architecture, gpus),
         rank=None if architecture.lora is None else architecture.lora.rank,
     )
-    return table(run, planner)
+    if not fits(run, planner) and config.recompute != "all":
+        more = [choice for choice in (2, "all") if choice != config.recompute]
+        run = replace(run, costs={**run.costs, **{str(choice): cost(choice) for choice in more}})
+    return run
+
+
+def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Division:
+    """Return what lies in pieces under the configured strategy."""
+    strategy = config.trainer.strategy
+    if isinstance(strategy, str):
+        if strategy != "auto" and not strategy.startswith("ddp"):
+            raise ValueError(
+                f"plan=true does not know trainer.strategy={strategy}: choose trainer/strategy=single, ddp, fsdp, "
+                "adapter_shard or hybrid"
+            )
+        return Division()
+    built: Any = instantiate(strategy)
+    if not isinstance(built, ShardedStrategy) or gpus == built.replicas:
+        return Division()
+    if gpus % built.replicas:
+        raise ValueError(f"trainer.strategy.replicas={built.replicas} does not divide the {gpus} GPUs")
+
+    def size(module: nn.Module) -> int:
+        kept = (p for p in module.parameters() if p.requires_grad or built.divide_frozen)
+        return sum(p.numel() * p.element_size() for p in kept)
+
+    units = sorted((size(unit) for unit in architecture.shard_units()), reverse=True)
+    everything = size(architecture)
+    # The block at work, the next one on its way, and what belongs to no block.
+    held = sum(units[:2]) + everything - sum(units) if built.reshard_after_forward else everything
+    return Division(gpus // built.replicas, built.divide_frozen, held / everything)
 
 
 def _on_meta(config: DictConfig) -> tuple[Architecture, FluxBase]:
@@ -158,6 +223,8 @@ def _on_meta(config: DictConfig) -> tuple[Architecture, FluxBase]:
     with open_dict(config):
         # What a run starts from changes values, not counts.
         config.init_from, config.base.model.initialise = None, "meta"
+        if config.base.model.attention_backend != "_native_math":
+            config.base.model.attention_backend = None  # all others keep as much
         if config.base.model.get("transformer_config") is None:
             known = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
             config.base.model.transformer_config = {k: v for k, v in known.items() if not k.startswith("_")}
@@ -223,6 +290,8 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[FolderCheckpointIO()]
     )
+    if trainer.strategy.root_device.type == "cuda" and not config.force:
+        require_fit(config, torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory / GIB)
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kept_reference
+from benchmarks import kept_reference, training_step
+from benchmarks.measure import ratio
 
 
 def test_the_kept_reference_is_measured_against_the_other_ways(
@@ -29,3 +30,24 @@ def test_the_kept_reference_is_measured_against_the_other_ways(
 def test_a_wrong_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kept_reference.main([f"base.model.path={tmp_path}"]) == 2
     assert "transformer" in capsys.readouterr().err
+
+
+def test_a_training_step_is_measured_against_the_same_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = training_step.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
+    monkeypatch.setitem(training_step.SHAPES, "small", few)
+    file = tmp_path / "figures.json"
+    training_step.main(["--batch", "1", "--rounds", "3", "--rank", "4", "--device", "cpu", "--out", str(file)])
+    figures = json.loads(file.read_text())
+    assert figures == json.loads(capsys.readouterr().out)
+    assert {"device", "versions", "commit", "threads"} <= figures.keys()
+    assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
+    # Otherwise the ratio would say nothing.
+    assert figures["tflop_a_pair"]["ours"] == pytest.approx(figures["tflop_a_pair"]["theirs"], rel=0.02)
+
+
+def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:
+    found = ratio([2.0, 2.2, 1.8, 2.0, 2.1], [1.0, 1.0, 1.0, 1.0, 1.0])
+    assert found["ratio"] == 2.0
+    assert 1.8 <= found["low"] <= 2.0 <= found["high"] <= 2.2

@@ -12,8 +12,9 @@ from tiny_run import Run, assert_same
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.cost import CPU_ATTENTION, LiveTensors, StepCost
+from callbacks.cost import StepCost
 from callbacks.drawing import drawing
+from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors
 
 
 def test_attention_counts_on_the_cpu_too() -> None:

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from exported_run import TIMES, inputs
+from flux_arithmetic import Linear, Sizes, flux_cost
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 from verbs import CONF, compose_train
 
-from dsd_lightning.flux.cost import Linear, Sizes, flux_cost
+from dsd_lightning.flux.cost import Cost
 from dsd_lightning.planning import GIB, Planner, Run, alternatives, count_stored, fits, memory, step_seconds, table
 from dsd_lightning.training import build_architecture, plan
+from dsd_lightning.trial import step_cost
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38
 FLUX_PARAMETERS = 11_901_408_320
@@ -94,13 +96,16 @@ def test_flux_training(targets: str, factors: int, training: float, recomputed: 
 
 
 def flux_run(**changed: Any) -> Run:
+    arithmetic = flux_sample(ALL_LINEAR)
     settings: dict[str, Any] = {
         "frozen": FLUX_PARAMETERS,
         "trained": 2_091_909_120,
         "base_bytes": 2,
         "encoders": 0,
         "averaged": False,
-        "cost": flux_sample(ALL_LINEAR),
+        "costs": {
+            "none": Cost(arithmetic.forward, arithmetic.training, ((int(arithmetic.activations), 2_091_909_120 * 4),))
+        },
         "batch_size": 160,
         "accumulate": 1,
         "steps": 100_000,
@@ -173,6 +178,10 @@ def test_stored_values_are_counted_from_headers(tiny_base: Path) -> None:
 # --- Against tensors and torch's own counter.
 
 
+SIZE = (64, 64)
+"""Pixels (height, width) of the frames of `exported_run.inputs`."""
+
+
 @pytest.mark.parametrize("arch", ["parallel", "text_only"])
 def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Path, tmp_path: Path) -> None:
     choices = (f"arch={arch}", "arch.lora.rank=2", "base.model.attention_backend=_native_math")
@@ -180,14 +189,16 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
     noisy, condition = inputs(architecture)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         architecture(noisy, TIMES, condition)
-    frame = noisy.shape[-2] * noisy.shape[-1] // 4 // len(architecture.frames)
-    sizes = Sizes(frame, condition.text.sequence.shape[1], value_bytes=4)
-    assert architecture.cost(sizes).forward * len(TIMES) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    cost = step_cost(
+        architecture.to("meta"), SIZE, condition.text.sequence.shape[1], {"target": 1.0}, pixels_per_token=16
+    )
+    assert cost.forward * len(TIMES) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["parallel", "text_only"])
 def test_the_plan_of_flux_dev(arch: str) -> None:
-    choices = ("planner.resolution=[512,512]", "planner.gpus=8", "arch.lora.rank=512", "trainer.max_steps=100000")
+    choices = ("planner.resolution=[512,512]", "planner.gpus=8", "arch.lora.rank=512", "recompute=all")
     told = plan(compose_train(Path("run"), "base=flux_dev", f"arch={arch}", *choices))
     embedder = 64 * 3072 + 3072 if arch == "parallel" else 0
     trained = 2_091_909_120 + embedder
@@ -200,9 +211,9 @@ def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
     assert ": fits" in told
 
 
-def test_a_strategy_that_the_plan_does_not_know_is_refused() -> None:
-    with pytest.raises(ValueError, match="whole replicas"):
-        plan(compose_train(Path("run"), "+trainer.strategy=fsdp"))
+def test_a_strategy_that_the_plan_does_not_know_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.strategy=deepspeed: choose trainer/strategy=single"):
+        plan(compose_train(Path("run"), f"base.model.path={tiny_base}", "trainer.strategy=deepspeed"))
 
 
 def test_the_assumptions_stand_in_the_configuration() -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from tiny_run import Run
 
+from callbacks.cost import StepCost
 from callbacks.summary import Summary
-from callbacks.throughput import ProgressBar
+from callbacks.throughput import ProgressBar, Throughput
 
 
 class Slow(L.Callback):
@@ -39,6 +40,18 @@ def test_speed_and_gradient_norm_are_measured(tmp_path: Path) -> None:
     assert figures["optimizer/grad_norm"] == pytest.approx(slow.norms[-1], rel=1e-5)
     assert figures["optimizer/grad_norm"] > 0.5  # what it was before it was clipped to 0.5
     assert figures["optimizer/lr"] == pytest.approx(1e-2 * 2 / 5)  # second of five warm-up steps
+
+
+def test_the_share_of_the_peak_is_speed_times_operations(tmp_path: Path) -> None:
+    run = Run(tmp_path, 3, StepCost())
+    (throughput,) = (each for each in run.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
+    throughput.peak_tflops = 1e-3
+    run.fit()
+    figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    operations = figures["throughput/pairs_per_second"] * run.module.summary["flops_per_pair"]  # type: ignore[index]
+    assert figures["throughput/mfu"] == pytest.approx(operations / 1e9, rel=1e-5)
+    with pytest.raises(ValueError, match="peak_tflops=0"):
+        Throughput(peak_tflops=0)
 
 
 def test_summary_counts_over_resumes_and_keeps_what_others_measured(tmp_path: Path) -> None:

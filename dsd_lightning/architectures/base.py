@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
-from dsd_lightning.flux.cost import Cost, Linear, Sizes, flux_cost
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.pairs import TARGET, Condition, Encoded
 
@@ -203,31 +202,8 @@ class Architecture(ModelMixin, ConfigMixin):
         yield from self.transformer.transformer_blocks
         yield from self.transformer.single_transformer_blocks
 
-    # --- What it costs, for the planner.
-
-    def cost(self, sizes: Sizes) -> Cost:
-        """Return what a sample costs in training, counted from the transformer's shapes and the frames' tokens.
-
-        An architecture with more in the sequence than its frames, or with networks beside the transformer, adds them.
-        """
-        config = self.transformer.config
-        layers = []
-        for name, layer in self.transformer.named_modules():
-            inner = getattr(layer, "base_layer", layer)
-            if isinstance(inner, nn.Linear) and not name.endswith(".base_layer") and ".lora_" not in name:
-                has_factors = self.lora is not None and hasattr(layer, "lora_A")
-                rank = self.lora.rank if self.lora is not None and has_factors else 0
-                layers.append(Linear(name, inner.in_features, inner.out_features, rank))
-        return flux_cost(
-            layers,
-            width=int(config.num_attention_heads) * int(config.attention_head_dim),
-            double_blocks=int(config.num_layers),
-            single_blocks=int(config.num_single_layers),
-            heads=int(config.num_attention_heads),
-            image_tokens=len(self.frames) * sizes.frame_tokens,
-            sizes=sizes,
-            base_is_trained=self.train_base,
-        )
+    def require_shardable(self) -> None:
+        """Refuse, with a ValueError that names the remedy, what the blocks cannot compute when put together one by one."""
 
 
 class OneFrame(Architecture):

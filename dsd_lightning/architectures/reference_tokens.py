@@ -63,6 +63,18 @@ class ReferenceTokens(LatentReference):
         own_pass = {"reference_timestep": float(self.reference_timestep)} if self.separate_pass else {}
         return {"id_shift": self.id_shift, "separate_pass": self.separate_pass} | own_pass
 
+    def require_shardable(self) -> None:
+        """Refuse a pass of its own: its gradients enter the blocks by their keys and values, past the blocks' outputs.
+
+        Raises:
+            ValueError: naming the remedy.
+        """
+        if self.separate_pass:
+            raise ValueError(
+                "arch.separate_pass=true cannot be trained on a model in pieces: choose trainer/strategy=ddp, or "
+                "arch.separate_pass=false"
+            )
+
     def prepare(self, condition: Condition) -> State:
         """Return the reference's keys and values, where it has a pass of its own; gradients flow through them."""
         return {"kept": self._reference_pass(condition)} if self.separate_pass else {}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints import whole
+from dsd_lightning.pieces import divided_like
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> N
             )
     with torch.no_grad():
         for name, parameter in mine.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(divided_like(weights[name], parameter))
 
 
 def save_adapter(

@@ -1,43 +1,114 @@
-"""What does a pass through FLUX cost? Multiplications and the bytes that wait for the backward pass, from shapes alone.
-
-Pure arithmetic: nothing here needs torch, a GPU or weights. Layers are known by diffusers' names.
-"""
+"""What does a step cost, in operations and in memory? Counted on the tensors themselves, with or without their contents."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 FLOAT32 = 4
-"""Bytes of a float32 value: of factors, and of what they are fed with."""
+"""Bytes of a trained value, of its gradient, and of each moment."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a sample consists of.
+def is_recomputed(index: int, choice: str | int) -> bool:
+    """Return whether the block number `index` of all computes its activations again in the backward pass.
+
+    Args:
+        index: from 0.
+        choice: "none", "all", or a number k: every k-th block, the first one among them.
+
+    Raises:
+        ValueError: another choice.
+    """
+    if choice in ("none", "all"):
+        return choice == "all"
+    if not isinstance(choice, int) or isinstance(choice, bool) or choice < 1:
+        raise ValueError(f"recompute={choice}: choose none, all, or a number k >= 1 for every k-th block")
+    return index % choice == 0
+
+
+# --- Operations. Kernels that torch's counter does not know; without them attention would be free on the CPU.
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _twice_forward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""As kernels execute it: five products backward, because the scores are computed again."""
+
+MODEL_ATTENTION = CPU_ATTENTION | {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _twice_forward}
+"""As MFU counts it: twice the forward pass backward."""
+
+
+# --- Memory.
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive: those given, and those that operations make while it is active.
+
+    (`torch.distributed._tools.mem_tracker.MemTracker` does the same and more, but stops at frozen parameters.)
 
     Attributes:
-        frame_tokens: image tokens of one frame (FLUX: one for 16 x 16 pixels).
-        text_tokens: T5 tokens.
-        value_bytes: bytes of an activation: 2 under a bfloat16 base, 4 under a float32 one.
-        fused_attention: the kernel keeps no matrix of weights (flash, cuDNN, and PyTorch's own choice).
+        now, peak: bytes.
+        history: (storage, bytes) of each one that came, and (storage, -bytes) of each that went, in their order.
     """
 
-    frame_tokens: int
-    text_tokens: int
-    value_bytes: int = 2
-    fused_attention: bool = True
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.history: list[tuple[int, int]] = []
+        self._alive: dict[int, tuple[int, Any]] = {}
+        self._count = 0
+        for tensor in tensors:
+            self._note(tensor)
 
+    @property
+    def alive(self) -> set[int]:
+        """The storages that are alive, by their numbers in `history`."""
+        return {number for number, _ in self._alive.values()}
 
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer: its name in the transformer, its shape, and the rank of its factors (0: none)."""
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive:
+            return
+        self._count += 1
+        number = self._count
 
-    name: str
-    inputs: int
-    outputs: int
-    rank: int = 0
+        def free(_: Any) -> None:
+            del self._alive[address]
+            self.now -= size
+            self.history.append((number, -size))
+
+        self._alive[address] = (number, weakref.ref(storage, free))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self.history.append((number, size))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, outputs)
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -46,77 +117,61 @@ class Cost:
 
     Attributes:
         forward: floating-point operations of a forward pass; a multiply-add counts two.
-        training: of forward and backward together, without recomputation. Frozen weights have no gradient, but their
-            inputs do; attention's backward pass takes twice its forward pass.
-        activations: bytes that wait for the backward pass.
+        training: of forward and backward together, and of what is recomputed.
+        moments: (bytes of activations, bytes of gradients) alive at the moments of a step that may be its peak. The first
+            grow with the batch, the second do not.
     """
 
     forward: float
     training: float
-    activations: float
+    moments: tuple[tuple[int, int], ...]
+
+    def activations(self, samples: int, gradients: float = 1.0) -> float:
+        """Return the bytes beyond weights and all gradients at the peak of a step of so many samples.
+
+        Args:
+            samples: a device's batch.
+            gradients: share of them that the device holds.
+        """
+        whole = max(gradient for _, gradient in self.moments)
+        return max(samples * kept - gradients * (whole - gradient) for kept, gradient in self.moments)
 
 
-_TEXT = re.compile(r"transformer_blocks\.\d+\.(attn\.(add_[qkv]_proj|to_add_out)|ff_context\..*)|context_embedder")
-_ONCE = re.compile(r".*norm\w*\.linear|time_text_embed\..*")
-_SINGLE = re.compile(r"single_transformer_blocks\..*")
-
-
-def tokens_through(name: str, image_tokens: int, text_tokens: int) -> int:
-    """Return how many tokens of a sample pass through a layer: 1 for those that see its timestep and pooled text."""
-    if _ONCE.fullmatch(name):
-        return 1
-    if _SINGLE.fullmatch(name):
-        return image_tokens + text_tokens
-    return text_tokens if _TEXT.fullmatch(name) else image_tokens
-
-
-def flux_cost(
-    layers: Iterable[Linear],
-    *,
-    width: int,
-    double_blocks: int,
-    single_blocks: int,
-    heads: int,
-    image_tokens: int,
-    sizes: Sizes,
-    base_is_trained: bool = False,
-) -> Cost:
-    """Return what a sample of `image_tokens` (all frames) costs.
-
-    The bytes are an estimate: those of the tensors that autograd keeps by the shapes of diffusers' blocks. For a block and
-    token they are the layer norms' inputs, queries and keys before their norms, attention's inputs and output, the GELU's
-    input, and the inputs of layers that have a gradient of their own. Under a base of fewer bits, peft gives each layer's
-    factors a float32 copy of their input instead.
+def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Cost:
+    """Return what one sample costs, from running its step on tensors without contents.
 
     Args:
-        layers: every linear layer of the transformer.
-        width: of the transformer (heads x head dimension).
-        double_blocks, single_blocks, heads: as the transformer's configuration has them.
-        image_tokens: of the whole canvas, reference tokens included where they are in the sequence.
-        sizes: of the sample.
-        base_is_trained: weights have gradients too.
+        weights: of the model that `step` uses, without contents as `without_memory` makes them.
+        step: returns the loss of a sample.
     """
-    linear = factors = kept = 0.0
-    copied = 0 if sizes.value_bytes == FLOAT32 else FLOAT32
-    has_factors = False
-    for layer in layers:
-        tokens = tokens_through(layer.name, image_tokens, sizes.text_tokens)
-        linear += 2.0 * tokens * layer.inputs * layer.outputs
-        if layer.rank:
-            has_factors = True
-            factors += 2.0 * tokens * layer.rank * (layer.inputs + layer.outputs)
-            kept += tokens * (layer.rank * FLOAT32 + layer.inputs * copied)
-    total = image_tokens + sizes.text_tokens
-    attention = 4.0 * total**2 * width * (double_blocks + single_blocks)
-    # In units of `width` a token. Double blocks: two layer norms (2), queries and keys (2), attention's q, k, v and output
-    # (4), GELU (4). Single: one layer norm (1), queries and keys (2), attention (4), GELU (4).
-    blocks = 12.0 * double_blocks + 11.0 * single_blocks
-    if base_is_trained or (has_factors and not copied):
-        # Double: what enters attention's and the feed-forward's layers (1 + 1 + 4). Single: the same (1), proj_out's (5).
-        blocks += 6.0 * (double_blocks + single_blocks)
-    kept += total * width * sizes.value_bytes * blocks
-    if not sizes.fused_attention:
-        kept += heads * total**2 * sizes.value_bytes * (double_blocks + single_blocks)
-    forward = linear + factors + attention
-    backward = linear * (2 if base_is_trained else 1) + 2 * factors + 2 * attention
-    return Cost(forward, forward + backward, kept)
+    live = LiveTensors(weights)
+    live.history.clear()
+    counter = FlopCounterMode(display=False, custom_mapping=MODEL_ATTENTION)
+    with live, counter:
+        loss = step()
+        forward = counter.get_total_flops()
+        loss.backward()
+    del loss
+    return Cost(float(forward), float(counter.get_total_flops()), tuple(_moments(live.history, live.alive)))
+
+
+def _moments(history: list[tuple[int, int]], gradients: set[int]) -> list[tuple[int, int]]:
+    """Return the (activations, gradients) that no other moment exceeds in both; what outlives the step is a gradient."""
+    kept = gradient = 0
+    largest: dict[int, int] = {}
+    for number, size in history:
+        if number in gradients:
+            gradient += size
+        else:
+            kept += size
+        largest[gradient] = max(largest.get(gradient, 0), kept)
+    moments: list[tuple[int, int]] = []
+    for held in sorted(largest, reverse=True):
+        if not moments or largest[held] > moments[-1][0]:
+            moments.append((largest[held], held))
+    return moments
+
+
+def without_memory() -> FakeTensorMode:
+    """Return the mode in which tensors have shapes and take no memory; attention is that of a kernel that keeps no scores."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

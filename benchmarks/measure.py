@@ -1,0 +1,84 @@
+"""How are two ways of doing the same work compared fairly, and what goes along with the figures?"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "diffusers", "peft", "lightning", "webdataset")
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Return the seconds of every call, the turns alternating in one process, each round in another order."""
+    order = random.Random(0)
+    for _ in range(warm_up):
+        for turn in turns.values():
+            turn()
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(repeats):
+        names = list(turns)
+        order.shuffle(names)
+        for name in names:
+            _wait(device)
+            start = time.perf_counter()
+            turns[name]()
+            _wait(device)
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], draws: int = 4000) -> dict[str, float]:
+    """Return the median of the rounds' ratios ours/theirs and its 95% interval, by bootstrap over the rounds."""
+    rng = random.Random(0)
+    each = [one / other for one, other in zip(ours, theirs, strict=True)]
+    medians = sorted(median(rng.choices(each, k=len(each))) for _ in range(draws))
+    return {"ratio": median(each), "low": medians[int(0.025 * draws)], "high": medians[int(0.975 * draws) - 1]}
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median and the quartiles."""
+    low, _, high = quantiles(seconds, n=4)
+    return {"median": median(seconds), "quartile_1": low, "quartile_3": high, "rounds": len(seconds)}
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return the device's name, the versions and the commit that figures belong to."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def write(path: Path | None, results: Mapping[str, Any]) -> None:
+    """Print the results as JSON, and write them to `path` if one is given."""
+    text = json.dumps(results, indent=1)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")

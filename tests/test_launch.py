@@ -1,0 +1,95 @@
+"""Does the sample SLURM script bring a run to its end over requeues, as if it had never been stopped?"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from verbs import ROOT, environment, run, tiny_miniature
+
+from dsd_lightning.checkpoints.folder_io import list_steps
+
+STEPS, STOPS = 40, 3
+
+SRUN = """#!/bin/bash
+# Runs the command as one task; options are SLURM's business.
+while [[ "$1" == --* ]]; do shift; done
+exec "$@"
+"""
+
+SCONTROL = """#!/bin/bash
+echo "$@" >> "$REQUEUED"
+"""
+
+
+@pytest.mark.slow
+def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    few = [
+        *("callbacks=minimal", "logger=csv", "callbacks.checkpoint.every_n_steps=1000", f"trainer.max_steps={STEPS}"),
+        "schedule.num_warmup_steps=2",
+    ]
+    small = [*tiny_miniature(tiny_base, *few), "trainer.val_check_interval=1000"]
+    # What the script says of the paper's run is made small: the miniature on one CPU.
+    plain = ["data=miniature", "base=tiny", "trainer/strategy=single", "trainer.devices=1", "recompute=none"]
+    same = [
+        "trainer.precision=32-true",
+        "trainer.accumulate_grad_batches=1",
+        "data.datamodule.source.resolution=[64,64]",
+    ]
+    choices = [*plain, *same, "~data.datamodule.source.workers", "~data.datamodule.source.max_damaged"]
+    straight = run(
+        "experiment=dsd_paper", *small, *choices, f"hydra.run.dir={tmp_path / 'straight'}", "trainer.num_nodes=1"
+    )
+    assert straight.returncode == 0, straight.stderr[-3000:]
+
+    requeued = tmp_path / "requeued"
+    folder = ROOT / "outputs" / f"slurm-{tmp_path.name}"
+    variables = {
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT / "tests"),
+        "REQUEUED": str(requeued),
+        "SLURM_JOB_ID": tmp_path.name,
+    }
+    pace = "+callbacks.pace={_target_:verbs.Pace,seconds:0.1}"
+    for stop in range(STOPS + 1):
+        job = subprocess.Popen(
+            ["bash", "launch/slurm.sbatch", *small, *choices, f"hydra.run.dir={tmp_path / 'run'}", pace],
+            cwd=ROOT,
+            env=environment(**variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if stop == STOPS:
+            assert job.wait(600) == 0
+            break
+        wait_for_training(job, tmp_path / "run" / "metrics.csv", stop)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(120) == 0
+        assert requeued.read_text().splitlines() == [f"requeue {tmp_path.name}"] * (stop + 1)
+    assert not folder.exists()
+    assert len(list_steps(tmp_path / "run" / "checkpoints")) >= 1
+    last = [load_file(tmp_path / each / "checkpoints" / f"step_{STEPS:08d}" / "adapter.safetensors")
+            for each in ("straight", "run")]  # fmt: skip
+    assert all((value == last[1][name]).all() for name, value in last[0].items())
+
+
+def wait_for_training(job: subprocess.Popen[bytes], metrics: Path, stops: int) -> None:
+    """Wait until the run has logged a few steps more than when it was last stopped."""
+
+    def rows() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    before = rows() if stops else 0
+    while rows() < before + 4:
+        assert job.poll() is None
+        time.sleep(0.05)
