@@ -8,12 +8,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
+PAGE_TESTS := tests/test_ui.py
 ARGS ?=
 
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 # Errors only, and no byte code: Python writes it when a module is first imported, which most never are.
-PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check
+INSTALL := install -qq --no-compile --disable-pip-version-check
+PIP_INSTALL := -m pip $(INSTALL)
 PINNED := torch==2.13.0 lightning==2.6.6 pytorch-lightning==2.6.6
 
 .PHONY: help
@@ -24,12 +26,17 @@ help: ## list the targets
 demo: venv ## install, then train on the embedded miniature and show where the results are
 	$(BIN)/python train.py arch=parallel task=identity $(ARGS)
 
+.PHONY: page
+page: $(VENV)/.ui ## a page in the browser for the shipped miniature, or for ARGS='--run RUN_DIR'
+	$(VENV)/ui/bin/python -m dsd_lightning.ui $(ARGS)
+
 .PHONY: venv
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev $(VENV)/.ui ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --ignore=$(PAGE_TESTS)
+	$(VENV)/ui/bin/python -m pytest $(PAGE_TESTS)
 
 .PHONY: check
 check: lint types contracts ## run all static checks
@@ -61,7 +68,13 @@ constraints: ## write constraints.txt anew: the newest releases that setup.cfg a
 	{ echo '# Exact versions of all that the package and its extras dev, parquet and report install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
-	} > constraints.txt.new && mv constraints.txt.new constraints.txt
+	} > constraints.txt.new && mv constraints.txt.new constraints.txt && \
+	$(MAKE) --no-print-directory "$$scratch/venv/ui/.made" VENV="$$scratch/venv" && \
+	grep -v '^pillow==' constraints.txt > "$$scratch/pinned.txt" && \
+	"$$scratch/venv/bin/python" -m pip --python "$$scratch/venv/ui/bin/python" $(INSTALL) -c "$$scratch/pinned.txt" gradio selenium && \
+	{ sed -n '/^#/p' constraints-ui.txt && \
+	  "$$scratch/venv/bin/python" -m pip freeze --path "$$scratch"/venv/ui/lib/python3*/site-packages; \
+	} > constraints-ui.txt.new && mv constraints-ui.txt.new constraints-ui.txt
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches; outputs/ stays
@@ -77,6 +90,17 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report]'
 	@touch $(VENV)/.base $@
+
+# Gradio and what it needs lie in a layer above the environment, which stays as constraints.txt pins it.
+$(VENV)/.ui: constraints-ui.txt | $(VENV)/.base $(VENV)/ui/.made
+	$(BIN)/python -m pip --python $(VENV)/ui/bin/python $(INSTALL) --no-deps -r constraints-ui.txt
+	@touch $@
+
+$(VENV)/ui/.made: | $(VENV)/.made
+	@$(BIN)/python -m venv --without-pip $(VENV)/ui
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV)/ui/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	@touch $@
 
 # Debian's Python has no ensurepip unless python3-venv is installed; its pip can fill an environment all the same.
 $(VENV)/.made:

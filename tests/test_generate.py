@@ -233,6 +233,17 @@ def test_official_weights_with_renamed_keys(
     assert "does not have" in said
 
 
+def test_official_weights_with_missing_keys(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = picture.with_name("transformer")
+    shutil.copytree(OFFICIAL / "transformer", folder)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if name != "c_embedder.weight"}, folder / WEIGHTS)
+    said = refused([*official_flags(transformer=folder), *command(picture, out)], capsys)
+    assert "lacks 1" in said
+    assert "c_embedder.weight" in said
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_no_memory(
     picture: Path,
@@ -276,6 +287,7 @@ def test_offload_without_a_gpu_is_a_warning(
         (["--size", "48x"], "size=48x: give SIDE"),
         (["--size", "30"], "nearest is 32 x 32"),
         (["--i_guidance", "-1"], "i_guidance=-1.0"),
+        (["--t_guidance", "nan"], "must be finite"),
         (["--steps", "0"], "steps=0"),
         (["--num_images", "0"], "num_images=0"),
         (["--seed", "-5"], "seed=-5"),

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
-
-HUB_BASE = "black-forest-labs/FLUX.1-dev"
-"""The base of the authors' weights."""
+from dsd_lightning.generation.models import add_agent_flag, add_machine_flags, add_model_flags, check_model
 
 DEFAULT_SHEET = "1,1.5,2/1,1.5,2"
 
@@ -17,6 +15,8 @@ _EPILOG = """examples:
   python generate.py --run outputs/2026-01-31/12-00-00 --image_path a.png --text "..."           a model of your own
   python generate.py --model_path transformer --lora_path pytorch_lora_weights.safetensors \\
       --image_path a.png --text "..." --output_path out.png --model_offload                      the authors' weights
+
+a comic of 8 to 10 panels: python generate.py story --help
 
 exit codes: 0 all pictures are there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
 """
@@ -30,13 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = made.add_argument_group("the model (the shipped miniature if none is named)")
-    model.add_argument("--model_path", type=Path, help="the authors' transformer folder")
-    model.add_argument("--lora_path", type=Path, help="the authors' LoRA file, for --model_path")
-    model.add_argument("--base_path", help=f"folder or hub id of FLUX.1-dev, for --model_path; default {HUB_BASE}")
-    model.add_argument("--run", type=Path, help="a training's run folder (or one of its checkpoints), any architecture")
-    model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of their averages")
-    model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
+    add_model_flags(made)
 
     what = made.add_argument_group("what to draw")
     what.add_argument("--image_path", type=Path, help="reference picture; its middle is cropped to the frame")
@@ -52,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--disable_gemini_prompt", action="store_true", help="use the prompt as it is, without enhancing it"
     )
+    add_agent_flag(what)
     what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
 
     several = made.add_argument_group("several pictures at once")
@@ -69,12 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "are given",
     )
 
-    machine = made.add_argument_group("the machine")
-    machine.add_argument("--device", help="cuda, cuda:1, cpu; default: the GPU where there is one")
-    machine.add_argument("--model_offload", action="store_true", help="the model's parts visit the GPU in turn")
-    machine.add_argument("--sequential_offload", action="store_true", help="layer by layer: least memory, slowest")
-    machine.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="store the transformer in 8 or 4 bits")
-    machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    add_machine_flags(made)
     return made
 
 
@@ -84,18 +74,7 @@ def check(chosen: argparse.Namespace) -> None:
     Raises:
         GenerationError: naming them.
     """
-    if chosen.run is not None and any((chosen.model_path, chosen.lora_path, chosen.base_path)):
-        raise GenerationError("--run names a whole model: leave out --model_path, --lora_path and --base_path")
-    if chosen.model_path is None and (chosen.lora_path or chosen.base_path):
-        raise GenerationError(
-            "--lora_path and --base_path belong to --model_path: give the authors' transformer folder"
-        )
-    if chosen.model_offload and chosen.sequential_offload:
-        raise GenerationError("choose one of --model_offload and --sequential_offload")
-    for name in ("model_path", "lora_path", "run"):
-        path = getattr(chosen, name)
-        if path is not None and not path.exists():
-            raise GenerationError(f"--{name} {path}: there is no such file or folder")
+    check_model(chosen)
     if chosen.jobs is not None and (chosen.image_path or chosen.text or chosen.sheet):
         raise GenerationError("--jobs brings its own pictures and texts: leave out --image_path, --text and --sheet")
     if chosen.jobs is None and (chosen.image_path is None or chosen.text is None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -46,6 +47,10 @@ class Job:
             raise GenerationError(f"seed={self.seed} must be >= 0, or -1 for a drawn one")
         if self.num_images < 1 or self.steps < 1:
             raise GenerationError(f"num_images={self.num_images} and steps={self.steps} must be at least 1")
+        if not all(math.isfinite(value) for value in (self.guidance, self.i_guidance, self.t_guidance)):
+            raise GenerationError(
+                f"guidance={self.guidance}, i_guidance={self.i_guidance}, t_guidance={self.t_guidance} must be finite"
+            )
         if min(self.i_guidance, self.t_guidance) < 0:
             raise GenerationError(
                 f"i_guidance={self.i_guidance} and t_guidance={self.t_guidance} must be >= 0; 1.0 means none"
@@ -56,6 +61,16 @@ class Job:
         if self.num_images == 1:
             return [self.output]
         return [self.output.with_stem(f"{self.output.stem}_{index + 1}") for index in range(self.num_images)]
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and outer spaces, as the official command passes it on."""
+    return text.strip().replace("\n", "").replace("\r", "")
+
+
+def with_seed(job: Job, drawn: int) -> Job:
+    """Return `job`, with the seed `drawn` if it leaves the choice open."""
+    return replace(job, seed=drawn) if job.seed == -1 else job
 
 
 def parse_size(text: Any) -> tuple[int, int] | None:

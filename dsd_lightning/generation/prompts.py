@@ -5,18 +5,81 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from PIL import Image
+
+from dsd_lightning.agents import Agent, AuthenticationFailed, Picture, Request
+from dsd_lightning.generation.asking import NoAnswer, ask_each, find_agent, instruction, line_of
+from dsd_lightning.generation.jobs import Job, one_line
+from dsd_lightning.pictures import load_rgb
+from dsd_lightning.pipeline.inputs import fit
+
 log = logging.getLogger(__name__)
 
+GOING_ON = "going on with your prompt as it is"
 
-def one_line(text: str) -> str:
-    """Return a text without line breaks and outer spaces, as the official command passes it on."""
-    return text.strip().replace("\n", "").replace("\r", "")
+SEEN = 512
+"""Short side of the reference picture that a language model is shown, pixels."""
 
 
-def enhance(texts: Sequence[str]) -> list[str]:
-    """Return the prompts to draw from: without a language model to ask, the user's own, and that is said."""
-    log.warning(
-        "prompt enhancement has no key for a language model: going on with your prompt as it is "
-        "(--disable_gemini_prompt says that this is meant)"
-    )
-    return list(texts)
+def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool) -> list[str]:
+    """Return the prompts to draw from: enhanced by a language model, or the users' own, and then that is said.
+
+    Args:
+        jobs: their texts and reference pictures.
+        chosen: see `asking.find_agent`.
+        miniature: the shipped miniature draws, which knows the words of its own world alone: nobody is asked unless
+            `chosen` says so.
+    """
+    own = [one_line(job.text) for job in jobs]
+    try:
+        agent = find_agent(chosen)
+    except AuthenticationFailed as failure:
+        log.warning(
+            "prompt enhancement has no key for a language model (%s): %s (--disable_gemini_prompt says that this is meant)",
+            failure,
+            GOING_ON,
+        )
+        return own
+    if miniature and not chosen:
+        log.warning(
+            "the shipped miniature knows the words of its own world alone, which no enhancement would keep to: %s "
+            "(--agents NAME asks all the same)",
+            GOING_ON,
+        )
+        return own
+    with agent:
+        return enhance(agent, [shown(load_rgb(job.image), job.size) for job in jobs], own)
+
+
+def shown(reference: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Return what the model will see of a reference in frames of `size` (height, width), at a size for language models."""
+    height, width = size or (1, 1)
+    scale = SEEN / min(height, width)
+    return fit(reference, round(height * scale), round(width * scale))
+
+
+def enhance(agent: Agent, references: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
+    """Return each text merged with what its reference shows, asking twice: for a caption, then to merge the two.
+
+    As the official code: the user's wishes first, the rest from the caption. Where no answer comes, the text stays as it is,
+    and a warning says why. Equal references are captioned once.
+    """
+    captions = ask_each(agent, [Request.of(instruction("caption"), Picture.of(image)) for image in references])
+    prompts = list(texts)
+    asked: dict[int, Request] = {}
+    for index, (text, answer) in enumerate(zip(texts, captions, strict=True)):
+        try:
+            asked[index] = Request.of(instruction("merge", prompt=text, caption=line_of(answer)))
+        except NoAnswer as reason:
+            _warn(index, len(texts), reason)
+    for index, answer in zip(asked, ask_each(agent, list(asked.values())), strict=True):
+        try:
+            prompts[index] = line_of(answer)
+        except NoAnswer as reason:
+            _warn(index, len(texts), reason)
+    return prompts
+
+
+def _warn(index: int, count: int, reason: NoAnswer) -> None:
+    which = f" of job {index + 1}" if count > 1 else ""
+    log.warning("the prompt%s was not enhanced (%s): %s", which, reason, GOING_ON)

@@ -1,0 +1,96 @@
+"""Which model do a command's flags name, and how is it loaded onto this machine?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsd_lightning.generation.jobs import GenerationError
+
+if TYPE_CHECKING:
+    from dsd_lightning.pipeline import TwoFramePipeline
+
+HUB_BASE = "black-forest-labs/FLUX.1-dev"
+"""The base of the authors' weights."""
+
+MINIATURE = (
+    "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which knows 64 x 64 pixel "
+    "pictures of its own small world. --run or --model_path name another."
+)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a model."""
+    model = parser.add_argument_group("the model (the shipped miniature if none is named)")
+    model.add_argument("--model_path", type=Path, help="the authors' transformer folder")
+    model.add_argument("--lora_path", type=Path, help="the authors' LoRA file, for --model_path")
+    model.add_argument("--base_path", help=f"folder or hub id of FLUX.1-dev, for --model_path; default {HUB_BASE}")
+    model.add_argument("--run", type=Path, help="a training's run folder (or one of its checkpoints), any architecture")
+    model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of their averages")
+    model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where and how a model computes."""
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", help="cuda, cuda:1, cpu; default: the GPU where there is one")
+    machine.add_argument("--model_offload", action="store_true", help="the model's parts visit the GPU in turn")
+    machine.add_argument("--sequential_offload", action="store_true", help="layer by layer: least memory, slowest")
+    machine.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="store the transformer in 8 or 4 bits")
+    machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+
+
+def add_agent_flag(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that names a language model."""
+    parser.add_argument(
+        "--agents",
+        nargs="+",
+        metavar=("PRESET", "OVERRIDE"),
+        help="the language model to ask: gemini, openai, local, ... (docs/agents.md) and overrides of its settings, such "
+        "as agents.vlm.provider.model=NAME; if not given, gemini or openai, whichever has a key",
+    )
+
+
+def check_model(chosen: argparse.Namespace) -> None:
+    """Refuse model flags that do not go together, or name nothing.
+
+    Raises:
+        GenerationError: naming them.
+    """
+    if chosen.run is not None and any((chosen.model_path, chosen.lora_path, chosen.base_path)):
+        raise GenerationError("--run names a whole model: leave out --model_path, --lora_path and --base_path")
+    if chosen.model_path is None and (chosen.lora_path or chosen.base_path):
+        raise GenerationError(
+            "--lora_path and --base_path belong to --model_path: give the authors' transformer folder"
+        )
+    if chosen.model_offload and chosen.sequential_offload:
+        raise GenerationError("choose one of --model_offload and --sequential_offload")
+    for name in ("model_path", "lora_path", "run"):
+        path = getattr(chosen, name)
+        if path is not None and not path.exists():
+            raise GenerationError(f"--{name} {path}: there is no such file or folder")
+
+
+def is_miniature(chosen: argparse.Namespace) -> bool:
+    """Return whether no model was named, so that the shipped miniature draws."""
+    return chosen.run is None and chosen.model_path is None
+
+
+def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
+    """Return the pipeline that the flags name."""
+    from dsd_lightning.pipeline import TwoFramePipeline
+
+    offload = "model" if chosen.model_offload else "sequential" if chosen.sequential_offload else None
+    options: dict[str, Any] = {
+        "quantize": chosen.quantize,
+        "offload": offload,
+        "device": chosen.device,
+        "compile": chosen.compile,
+        "merge_lora": not chosen.unmerged_lora,
+    }
+    if chosen.run is not None:
+        return TwoFramePipeline.from_run(chosen.run, ema=not chosen.no_ema, **options)
+    if chosen.model_path is not None:
+        return TwoFramePipeline.load(chosen.base_path or HUB_BASE, chosen.model_path, chosen.lora_path, **options)
+    return TwoFramePipeline.tiny(**options)

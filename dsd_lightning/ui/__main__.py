@@ -1,0 +1,103 @@
+"""How is the page started?
+
+python -m dsd_lightning.ui                                     the shipped miniature, at http://127.0.0.1:7860
+python -m dsd_lightning.ui --run outputs/2026-01-31/12-00-00   a model of your own
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dsd_lightning.generation import models
+from dsd_lightning.generation.jobs import GenerationError
+
+REFUSED = 2
+"""Exit code beside 0."""
+
+NO_GRADIO = (
+    "the page needs Gradio, which is not installed: `make page` installs and starts it, in a layer of its own; in an "
+    "environment of yours, pip install -c constraints-ui.txt -e '.[ui]'"
+)
+
+LARGEST_FILE = "20mb"
+"""Of an uploaded picture."""
+
+VISITORS = 32
+"""Visitors whose histories are kept; who was away longest is forgotten."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    made = argparse.ArgumentParser(
+        prog="python -m dsd_lightning.ui", description="A page in the browser for a trained model."
+    )
+    models.add_model_flags(made)
+    server = made.add_argument_group("the server")
+    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
+    server.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    models.add_agent_flag(server)
+    models.add_machine_flags(made)
+    return made
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Serve the page until Ctrl-C; return the exit code."""
+    chosen = parser().parse_args(given)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    from dsd_lightning.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
+
+    try:
+        with TemporaryDirectory(prefix="dsd-examples-") as folder:
+            _serve(chosen, Path(folder))
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None or os.environ.get(FULL_ERROR) == "1":
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return REFUSED
+    return 0
+
+
+def _serve(chosen: argparse.Namespace, folder: Path) -> None:
+    models.check_model(chosen)
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise GenerationError(NO_GRADIO) from error
+    from dsd_lightning.ui.examples import write_examples
+    from dsd_lightning.ui.page import CSS, THEME, build_page
+    from dsd_lightning.ui.studio import Studio
+
+    miniature = models.is_miniature(chosen)
+    if miniature:
+        print(models.MINIATURE, flush=True)
+    studio = Studio(models.load_model(chosen), miniature, chosen.agents)
+    page = build_page(studio, write_examples(folder) if miniature else ())
+    print(f"The page: http://{chosen.host}:{chosen.port} (Ctrl-C ends it)", flush=True)
+    try:
+        page.launch(
+            server_name=chosen.host,
+            server_port=chosen.port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            max_file_size=LARGEST_FILE,
+            state_session_capacity=VISITORS,
+            run_history=False,
+            ssr_mode=False,
+            footer_links=["api"],
+            theme=THEME,
+            css=CSS,
+        )
+    except OSError as error:
+        raise GenerationError(f"--host {chosen.host} --port {chosen.port} cannot be served at: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Which pictures are offered for a first try? Characters of the miniature world that no model was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dsd_lightning.miniature.captions import context_phrases
+from dsd_lightning.miniature.renderer import render
+from dsd_lightning.miniature.world import Context, Scene, draw_context, draw_identity
+
+EXAMPLES, SEED = 4, 2
+"""How many, and the seed of their drawing."""
+
+_PLAIN = Context(
+    place=0, size=0, rotation=0, background_kind=0, background_color=0, light_direction=0, light_color=0, style=0
+)
+
+
+def write_examples(folder: Path) -> list[tuple[str, str]]:
+    """Write reference pictures into `folder`; return their files, with a prompt for each."""
+    rng = np.random.default_rng(SEED)
+    examples = []
+    for number in range(EXAMPLES):
+        picture = render(Scene(draw_identity(rng, held_out=True), _PLAIN)).picture
+        file = folder / f"character_{number + 1}.png"
+        Image.fromarray((picture * 255).round().astype(np.uint8)).save(file)
+        examples.append((str(file), ", ".join(["this character", *context_phrases(draw_context(rng))])))
+    return examples

@@ -1,0 +1,313 @@
+"""What is on the page, and what is connected to what? Fields have the names and defaults of the authors' public demo."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from dsd_lightning.errors import message_for_user
+from dsd_lightning.generation.arguments import DEFAULT_SHEET
+from dsd_lightning.generation.story_arguments import FEWEST, MOST, USUAL
+from dsd_lightning.pipeline.memory import is_out_of_memory
+from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, Picture, Settings, Studio
+
+log = logging.getLogger(__name__)
+
+WAITING = 16
+"""Requests in the queue; who comes later is told so."""
+
+REMEMBERED = 12
+"""Pictures in a visitor's history."""
+
+SMALL = 128
+"""Pictures with shorter sides are magnified pixel by pixel, without smoothing."""
+
+TITLE = "Diffusion Self-Distillation"
+
+NO_MEMORY = "out of memory; ask for less, or start the page with --model_offload or --quantize"
+
+_FONTS = ("system-ui", "sans-serif")
+THEME = gr.themes.Base(
+    primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
+)  # fonts of the visitor's machine: nothing is fetched from elsewhere
+
+CSS = """
+.small img { image-rendering: pixelated; }
+.small .image-container img, .small .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
+"""
+
+Example = tuple[str, str]
+"""File of a reference picture, and a prompt."""
+
+
+def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
+    """Return the page of a studio, with its queue; `launch` serves it.
+
+    Args:
+        studio: what draws.
+        examples: offered below the fields; the first one is filled in.
+    """
+    kind = ["small"] if studio.pipeline.config.default_size < SMALL else []
+    image, text = examples[0] if examples else (None, "")
+    with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
+        gr.Markdown(
+            f"# {TITLE}\nDraws the subject of a picture as a text says. Model: {studio.name}."
+            + (" It knows 64 x 64 pixel pictures of its own small world." if studio.miniature else "")
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                reference = gr.Image(
+                    image,
+                    label="Reference",
+                    type="filepath",
+                    image_mode=None,
+                    height=260,
+                    elem_classes=kind,
+                    sources=["upload", "clipboard"],
+                    elem_id="reference",
+                )
+                shared = _settings()
+            with gr.Column(scale=5, min_width=480), gr.Tabs():
+                with gr.Tab("Picture", id="picture"):
+                    _picture_tab(studio, reference, text, shared, examples, kind)
+                with gr.Tab("Guidance sheet", id="sheet"):
+                    _sheet_tab(studio, reference, text, shared, kind)
+                with gr.Tab("Story", id="story"):
+                    _story_tab(studio, reference, shared)
+    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    return page
+
+
+def _settings() -> list[gr.components.Component]:
+    guidance = gr.Slider(1, 6, 3.5, step=0.1, label="Guidance", info="value of the guidance embedding")
+    by_image = gr.Slider(1, 6, 1.5, step=0.1, label="Image guidance", info="1 is none; costs two passes a step")
+    by_text = gr.Slider(1, 6, 1.0, step=0.1, label="Text guidance", info="1 is none; costs one pass a step")
+    with gr.Row():
+        steps = gr.Number(
+            28, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS, min_width=100, info="of the sampler"
+        )
+        seed = gr.Number(
+            -1,
+            label="Seed",
+            precision=0,
+            minimum=-1,
+            maximum=LARGEST_SEED,
+            min_width=100,
+            info="-1: random",
+            elem_id="seed",
+        )
+    return [guidance, by_image, by_text, steps, seed]
+
+
+def _picture_tab(
+    studio: Studio,
+    reference: gr.Image,
+    text: str,
+    shared: list[gr.components.Component],
+    examples: Sequence[Example],
+    kind: list[str],
+) -> None:
+    prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...", elem_id="prompt")
+    with gr.Row():
+        enhance = gr.Checkbox(not studio.miniature, label="Prompt enhancement", info="by a language model", scale=2)
+        run = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
+    with gr.Row(elem_id="results"):
+        shown = [
+            gr.Image(
+                label=label,
+                format="png",
+                interactive=False,
+                elem_id=name,
+                elem_classes=kind,
+                height=260,
+                buttons=["download", "fullscreen"],
+            )
+            for label, name in (("Reference", "seen"), ("Redrawn", "redrawn"), ("Result", "result"))
+        ]
+    with gr.Row():
+        drawn_from = gr.Textbox(label="Drawn from", interactive=False, scale=4, elem_id="drawn_from")
+        used = gr.Number(label="Seed used", interactive=False, precision=0, scale=1, elem_id="seed_used")
+    latest, history = gr.State(None), gr.State([])
+    past = gr.Gallery(
+        label="History",
+        columns=6,
+        height=190,
+        fit_columns=False,
+        allow_preview=False,
+        format="png",
+        elem_id="history",
+        elem_classes=kind,
+        object_fit="contain",
+        interactive=False,
+    )
+
+    @_told
+    def generate(
+        image: str | None,
+        text: Any,
+        prompt_enhancement: bool,
+        guidance: Any,
+        image_guidance: Any,
+        text_guidance: Any,
+        steps: Any,
+        seed: Any,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  how Gradio is told to follow tqdm
+    ) -> tuple[Image.Image, Image.Image | None, Image.Image, str, int, Any]:
+        """Draw the subject of a picture as a prompt says."""
+        settings = Settings(guidance, image_guidance, text_guidance, steps, seed)
+        drawn = studio.generate(image, text, prompt_enhancement, settings)
+        if drawn.note:
+            gr.Info(drawn.note)
+        return drawn.reference, drawn.redrawn, drawn.result, drawn.prompt, drawn.seed, (drawn, text, settings)
+
+    fields = [reference, prompt, enhance, *shared]
+    outputs = [*shown, drawn_from, used, latest]
+    event = gr.on(
+        [run.click, prompt.submit],
+        generate,
+        fields,
+        outputs,
+        api_name="generate",
+        concurrency_id="model",
+        scroll_to_output=False,
+    )
+    event.success(_remembered, [latest, history], [history, past], api_visibility="private", queue=False)
+    past.select(
+        _recalled, [history], [*shown, drawn_from, used, prompt, *shared], api_visibility="private", queue=False
+    )
+    if examples:
+        gr.Examples([list(example) for example in examples], [reference, prompt], label="Try")
+
+
+Entry = tuple[Picture, str, Settings]
+"""What the history keeps of one picture: itself, the prompt as it was typed, and the fields."""
+
+
+def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[Image.Image, str]]]:
+    history = [latest, *history][:REMEMBERED]
+    return history, [(entry[0].result, _label(entry)) for entry in history]
+
+
+def _label(entry: Entry) -> str:
+    picture, _, settings = entry
+    return f"seed {picture.seed}, i {settings.image_guidance:g}, t {settings.text_guidance:g}"
+
+
+def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
+    """Return everything of a picture of the history to its place, with the seed that draws it again."""
+    picture, text, settings = history[event.index]
+    again = [settings.guidance, settings.image_guidance, settings.text_guidance, settings.steps, picture.seed]
+    return [picture.reference, picture.redrawn, picture.result, picture.prompt, picture.seed, text, *again]
+
+
+def _sheet_tab(
+    studio: Studio, reference: gr.Image, text: str, shared: list[gr.components.Component], kind: list[str]
+) -> None:
+    gr.Markdown("One noise, a grid of guidances: image guidance down, text guidance across. 1 is none.")
+    prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...")
+    with gr.Row():
+        grid = gr.Textbox(DEFAULT_SHEET, label="Image guidances / text guidances", scale=2)
+        run = gr.Button("Draw the sheet", variant="primary", scale=3, elem_id="draw_sheet")
+    result = gr.Image(label="Sheet", format="png", interactive=False, elem_id="sheet")
+    used = gr.Number(label="Seed used", interactive=False, precision=0)
+
+    @_told
+    def sheet(
+        image: str | None,
+        text: str,
+        guidances: str,
+        guidance: Any,
+        steps: Any,
+        seed: Any,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
+    ) -> tuple[Image.Image, int]:
+        """Draw a contact sheet over image and text guidances, all from one noise."""
+        return studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
+
+    guidance, _, _, steps, seed = shared
+    run.click(
+        sheet,
+        [reference, prompt, grid, guidance, steps, seed],
+        [result, used],
+        api_name="sheet",
+        concurrency_id="model",
+    )
+
+
+def _story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Component]) -> None:
+    gr.Markdown(
+        "The reference is the first panel. Write the story, change what you like in the table, then draw the page."
+    )
+    with gr.Row():
+        idea = gr.Textbox(label="Idea", placeholder="what it is about; the page's title", scale=3)
+        panels = gr.Slider(FEWEST, MOST, USUAL, step=1, label="Panels", scale=2)
+    with gr.Row():
+        write = gr.Button("1. Write the story", elem_id="write_story")
+        draw = gr.Button("2. Draw the page", variant="primary", elem_id="draw_story")
+    table = gr.Dataframe(
+        headers=["caption", "prompt", "seed"],
+        datatype=["str", "str", "number"],
+        type="array",
+        interactive=True,
+        column_count=3,
+        wrap=True,
+        label="Panels",
+        max_height=420,
+        column_widths=["38%", "48%", "14%"],
+        elem_id="panels",
+    )
+    result = gr.Image(label="Page", format="png", interactive=False, elem_id="page", buttons=["download", "fullscreen"])
+
+    @_told
+    def write_story(image: str | None, idea: str, panels: Any, seed: Any) -> list[list[Any]]:
+        """Write captions and prompts of a story whose first panel is the picture."""
+        story = studio.write_story(image, idea, panels, seed)
+        return [[panel.caption, panel.prompt, panel.seed] for panel in story.panels]
+
+    @_told
+    def draw_story(
+        image: str | None,
+        idea: str,
+        table: list[list[Any]],
+        guidance: Any,
+        image_guidance: Any,
+        text_guidance: Any,
+        steps: Any,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
+    ) -> Image.Image:
+        """Draw the panels of a table of captions, prompts and seeds, and lay them out as a page."""
+        rows = [row for row in table if any(str(cell or "").strip() for cell in row)]
+        return studio.draw_story(image, idea, rows, Settings(guidance, image_guidance, text_guidance, steps, 0))
+
+    write.click(
+        write_story, [reference, idea, panels, shared[-1]], [table], api_name="write_story", concurrency_id="model"
+    )
+    draw.click(
+        draw_story, [reference, idea, table, *shared[:-1]], [result], api_name="draw_story", concurrency_id="model"
+    )
+
+
+def _told(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `work` with errors that the visitor reads, and that leave the page as it was."""
+
+    @functools.wraps(work)
+    def telling(*given: Any, **named: Any) -> Any:
+        try:
+            return work(*given, **named)
+        except Exception as error:
+            if is_out_of_memory(error):
+                torch.cuda.empty_cache()
+                raise gr.Error(NO_MEMORY, print_exception=False) from error
+            message = message_for_user(error)
+            if message is not None:
+                raise gr.Error(message, print_exception=False) from error
+            log.exception("a request failed")
+            raise gr.Error("something went wrong here; the server's log says what", print_exception=False) from error
+
+    return telling

@@ -1,0 +1,238 @@
+"""What do the page's buttons do? Everything behind the page, without the page: checks, drawing, stories."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import threading
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from dsd_lightning.agents import AuthenticationFailed
+from dsd_lightning.generation.arguments import sheet_of
+from dsd_lightning.generation.asking import find_agent
+from dsd_lightning.generation.comic import comic_page
+from dsd_lightning.generation.drawing import AT_ONCE, draw, draw_prompts, draw_sheet, provenance
+from dsd_lightning.generation.jobs import GenerationError, Job, one_line
+from dsd_lightning.generation.pictures import PROVENANCE
+from dsd_lightning.generation.prompts import enhance, shown
+from dsd_lightning.generation.story import Panel, Story, next_step, story_of, tell, with_seeds
+from dsd_lightning.generation.story_arguments import FEWEST, MOST
+from dsd_lightning.generation.storytellers import AgentStoryteller, MiniatureStoryteller
+from dsd_lightning.pictures import load_rgb
+from dsd_lightning.pipeline.inputs import fit
+
+if TYPE_CHECKING:
+    from dsd_lightning.pipeline import TwoFramePipeline
+
+MOST_PIXELS = 64_000_000
+"""Pixels of an uploaded picture."""
+
+MOST_LETTERS, MOST_STEPS, MOST_CELLS = 2000, 100, 25
+"""Of a prompt or a story's text, of a picture, of a guidance sheet."""
+
+HIGHEST_GUIDANCE, LARGEST_SEED = 20.0, 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields that all tabs share, as they come from the page: nothing is checked yet."""
+
+    guidance: Any
+    image_guidance: Any
+    text_guidance: Any
+    steps: Any
+    seed: Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A result: the reference as the model saw it, the reference as it redrew it, and what it drew."""
+
+    reference: Image.Image
+    redrawn: Image.Image | None
+    result: Image.Image
+    seed: int
+    prompt: str
+    note: str
+    """What the user should know; "" if all is as asked."""
+
+
+class Studio:
+    """A loaded model and, where there is one, a language model; draws one request after another.
+
+    Args:
+        pipeline: the model.
+        miniature: whether it is the shipped miniature, which knows the words of its own world alone.
+        agents: see `asking.find_agent`.
+    """
+
+    def __init__(self, pipeline: TwoFramePipeline, miniature: bool, agents: Sequence[str] | None = None) -> None:
+        self.pipeline = pipeline
+        self.miniature = miniature
+        self.agents = agents
+        self._drawing = threading.Lock()
+        pipeline.set_progress_bar_config(desc="steps")
+
+    @property
+    def name(self) -> str:
+        """Return the model's name."""
+        return str(self.pipeline.config.model_name)
+
+    def generate(self, file: str | None, text: str, prompt_enhancement: bool, settings: Settings) -> Picture:
+        """Return a picture of the reference's subject.
+
+        Raises:
+            GenerationError, PictureError: naming the field.
+        """
+        job, reference = self._job(settings, text), self._picture(file)
+        prompt, note = self._prompt(job, reference) if prompt_enhancement else (job.text, "")
+        job = self._job(settings, prompt, job.seed)
+        with self._drawing:
+            drawn = next(iter(draw(self.pipeline, job, reference)))
+        facts = provenance(self.pipeline, job, drawn.seed, one_line(text))
+        drawn.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
+        seen = fit(reference, drawn.image.height, drawn.image.width)
+        return Picture(seen, drawn.redrawn, drawn.image, drawn.seed, prompt, note)
+
+    def sheet(self, file: str | None, text: str, guidances: str, settings: Settings) -> tuple[Image.Image, int]:
+        """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.
+
+        Raises:
+            GenerationError, PictureError: naming the field.
+        """
+        image, words = sheet_of(guidances)
+        if len(image) * len(words) > MOST_CELLS:
+            raise GenerationError(f"guidances {guidances}: at most {MOST_CELLS} pictures a sheet")
+        for value in (*image, *words):
+            _within("guidances", value, 0, HIGHEST_GUIDANCE)
+        job, reference = self._job(settings, text), self._picture(file)
+        with self._drawing:
+            return draw_sheet(self.pipeline, job, reference, image, words), job.seed
+
+    def write_story(self, file: str | None, idea: str, panels: Any, seed: Any) -> Story:
+        """Return a story whose first panel is the picture in `file`, with all its prompts.
+
+        Raises:
+            GenerationError, PictureError, AgentFailure: naming the field, or who gave no answer.
+        """
+        count = int(_within("panels", panels, FEWEST, MOST))
+        chosen = _seed(seed)
+        image = self._picture(file)
+        story = Story(count, one_line(_short("idea", idea)))
+        with closing(self._teller()) as teller:
+            while (step := next_step(story)) is not None:
+                story = tell(teller, step, image, story)
+        return with_seeds(story, chosen)
+
+    def draw_story(self, file: str | None, idea: str, rows: Sequence[Sequence[Any]], settings: Settings) -> Image.Image:
+        """Return the comic page of a story.
+
+        Args:
+            file: the first panel.
+            idea: title of the page.
+            rows: caption, prompt and seed of every panel, as edited; the first's prompt is not drawn.
+            settings: of all panels; the seed has no say.
+
+        Raises:
+            GenerationError, PictureError: naming the panel.
+        """
+        panels = self._panels(rows)
+        title = one_line(_short("idea", idea))
+        job, reference = self._job(settings, panels[1].prompt), self._picture(file)
+        height, width = self.pipeline.frame_size(None, None)
+        pictures = [fit(reference, height, width)]
+        with self._drawing:
+            for first in range(1, len(panels), AT_ONCE):
+                batch = panels[first : first + AT_ONCE]
+                prompts, seeds = [panel.prompt for panel in batch], [panel.seed for panel in batch]
+                pictures += [each.image for each in draw_prompts(self.pipeline, job, reference, prompts, seeds)]
+        return comic_page(pictures, [panel.caption for panel in panels], title)
+
+    def _panels(self, rows: Sequence[Sequence[Any]]) -> list[Panel]:
+        if not FEWEST <= len(rows) <= MOST:
+            raise GenerationError(f"the story has {len(rows)} panels; a page has {FEWEST} to {MOST}: write it first")
+        entries = []
+        for number, row in enumerate(rows, start=1):
+            if len(row) != 3:
+                raise GenerationError(f"panel {number}: give caption, prompt and seed")
+            caption, prompt = (_short(f"panel {number}", text) for text in row[:2])
+            entries.append({"caption": caption, "prompt": prompt, "seed": _seed(row[2], f"panel {number}: seed")})
+        return story_of({"panel_count": len(entries), "panels": entries}, "the story").panels
+
+    def _teller(self) -> AgentStoryteller | MiniatureStoryteller:
+        if self.miniature and not self.agents:
+            return MiniatureStoryteller()
+        try:
+            return AgentStoryteller(find_agent(self.agents))
+        except AuthenticationFailed as failure:
+            raise GenerationError(f"there is no language model to tell the story: {failure}") from failure
+
+    def _prompt(self, job: Job, reference: Image.Image) -> tuple[str, str]:
+        if self.miniature and not self.agents:
+            return job.text, "not enhanced: the shipped miniature knows the words of its own world alone"
+        try:
+            agent = find_agent(self.agents)
+        except AuthenticationFailed as failure:
+            return job.text, f"not enhanced: {failure}"
+        with agent:
+            prompt = enhance(agent, [shown(reference, None)], [job.text])[0]
+        return prompt, "not enhanced: the language model gave no usable answer" if prompt == job.text else ""
+
+    def _job(self, settings: Settings, text: str, seed: int | None = None) -> Job:
+        """Return the order that the fields describe; its seed is drawn where the field says -1."""
+        text = one_line(_short("prompt", text))
+        if not text:
+            raise GenerationError("prompt: it is empty; say what to draw")
+        return Job(
+            image=Path("upload"),
+            text=text,
+            output=Path("result.png"),
+            seed=_seed(settings.seed) if seed is None else seed,
+            guidance=_within("guidance", settings.guidance, 0, HIGHEST_GUIDANCE),
+            i_guidance=_within("image guidance", settings.image_guidance, 0, HIGHEST_GUIDANCE),
+            t_guidance=_within("text guidance", settings.text_guidance, 0, HIGHEST_GUIDANCE),
+            steps=int(_within("steps", settings.steps, 1, MOST_STEPS)),
+        )
+
+    def _picture(self, file: str | None) -> Image.Image:
+        if not file:
+            raise GenerationError("reference: drop a picture first")
+        try:
+            with Image.open(file) as header:
+                pixels = header.width * header.height
+        except Exception:  # noqa: BLE001  whatever PIL says of it, load_rgb says better
+            pixels = 0
+        if pixels > MOST_PIXELS:
+            raise GenerationError(f"reference: {pixels} pixels are more than {MOST_PIXELS}; make it smaller first")
+        return load_rgb(file)
+
+
+def _within(name: str, value: Any, least: float, most: float) -> float:
+    """Return a number, refusing what is none or lies outside."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise GenerationError(f"{name}: {value!r} is no number")
+    if not least <= value <= most:
+        raise GenerationError(f"{name}: {value:g} must lie in {least:g} to {most:g}")
+    return float(value)
+
+
+def _seed(value: Any, name: str = "seed") -> int:
+    """Return a seed; a drawn one for -1."""
+    with suppress(TypeError, ValueError):
+        value = float(value)  # a table's cells come as texts
+    chosen = int(_within(name, value, -1, LARGEST_SEED))
+    return secrets.randbelow(LARGEST_SEED) if chosen == -1 else chosen
+
+
+def _short(name: str, text: Any) -> str:
+    text = "" if text is None else str(text)
+    if len(text) > MOST_LETTERS:
+        raise GenerationError(f"{name}: {len(text)} letters are more than {MOST_LETTERS}")
+    return text
