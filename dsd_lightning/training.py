@@ -23,7 +23,7 @@ from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.cost import Cost
-from dsd_lightning.machine import compile_blocks
+from dsd_lightning.machine import compile_blocks, keep_memory
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.parallelism.recompute import recompute
 from dsd_lightning.parallelism.strategy import ShardedStrategy
@@ -281,6 +281,8 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
     another architecture before the data is encoded.
     """
+    if not torch.cuda.is_available():
+        keep_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(config.ckpt, run_dir)
     data: L.LightningDataModule = instantiate(config.data.datamodule)
