@@ -205,6 +205,14 @@ def test_equal_records_have_equal_digests_in_any_order(tmp_path: Path) -> None:
     assert one.digest == other.digest != changed.digest
 
 
+def test_partitions_are_found_in_order_however_many_there_are(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    numbers = [100_001, 7, 99_999]
+    for number in numbers:
+        store.write("split", number, "k", 0, Outcome([]), 0.0)
+    assert [manifest.partition for manifest in store.manifests("split")] == sorted(numbers)
+
+
 def test_one_id_twice_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(DistillationError, match="two records 'a'"):

@@ -92,8 +92,8 @@ class Store:
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Return the manifests of a stage's finished partitions, in order."""
-        folders = sorted((self.root / stage).glob("part-?????"))
-        found = [self.manifest(stage, int(folder.name.removeprefix("part-"))) for folder in folders]
+        names = [folder.name.removeprefix("part-") for folder in (self.root / stage).glob("part-*")]
+        found = [self.manifest(stage, number) for number in sorted(int(name) for name in names if name.isdigit())]
         return [manifest for manifest in found if manifest is not None]
 
     def write(self, stage: str, partition: int, key: str, taken: int, outcome: Outcome, seconds: float) -> Manifest:
