@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -75,7 +75,7 @@ def _encoded(file: Path, side: int, quality: int) -> Picture:
     return Picture(buffer.getvalue())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(file: Path, modified: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
