@@ -172,6 +172,25 @@ def test_missing_and_unreadable_pictures_are_missing_judgements(world: Path) -> 
     assert next(line for line in figures.splitlines() if line.startswith("method,cp,")).split(",")[5:7] == ["10", "2"]
 
 
+def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(world: Path) -> None:
+    record = Record(world / "judgements.jsonl")
+
+    def rule(asked: Asked) -> str | Fault:
+        return by_digest(asked) if asked.number <= 10 else Fault("quota")
+
+    with RehearsalServer(rule) as server, pytest.raises(AgentFailure):
+        judge(server.url, world, concurrency=1)
+    with pytest.raises(EvaluationError, match="10 of 48"):
+        record.latest()
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        assert len(record.latest()) == QUESTIONS
+        save_jpeg(picture(1, 2, 3), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        judge(server.url, world)
+    assert len(record.read()) == QUESTIONS + 4
+    assert len(record.latest()) == QUESTIONS
+
+
 def test_another_picture_or_rubric_is_another_question(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)

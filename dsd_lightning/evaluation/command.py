@@ -80,7 +80,7 @@ def table(config: DictConfig) -> str:
     for file in map(Path, config.rows):
         if not file.is_file():
             raise EvaluationError(f"rows: there is no file {file}")
-        row = collect(Record(file).read().values(), rule)
+        row = collect(Record(file).latest(), rule)
         row.require_coverage(config.coverage)
         rows.append(row)
     return _report(rows, Path(config.out), config.name)
