@@ -55,6 +55,15 @@ SECTIONS = (
             Panel("Redrawn reference", ("probe/reference_psnr",), "PSNR, dB"),
         ),
     ),
+    Section(
+        "Judge",
+        (
+            Panel("Concept preservation and prompt following", ("judge/cp", "judge/pf"), "share", (0.0, 1.0)),
+            Panel("The same, debiased", ("judge/debiased_cp", "judge/debiased_pf"), "share", (0.0, 1.0)),
+            Panel("Their products", ("judge/cp_pf", "judge/debiased_cp_pf"), "share", (0.0, 1.0)),
+            Panel("Judgements with a score", ("judge/coverage",), "share", (0.0, 1.0)),
+        ),
+    ),
     Section("Samples", (Panel("Sheet", ("samples/sheet",), media=True), Panel("Table", ("samples/table",), media=True))),
     Section(
         "Is the reference used?",

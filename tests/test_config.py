@@ -75,7 +75,11 @@ def small(run_dir: Path, tiny_base: Path, shards: dict[str, Path], *choices: str
         overrides.append(f"data.root={shards[chosen.task]}")
     if first.arch.get("lora") is not None:
         overrides.append("arch.lora.rank=2")
-    for name, few in {"probe": ["samples=2"], "samples": ["count=2", "every_n_steps=1"]}.items():
+    for name, few in {
+        "probe": ["samples=2"],
+        "samples": ["count=2", "every_n_steps=1"],
+        "judge": ["subjects=1"],
+    }.items():
         if first.callbacks.get(name) is not None:
             overrides += [f"callbacks.{name}.{each}" for each in few]
     return compose_train(

@@ -1,4 +1,4 @@
-"""What is drawn and judged? Subjects with a reference picture, and prompts by kind, read from benchmarks' folders and tables."""
+"""What is drawn and judged? Subjects with a reference picture, and prompts by kind, from benchmarks' folders and tables."""
 
 from __future__ import annotations
 

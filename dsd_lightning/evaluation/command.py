@@ -49,6 +49,11 @@ def score(config: DictConfig) -> str:
         judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
     row = collect(judgements, rule)
     row.require_coverage(config.coverage)
+    if config.wandb is not None:
+        from dsd_lightning.evaluation import wandb_report  # here, because it takes seconds to import
+
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        wandb_report.send(row, judgements, samples, cases, Path(config.out), **config.wandb)
     return _report([row], Path(config.out) / "tables", samples.method)
 
 
@@ -75,7 +80,7 @@ def table(config: DictConfig) -> str:
     for file in map(Path, config.rows):
         if not file.is_file():
             raise EvaluationError(f"rows: there is no file {file}")
-        row = collect(Record(file).read().values(), rule)
+        row = collect(Record(file).latest(), rule)
         row.require_coverage(config.coverage)
         rows.append(row)
     return _report(rows, Path(config.out), config.name)

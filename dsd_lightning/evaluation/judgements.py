@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from dsd_lightning.evaluation.errors import EvaluationError
+
 MEASURES = ("cp", "pf", "debiased_cp", "debiased_pf")
 """Concept preservation and prompt following, plain and debiased."""
 
@@ -79,6 +81,11 @@ class Judgement:
         )
 
     @property
+    def place(self) -> tuple[Any, ...]:
+        """Return what is judged and by which measure, whatever the picture, the rubric and the judge are."""
+        return (self.method, self.subject, self.prompt, self.copy, self.measure, self.repeat)
+
+    @property
     def is_final(self) -> bool:
         """Return whether asking again would not change it."""
         return self.failure not in PASSING
@@ -108,8 +115,33 @@ class Record:
                 judgement = Judgement(**{name: value for name, value in values.items() if name in names})
             except (ValueError, TypeError):
                 continue
+            found.pop(judgement.question, None)  # so that the order is that of the last lines
             found[judgement.question] = judgement
         return found
+
+    def latest(self) -> list[Judgement]:
+        """Return the last judgement of each measure, picture and repeat, whatever picture or judge came before.
+
+        Raises:
+            EvaluationError: there are none, or judging was stopped before its end.
+        """
+        found = {each.place: each for each in self.read().values()}
+        planned = json.loads(self._plan.read_text(encoding="utf-8")) if self._plan.is_file() else len(found)
+        if not found or len(found) < planned:
+            raise EvaluationError(
+                f"{self.file} holds {len(found)} of {planned} judgements: no table is made of a part; run the command that "
+                "judged them again, which goes on where it was stopped"
+            )
+        return list(found.values())
+
+    def plan(self, questions: int) -> None:
+        """Note how many judgements there will be, so that a part is not taken for the whole."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._plan.write_text(str(questions), encoding="utf-8")
+
+    @property
+    def _plan(self) -> Path:
+        return self.file.with_suffix(".planned")
 
     def append(self, judgement: Judgement) -> None:
         """Add a judgement; on return it survives a kill."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -75,7 +75,7 @@ def _encoded(file: Path, side: int, quality: int) -> Picture:
     return Picture(buffer.getvalue())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(file: Path, modified: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -145,7 +145,10 @@ class Judging:
             if before is not None and before.is_final:
                 done.append(before)
             elif picture is None:
-                done.append(replace(question, failure=NO_PICTURE, reply="there is no picture to judge"))
+                absent = replace(question, failure=NO_PICTURE, reply="there is no picture to judge")
+                if before is None:
+                    self.record.append(absent)
+                done.append(absent)
             else:
                 left.append((question, picture, reference))
         return done, left
@@ -184,7 +187,12 @@ class Judging:
             AgentFailure: one that every further question would meet, too (budget, quota, key). What was answered before
                 is recorded; the same command goes on with the rest.
         """
+        with self.record:
+            return self._run(samples, cases, estimate)
+
+    def _run(self, samples: Samples, cases: Sequence[Case], estimate: bool) -> list[Judgement]:
         done, left = self.open_questions(samples, cases)
+        self.record.plan(len(done) + len(left))
         log.info("%s: %d judgements are there, %d to make", samples.method, len(done), len(left))
         if not left:
             return done
@@ -192,12 +200,9 @@ class Judging:
             log.info("%s: %s", samples.method, self.estimate(left))
         made: list[Judgement] = []
         spent = 0.0
-        with (
-            self.record,
-            tqdm(
-                total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
-            ) as bar,
-        ):
+        with tqdm(
+            total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
+        ) as bar:
             asked: list[Judgement] = []
 
             def add(judgement: Judgement) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -33,6 +33,7 @@ SETTINGS = "settings.json"
 _FINGERPRINT_VALUES = 16
 
 
+@runtime_checkable
 class Method(Protocol):
     """What draws pictures."""
 

@@ -13,16 +13,18 @@ Problem = Literal["refused", "no_score", "several_scores", "out_of_range", "not_
 
 _MARKER = re.compile(
     # "Score", with markdown around it, and the scale repeated behind it, as in "**Score (0-4)**:"
-    r"(?<![^\W_])scores?(?![^\W_])[\s*_`#]*(?:[(\[]?\s*(?:from\s+)?0\s*(?:-|–|to)\s*4\s*[)\]]?[\s*_`#]*)?"
+    r"(?<![^\W_])scores?(?![^\W_])[\s*_`#]*(?:[(\[]?\s*(?:from\s+)?0\s*(?:-|\u2013|to)\s*4\s*[)\]]?[\s*_`#]*)?"
     # what leads to the number: punctuation, "is", "of"
-    r"(?:[:=：]|-(?=\s)|–|is|of|\bwould be)?[\s*_`#:\[(]*"
-    r"(?P<number>[-−+]?[0-9]+(?:[.,][0-9]+)*)(?P<rest>\s*(?:/|out of|of)\s*[0-9]+|\s*(?:-|–|to|or|and)\s*[0-9]+)?"
+    r"(?:[:=\uff1a]|-(?=\s)|\u2013|is|of|\bwould be)?[\s*_`#:\[(]*"
+    # possessive: a number is taken whole, with its scale, or not at all
+    r"(?P<number>[-\u2212+]?[0-9]++(?:[.,][0-9]++)*+)"
+    r"(?P<rest>\s*(?:/|out of|of)\s*[0-9]++|\s*(?:-|\u2013|to|or|and)\s*[0-9]++)?+"
     r"(?![\w%])",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'|’)?m sorry|i am sorry|i apologi[sz]e|unable to (?:assist|help|comply|provide|evaluate)"
-    r"|(?:i )?(?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t) (?:assist|help|comply|provide|evaluate|do that|rate|score))",
+    r"\b(?:i(?:'|\u2019)?m sorry|i am sorry|i apologi[sz]e|unable to (?:assist|help|comply|provide|evaluate)"
+    r"|(?:can(?:'|\u2019)?t|cannot|can not|won(?:'|\u2019)?t) (?:assist|help|comply|provide|evaluate|do that|rate|score))",
     re.IGNORECASE,
 )
 
@@ -59,7 +61,7 @@ def parse(reply: str) -> Score | Unscored:
         elif beyond is not None:
             problems.append("several_scores")
             continue
-        number = match["number"].replace("−", "-").replace(",", ".")
+        number = match["number"].replace("\N{MINUS SIGN}", "-").replace(",", ".")
         if not re.fullmatch(r"[-+]?[0-9]{1,9}(?:\.0+)?", number):
             problems.append("not_a_whole_number")
             continue

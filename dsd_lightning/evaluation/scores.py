@@ -119,6 +119,9 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
             f"judgements of methods {', '.join(methods)} by judges {', '.join(judges)} cannot make one row: "
             "a row is of one method and one judge"
         )
+    rubrics = {(each.measure, _rubric_kind(each), each.rubric) for each in ordered}
+    if len({(measure, kind) for measure, kind, _ in rubrics}) < len(rubrics):
+        raise EvaluationError(f"{methods[0]} was judged by several rubrics; judge all of it with one folder of rubrics")
     category = {each.subject: each.category for each in ordered}
     subjects = tuple(sorted(category))
     kinds = tuple(dict.fromkeys(each.kind for each in sorted(ordered, key=lambda each: each.prompt)))
@@ -142,7 +145,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     return Scores(
         method=methods[0],
         judge=judges[0] if judges else ordered[0].judge,
-        rubric=tuple(sorted({(each.measure, _rubric_kind(each), each.rubric) for each in ordered})),
+        rubric=tuple(sorted(rubrics)),
         rule=rule,
         subjects=subjects,
         categories=tuple(category[name] for name in subjects),

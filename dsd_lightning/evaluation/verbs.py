@@ -31,6 +31,10 @@ VERBS = {
     (): Verb("evaluate", "command:score"),
     ("table",): Verb("evaluate/table", "command:table"),
     ("published",): Verb("evaluate/published", "command:published_report"),
+    ("similarity",): Verb("evaluate/similarity", "similarity:run"),
+    ("story",): Verb("evaluate/story", "similarity:story"),
+    ("study", "make"): Verb("evaluate/study_make", "study:make"),
+    ("study", "score"): Verb("evaluate/study_score", "study:score"),
 }
 """By the words that a command line begins with."""
 

@@ -1,0 +1,134 @@
+"""What does a judge say of the model by now? A small fixed part of a benchmark, drawn, judged and logged, under a cost cap."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks.drawing import EveryNSteps, drawing
+from dsd_lightning.agents import Agent, AgentFailure
+from dsd_lightning.evaluation.benchmark import Benchmark
+from dsd_lightning.evaluation.judgements import MEASURES, Record
+from dsd_lightning.evaluation.judging import Judging, Protocol
+from dsd_lightning.evaluation.making import Model, Sampling, make
+from dsd_lightning.evaluation.rubrics import Rubrics
+from dsd_lightning.evaluation.samples import Samples
+from dsd_lightning.evaluation.scores import collect, figures
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pictures import load_rgb
+from dsd_lightning.pipeline import TwoFramePipeline
+from dsd_lightning.pipeline.loading import scheduler_of
+
+log = logging.getLogger(__name__)
+
+PREFIX = "judge/"
+"""Of the metric names in the loggers; `docs/metrics.md` says what they mean."""
+
+
+class JudgeProbe(L.Callback):
+    """Judges the model every N steps and at the end, by the same few cases and the same noise each time.
+
+    Figures go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, drawn pictures to W&B. The averaged weights
+    are drawn with if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Several devices wait
+    while the first draws. When the judge's budget, quota or key ends, judging ends, and training goes on.
+
+    Args:
+        agent: who judges; its `budget_usd` caps what all judging may cost.
+        benchmark: of which subjects are taken.
+        sampling: how pictures are drawn.
+        folder: where pictures and judgements go, a folder a step.
+        subjects: subjects of the benchmark, from all categories in their proportions.
+        every_n_steps: optimizer steps between judgings; None for none before the end.
+        batch_size: pictures drawn at once.
+        seed: of the noise.
+        measures: what is judged.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        benchmark: Benchmark,
+        sampling: Sampling,
+        folder: str,
+        subjects: int = 4,
+        every_n_steps: int | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        measures: Sequence[str] = MEASURES,
+    ) -> None:
+        super().__init__()
+        self.cases = benchmark.limited(subjects).cases()
+        self.agent = agent
+        self.rubrics, self.protocol = Rubrics(None, tuple(measures)), Protocol(tuple(measures))
+        self.sampling, self.folder, self.batch_size, self.seed = sampling, Path(folder), batch_size, seed
+        self.clock = EveryNSteps(every_n_steps, "every_n_steps")
+        self.ended = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count steps from here."""
+        self.clock.start(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Judge every N optimizer steps."""
+        if self.clock.due(trainer):
+            self.judge(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the trained state."""
+        self.judge(trainer, pl_module)
+
+    def judge(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, judge and log, on the first device, unless judging has ended."""
+        if trainer.is_global_zero and not self.ended:
+            with drawing(trainer, pl_module, averaged=trainer.global_step > 0):
+                self._judge(trainer, cast(DiffusionSelfDistillation, pl_module))
+        trainer.strategy.barrier()
+
+    def _judge(self, trainer: L.Trainer, module: DiffusionSelfDistillation) -> None:
+        samples = Samples(self.folder / f"step_{trainer.global_step:08d}", f"step {trainer.global_step}")
+        side = min(load_rgb(self.cases[0].subject.reference).size)
+        make(Model(_pipeline(module, side), self.sampling), samples, self.cases, self.seed, self.batch_size)
+        record = Record(samples.folder / "judgements.jsonl")
+        try:
+            with self.agent as agent:
+                made = Judging(agent, self.rubrics, self.protocol, record).run(samples, self.cases, estimate=False)
+        except AgentFailure as failure:
+            log.warning("the model is not judged any more in this run: %s", failure)
+            self.ended = True
+            return
+        row = collect(made, "sample")
+        found = {PREFIX + name: figure.value for name, figure in figures(row).items() if "/" not in name}
+        found[f"{PREFIX}coverage"] = min(row.coverage.values())
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                shown = [(case, file) for case in self.cases if (file := samples.picture(case)) is not None]
+                logger.log_image(
+                    f"{PREFIX}pictures",
+                    [load_rgb(file) for _, file in shown],
+                    step=trainer.global_step,
+                    caption=[case.prompt.text for case, _ in shown],
+                )
+        log.info("step %d: %s", trainer.global_step, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+
+
+def _pipeline(module: DiffusionSelfDistillation, side: int) -> TwoFramePipeline:
+    """Return a pipeline around the module's own parts; nothing is copied."""
+    text = module.text_encoder
+    return TwoFramePipeline(
+        scheduler=scheduler_of(module.shift),
+        vae=module.codec.vae,
+        text_encoder=text.clip,
+        tokenizer=text.clip_tokenizer,
+        text_encoder_2=text.t5,
+        tokenizer_2=text.t5_tokenizer,
+        transformer=module.architecture,
+        text_length=text.sequence_length,
+        default_size=side,
+        model_name="in training",
+    )

@@ -1,0 +1,177 @@
+"""What do image encoders see in a picture? Unit vectors of CLIP and DINO, each named with its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, CLIPModel
+
+from dsd_lightning.evaluation.errors import EvaluationError
+
+_CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DINO_RESIZE = 256 / 224
+"""The shorter side before the centre is cropped, in sides of the crop (DreamBooth, DreamBench++: 256 and 224)."""
+
+
+Value = TypeVar("Value")
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns pictures into unit vectors whose products are cosine similarities."""
+
+    name: str
+    """Of the similarity, such as CLIP-I or DINO."""
+    backbone: str
+    """Folder or hub id of the weights."""
+
+    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector a picture."""
+        ...
+
+
+def prepared(
+    picture: Image.Image, shorter: int, side: int, mean: Sequence[float], deviation: Sequence[float]
+) -> Tensor:
+    """Return pixels [3, side, side]: resized by the shorter side (bicubic), the centre cropped, normalised."""
+    picture = picture.convert("RGB")
+    scale = shorter / min(picture.size)
+    size = (max(side, round(picture.width * scale)), max(side, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    values = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
+    pixels = (torch.from_numpy(values) - torch.tensor(mean)) / torch.tensor(deviation)
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def _loaded(kind: type, path: str, device: str | None) -> torch.nn.Module:
+    try:
+        model: torch.nn.Module = kind.from_pretrained(path)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"path={path}: the weights cannot be loaded ({error}); give a folder or a hub id that can be reached"
+        ) from error
+    return model.requires_grad_(False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class Clip:
+    """CLIP, for similarities of pictures (CLIP-I) and of picture and text (CLIP-T).
+
+    Args:
+        path: folder or hub id. DreamBench++ takes openai/clip-vit-base-patch32.
+        batch_size: pictures at once.
+        device: the GPU, where there is one, if None.
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+
+    name = "CLIP-I"
+
+    def __init__(self, path: str, batch_size: int = 64, device: str | None = None) -> None:
+        self.backbone, self.batch_size = path, batch_size
+        self.model = _loaded(CLIPModel, path, device)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+
+    @torch.no_grad()
+    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector a picture."""
+        side = self.model.config.vision_config.image_size
+        found = []
+        for batch in _batches(pictures, self.batch_size):
+            pixels = torch.stack([prepared(each, side, side, _CLIP_MEAN, _CLIP_DEVIATION) for each in batch])
+            found.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def texts(self, texts: Iterable[str]) -> Float[Tensor, "n d"]:
+        """Return a unit vector a text; texts that are too long are cut."""
+        length = self.model.config.text_config.max_position_embeddings
+        found = []
+        for batch in _batches(texts, self.batch_size):
+            tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            found.append(
+                _unit(
+                    self.model.get_text_features(
+                        input_ids=tokens["input_ids"].to(self.model.device),
+                        attention_mask=tokens["attention_mask"].to(self.model.device),
+                    )
+                )
+            )
+        return torch.cat(found)
+
+
+class Dino:
+    """DINO or DINOv2: the last layer's class token.
+
+    Args:
+        path: folder or hub id, such as facebook/dino-vits8 or facebook/dinov2-small.
+        name: of the similarity.
+        side: of the crop that it sees, pixels; DINO and DINOv2: 224.
+        batch_size: pictures at once.
+        device: the GPU, where there is one, if None.
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+
+    def __init__(
+        self, path: str, name: str = "DINO", side: int = 224, batch_size: int = 64, device: str | None = None
+    ) -> None:
+        self.backbone, self.name, self.side, self.batch_size = path, name, side, batch_size
+        self.model = _loaded(AutoModel, path, device)
+
+    @torch.no_grad()
+    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector a picture."""
+        shorter = round(DINO_RESIZE * self.side)
+        found = []
+        for batch in _batches(pictures, self.batch_size):
+            pixels = [prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION) for each in batch]
+            output = self.model(pixel_values=torch.stack(pixels).to(self.model.device))
+            found.append(_unit(output.last_hidden_state[:, 0]))
+        return torch.cat(found)
+
+
+class Pixels:
+    """No network: normalised correlation of small pictures, for what only copies can score high in.
+
+    Args:
+        side: to which pictures are averaged, pixels.
+    """
+
+    name = "pixel correlation"
+
+    def __init__(self, side: int = 32) -> None:
+        self.side, self.backbone = side, f"RGB, {side} x {side}"
+
+    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector a picture: its pixels without their mean; zeros for a picture of one colour."""
+        size = (self.side, self.side)
+        small = [
+            np.asarray(each.convert("RGB").resize(size, Image.Resampling.BOX), np.float32).ravel() for each in pictures
+        ]
+        values = torch.from_numpy(np.stack(small))
+        return F.normalize(values - values.mean(dim=1, keepdim=True), dim=-1)
+
+
+def _batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
+    rest = iter(values)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _unit(features: object) -> Tensor:
+    # transformers 5 returns an output whose pooler_output is projected; earlier versions return the projection.
+    vectors = features if isinstance(features, Tensor) else features.pooler_output  # type: ignore[attr-defined]
+    return F.normalize(vectors.float(), dim=-1).cpu()
