@@ -213,6 +213,7 @@ def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
         assert value("#drawn_from") == value("#prompt") != ""
         seed = value("#seed_used")
         assert int(seed) >= 0
+        assert severe(driver) == []
         prompt = find("#prompt textarea")
         prompt.clear()
         prompt.send_keys("   ")
@@ -221,7 +222,6 @@ def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
         find("#history img").click()
         wait.until(lambda _: value("#prompt").startswith("this character"))
         assert value("#seed") == seed
-        assert severe(driver) == []
 
 
 @pytest.mark.slow

@@ -27,7 +27,13 @@ class NoAnswer(Exception):
 
 
 def find_agent(chosen: Sequence[str] | None) -> Agent:
-    """Return the agent that looks at pictures: the chosen preset's, or that of the first preset whose key is there.
+    """Return the agent that looks at pictures; see `find_settings`."""
+    agent: Agent = instantiate(find_settings(chosen))
+    return agent
+
+
+def find_settings(chosen: Sequence[str] | None) -> DictConfig:
+    """Return the settings of the chosen preset's agent with eyes, or those of the first preset whose key is there.
 
     Args:
         chosen: a preset of `conf/agents`, and overrides as `train.py` takes them (`agents.vlm.provider.model=NAME`).
@@ -37,25 +43,24 @@ def find_agent(chosen: Sequence[str] | None) -> Agent:
         GenerationError: no such preset, or one that needs an override.
     """
     if chosen:
-        return _built(chosen[0], chosen[1:])
+        return _usable(chosen[0], chosen[1:])
     for preset in UNASKED:
         try:
-            return _built(preset, ())
+            return _usable(preset, ())
         except AuthenticationFailed:
             continue
     raise AuthenticationFailed("neither GEMINI_API_KEY nor OPENAI_API_KEY holds a key")
 
 
-def _built(preset: str, overrides: Sequence[str]) -> Agent:
-    config = _composed(preset, overrides)
-    missing = OmegaConf.missing_keys(config.vlm)
+def _usable(preset: str, overrides: Sequence[str]) -> DictConfig:
+    settings: DictConfig = _composed(preset, overrides).vlm
+    missing = OmegaConf.missing_keys(settings)
     if missing:
-        named = ", ".join(f"agents.vlm.{key}=..." for key in sorted(missing))
+        named = " ".join(f"agents.vlm.{key}=..." for key in sorted(missing))
         raise GenerationError(f"--agents {preset} needs more: --agents {preset} {named}")
-    variable = OmegaConf.select(config, "vlm.provider.api_key_env")
+    variable = OmegaConf.select(settings, "provider.api_key_env")
     read_key(None if variable is None else str(variable))
-    agent: Agent = instantiate(config.vlm)
-    return agent
+    return settings
 
 
 def _composed(preset: str, overrides: Sequence[str]) -> DictConfig:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from hydra.utils import instantiate
 from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, Picture, Request
-from dsd_lightning.generation.asking import NoAnswer, ask_each, find_agent, instruction, line_of
+from dsd_lightning.generation.asking import NoAnswer, ask_each, find_settings, instruction, line_of
 from dsd_lightning.generation.jobs import Job, one_line
 from dsd_lightning.pictures import load_rgb
 from dsd_lightning.pipeline.inputs import fit
@@ -32,7 +33,7 @@ def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool)
     """
     own = [one_line(job.text) for job in jobs]
     try:
-        agent = find_agent(chosen)
+        settings = find_settings(chosen)
     except AuthenticationFailed as failure:
         log.warning(
             "prompt enhancement has no key for a language model (%s): %s (--disable_gemini_prompt says that this is meant)",
@@ -47,6 +48,7 @@ def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool)
             GOING_ON,
         )
         return own
+    agent: Agent = instantiate(settings)
     with agent:
         return enhance(agent, [shown(load_rgb(job.image), job.size) for job in jobs], own)
 

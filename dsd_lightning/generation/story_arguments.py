@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = made.add_argument_group("the story")
-    what.add_argument("--image", type=Path, help="the first panel; its middle is cropped to the frame")
+    what.add_argument("--image", "--image_path", type=Path, help="the first panel; its middle is cropped to the frame")
     what.add_argument(
         "--idea", default="", help="what the story is about; the miniature world's own story has it as title"
     )

@@ -119,7 +119,7 @@ def _written(
             "yourself; then give the same command again"
         )
     with closing(teller):
-        while (step := next_step(story)) in wanted:
+        while (step := next_step(story)) is not None and step in wanted:
             story = tell(teller, step, image, story)
             if step == "prompts":
                 story = with_seeds(story, chosen.seed if chosen.seed != -1 else secrets.randbelow(2**31))

@@ -191,12 +191,7 @@ Entry = tuple[Picture, str, Settings]
 
 def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[Image.Image, str]]]:
     history = [latest, *history][:REMEMBERED]
-    return history, [(entry[0].result, _label(entry)) for entry in history]
-
-
-def _label(entry: Entry) -> str:
-    picture, _, settings = entry
-    return f"seed {picture.seed}, i {settings.image_guidance:g}, t {settings.text_guidance:g}"
+    return history, [(picture.result, f"seed {picture.seed}") for picture, _, _ in history]
 
 
 def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:

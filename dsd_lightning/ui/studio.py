@@ -25,7 +25,7 @@ from dsd_lightning.generation.prompts import enhance, shown
 from dsd_lightning.generation.story import Panel, Story, next_step, story_of, tell, with_seeds
 from dsd_lightning.generation.story_arguments import FEWEST, MOST
 from dsd_lightning.generation.storytellers import AgentStoryteller, MiniatureStoryteller
-from dsd_lightning.pictures import load_rgb
+from dsd_lightning.pictures import PictureError, load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Studio:
         """Return a picture of the reference's subject.
 
         Raises:
-            GenerationError, PictureError: naming the field.
+            GenerationError: naming the field.
         """
         job, reference = self._job(settings, text), self._picture(file)
         prompt, note = self._prompt(job, reference) if prompt_enhancement else (job.text, "")
@@ -105,7 +105,7 @@ class Studio:
         """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.
 
         Raises:
-            GenerationError, PictureError: naming the field.
+            GenerationError: naming the field.
         """
         image, words = sheet_of(guidances)
         if len(image) * len(words) > MOST_CELLS:
@@ -120,7 +120,7 @@ class Studio:
         """Return a story whose first panel is the picture in `file`, with all its prompts.
 
         Raises:
-            GenerationError, PictureError, AgentFailure: naming the field, or who gave no answer.
+            GenerationError, AgentFailure: naming the field, or who gave no answer.
         """
         count = int(_within("panels", panels, FEWEST, MOST))
         chosen = _seed(seed)
@@ -141,7 +141,7 @@ class Studio:
             settings: of all panels; the seed has no say.
 
         Raises:
-            GenerationError, PictureError: naming the panel.
+            GenerationError: naming the panel.
         """
         panels = self._panels(rows)
         title = one_line(_short("idea", idea))
@@ -211,7 +211,10 @@ class Studio:
             pixels = 0
         if pixels > MOST_PIXELS:
             raise GenerationError(f"reference: {pixels} pixels are more than {MOST_PIXELS}; make it smaller first")
-        return load_rgb(file)
+        try:
+            return load_rgb(file)
+        except PictureError as error:  # whose message names a file of this machine, which the visitor does not know
+            raise GenerationError(f"reference: {str(error).replace(file, 'this file')}") from error
 
 
 def _within(name: str, value: Any, least: float, most: float) -> float:
