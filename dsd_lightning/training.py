@@ -161,9 +161,11 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     encoders = planner.encoder_parameters
 
     def cost(choice: str | int) -> Cost:
-        recompute(architecture, choice)
+        # A new one each time: a traced one has lost its place on meta.
+        traced, _ = _on_meta(config)
+        recompute(traced, choice)
         return step_cost(
-            architecture,
+            traced,
             planner.frame_size(resolution),
             base.text_length,
             config.task.relation.frame_weights,
