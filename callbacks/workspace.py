@@ -81,6 +81,7 @@ SECTIONS = (
             Panel("Loss", ("train/loss", "train/loss_reference", "train/loss_target"), "velocity MSE"),
             Panel("Learning rate", ("optimizer/lr",)),
             Panel("Gradient norm before clipping", ("optimizer/grad_norm",)),
+            Panel("Steps left out, not finite", ("optimizer/skipped_steps",)),
             Panel("Decay of the averaged weights", ("ema/decay",), "", (0.0, 1.0)),
         ),
     ),
@@ -89,6 +90,7 @@ SECTIONS = (
         (
             Panel("Pairs a second", ("throughput/pairs_per_second",)),
             Panel("Share of the time spent waiting for data", ("throughput/data_share",), "share", (0.0, 1.0)),
+            Panel("Share of the devices' peak", ("throughput/mfu",), "share", (0.0, 1.0)),
             Panel("Most GPU memory", ("throughput/memory_gib",), "GiB"),
         ),
         is_open=False,

@@ -24,8 +24,12 @@ SUMMARY, METRICS, SAMPLES, FAILURE = "summary.json", "metrics.csv", "samples", "
 
 MAY_DIFFER = (
     "ckpt",
+    "force",
     "group",
     "logger",
+    "plan",
+    "planner",
+    "recompute",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

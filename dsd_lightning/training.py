@@ -160,9 +160,11 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     encoders = planner.encoder_parameters
 
     def cost(choice: str | int) -> Cost:
-        recompute(architecture, choice)
+        # A new one each time: a traced one has lost its place on meta.
+        traced, _ = _on_meta(config)
+        recompute(traced, choice)
         return step_cost(
-            architecture,
+            traced,
             planner.frame_size(resolution),
             base.text_length,
             config.task.relation.frame_weights,
@@ -293,7 +295,7 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[FolderCheckpointIO()]
     )
     if trainer.strategy.root_device.type == "cuda" and not config.force:
-        require_fit(config, torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory / GIB)
+        require_fit(config, torch.cuda.mem_get_info(trainer.strategy.root_device)[0] / GIB)
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)

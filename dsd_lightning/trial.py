@@ -51,7 +51,7 @@ def step_cost(
     """Return what a step on `batch` pairs costs with this architecture, encodings and embeddings being cached.
 
     Args:
-        architecture: on meta; blocks to be recomputed are chosen.
+        architecture: on meta; blocks to be recomputed are chosen. Of no use afterwards.
         frame_size: (height, width), pixels.
         text_tokens: T5 tokens.
         frame_weights: weight of each frame's error.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kept_reference, training_step
+from benchmarks import checkpoint, kept_reference, training_step
 from benchmarks.measure import ratio
 
 
@@ -45,6 +45,14 @@ def test_a_training_step_is_measured_against_the_same_work(
     assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
     # Otherwise the ratio would say nothing.
     assert figures["tflop_a_pair"]["ours"] == pytest.approx(figures["tflop_a_pair"]["theirs"], rel=0.02)
+
+
+def test_a_checkpoint_holds_little_more_than_its_values(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    checkpoint.main(["--rounds", "2", "--out", str(file)])
+    figures = json.loads(file.read_text())
+    assert 1 < figures["bytes_over_values_moments_and_averages"] <= 1.02
+    assert all(each["median"] > 0 for each in figures["seconds"].values())
 
 
 def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:

@@ -18,8 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from verbs import CONF, compose_train
 
 from dsd_lightning.flux.cost import Cost
-from dsd_lightning.planning import GIB, Planner, Run, alternatives, count_stored, fits, memory, step_seconds, table
-from dsd_lightning.training import build_architecture, plan
+from dsd_lightning.planning import (
+    GIB,
+    Division,
+    DoesNotFitError,
+    Planner,
+    Run,
+    alternatives,
+    count_stored,
+    fits,
+    memory,
+    step_seconds,
+    table,
+)
+from dsd_lightning.training import build_architecture, plan, require_fit
 from dsd_lightning.trial import step_cost
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38
@@ -209,6 +221,38 @@ def test_the_plan_of_flux_dev(arch: str) -> None:
 def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
     told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
     assert ": fits" in told
+
+
+def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> None:
+    config = compose_train(Path("run"), f"base.model.path={tiny_base}", "arch.lora.rank=2")
+    require_fit(config, 1.0)
+    with pytest.raises(DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*recompute="):
+        require_fit(config, 0.05)
+
+
+def test_pieces_take_less_memory_than_the_whole() -> None:
+    def peak(**division: Any) -> dict[str, float]:
+        return memory(flux_run(division=Division(**division)), H100)
+
+    whole, adapters, everything = peak(), peak(pieces=8), peak(pieces=8, frozen=True, gathered=0.1)
+    assert adapters["base"] == whole["base"] == pytest.approx(8 * everything["base"])
+    for name in ("adapters", "gradients", "optimizer"):
+        assert whole[name] == pytest.approx(8 * adapters[name]) == pytest.approx(8 * everything[name])
+    assert adapters["put together"] == whole["adapters"]
+    assert "put together" not in whole
+    assert sum(whole.values()) > sum(adapters.values()) > sum(everything.values())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "pieces", "frozen"),
+    [("ddp", 1, False), ("adapter_shard", 8, False), ("fsdp", 8, True), ("hybrid", 4, True)],
+)
+def test_the_plan_knows_what_a_strategy_divides(strategy: str, pieces: int, frozen: bool, tiny_base: Path) -> None:
+    choices = (f"trainer/strategy={strategy}", "trainer.devices=4", "trainer.num_nodes=2", "arch.lora.rank=2")
+    told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}", *choices))
+    held = "the whole model" if pieces == 1 else f"1/{pieces} of " + ("the model" if frozen else "what is trained")
+    assert f"8 GPUs (each holds {held}" in told
+    assert ("put together" in told) == (pieces > 1)
 
 
 def test_a_strategy_that_the_plan_does_not_know_is_refused(tiny_base: Path) -> None:

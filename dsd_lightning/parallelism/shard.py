@@ -28,7 +28,8 @@ def shard(
         architecture: complete, with equal values on every device.
         mesh: of one dimension; or of two, over the first of which the pieces are replicated.
         policy: in which dtypes weights are put together and gradients added up.
-        divide_frozen: False leaves frozen parameters whole on every device; only what is trained is divided.
+        divide_frozen: False leaves frozen parameters whole on every device; only what is trained is divided. (Frozen parts
+            beside the transformer, which read pictures before the forward pass, always stay whole.)
         reshard_after_forward: False keeps a block together between its forward and its backward pass.
 
     Raises:
@@ -37,8 +38,10 @@ def shard(
     if isinstance(architecture, FSDPModule):
         return
     architecture.require_shardable()
-    frozen = {parameter for parameter in architecture.parameters() if not parameter.requires_grad}
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set() if divide_frozen else frozen}
+    stays_whole = {parameter for parameter in architecture.parameters() if not parameter.requires_grad}
+    if divide_frozen:
+        stays_whole -= set(architecture.transformer.parameters())
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": stays_whole}
     for unit in architecture.shard_units():
         if divide_frozen or any(parameter.requires_grad for parameter in unit.parameters()):
             fully_shard(unit, reshard_after_forward=reshard_after_forward, **options)
