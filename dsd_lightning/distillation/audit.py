@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ def audit(root: Path, grids: int, seed: int) -> Path:
     return target
 
 
-def _values(picture: bytes) -> np.ndarray:  # type: ignore[type-arg]
+def _values(picture: bytes) -> NDArray[np.float32]:
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if image.size != (RESOLUTION, RESOLUTION):
         raise DistillationError(

@@ -101,9 +101,9 @@ def diversity(records: Iterable[Record]) -> dict[str, Any]:
 
 def thumbnail(picture: bytes) -> str:
     """Return a picture, no wider than `WIDEST`, as a URL that holds it."""
-    image = Image.open(io.BytesIO(picture))
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    stored = Image.open(io.BytesIO(picture))
+    if stored.width > WIDEST:
+        image = stored.resize((WIDEST, round(stored.height * WIDEST / stored.width)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "WEBP", quality=80)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

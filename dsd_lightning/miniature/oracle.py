@@ -125,7 +125,7 @@ def _descend(layout: Layout, distance: Measure, sweeps: int = SWEEPS) -> Layout:
     return layout
 
 
-def _against_all(wanted: NDArray[np.float32], layout: Layout) -> Sighting:
+def _against_all(wanted: NDArray[np.floating[Any]], layout: Layout) -> Sighting:
     """Return the nearest identity, and how near the next one is, in the context of a layout."""
     who: dict[tuple[int, ...], tuple[float, Layout, int]] = {}
     body_and_second = COLORINGS[:, 2] * _COLOR_BASE + COLORINGS[:, 3]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from dsd_lightning.miniature import renderer, shapes
 from dsd_lightning.miniature.renderer import LIGHT_RGB
 from dsd_lightning.miniature.world import BACKGROUND_PALETTE, PALETTE, Context, Identity, Scene
 
-Values = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]
 
 LAYOUT = (
     *("shape", "pattern", "accessory", "face"),
