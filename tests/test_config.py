@@ -176,6 +176,13 @@ def test_every_configuration_of_another_verb_composes(file: Path) -> None:
     assert set(config) - {"hydra"}
 
 
+def test_the_offline_judge_over_http_gets_its_server() -> None:
+    config = compose_train(Path("run"), "judge=server", name="evaluate")
+    assert config.serve == "dsd_lightning.evaluation.miniature_judge:answer"
+    assert config.judge.provider.model == "miniature-judge-1"
+    assert compose_train(Path("run"), name="evaluate").serve is None
+
+
 def test_every_verbs_root_file_composes() -> None:
     needed = {"write_shards": ["out=FOLDER"], "write_depth": ["source=PICTURES", "out=FOLDER"]}
     for file in CONF.glob("*.yaml"):

@@ -48,7 +48,7 @@ def make(config: DictConfig) -> str:
     """Write the page and its key; return where they are."""
     benchmark = instantiate(config.benchmark)
     page = make_page(
-        [Samples(folder, str(name)) for name, folder in config.methods.items()],
+        [Samples(folder) for folder in config.methods],
         benchmark.cases(),
         config.samples,
         config.seed,
@@ -76,7 +76,7 @@ def make_page(
     """
     if not methods or not 1 <= count <= len(cases):
         raise EvaluationError(
-            f"methods={[each.method for each in methods]}, samples={count}: at least one method as methods.NAME=FOLDER, and "
+            f"methods={[each.method for each in methods]}, samples={count}: at least one method as methods=[FOLDER], and "
             f"1 to {len(cases)} samples"
         )
     rng = numpy_generator("evaluation", "study", seed)
