@@ -41,7 +41,7 @@ def keep_memory(top_pad: int = 256 * 2**20) -> bool:
     except (OSError, AttributeError):
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: top_pad}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    return sum(mallopt(name, value) for name, value in settings.items()) == len(settings)
 
 
 def fastest_precision() -> str:

@@ -30,7 +30,9 @@ def test_nothing_is_compiled_unless_wanted() -> None:
     assert block._compiled_call_impl is None
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no compiler\nof any kind"), FileNotFoundError("g++"), ImportError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no compiler\nof any kind"), FileNotFoundError("g++"), ImportError("x")]
+)
 def test_auto_goes_on_where_nothing_compiles(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
