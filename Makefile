@@ -8,14 +8,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
-PAGE_TESTS := tests/test_ui.py
 ARGS ?=
 
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 # Errors only, and no byte code: Python writes it when a module is first imported, which most never are.
-INSTALL := install -qq --no-compile --disable-pip-version-check
-PIP_INSTALL := -m pip $(INSTALL)
+PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check
 PINNED := torch==2.13.0 lightning==2.6.6 pytorch-lightning==2.6.6
 
 .PHONY: help
@@ -28,15 +26,14 @@ demo: venv ## install, then train on the embedded miniature and show where the r
 
 .PHONY: page
 page: $(VENV)/.ui ## a page in the browser for the shipped miniature, or for ARGS='--run RUN_DIR'
-	$(VENV)/ui/bin/python -m dsd_lightning.ui $(ARGS)
+	$(BIN)/python -m dsd_lightning.ui $(ARGS)
 
 .PHONY: venv
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.ui ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --ignore=$(PAGE_TESTS)
-	$(VENV)/ui/bin/python -m pytest $(PAGE_TESTS)
+test: $(VENV)/.dev ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check
 check: lint types contracts ## run all static checks
@@ -64,17 +61,11 @@ constraints: ## write constraints.txt anew: the newest releases that setup.cfg a
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
-	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,report]' && \
-	{ echo '# Exact versions of all that the package and its extras dev, parquet and report install: what was tested.' && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,report,ui]' && \
+	{ echo '# Exact versions of all that the package and its extras dev, parquet, report and ui install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
-	} > constraints.txt.new && mv constraints.txt.new constraints.txt && \
-	$(MAKE) --no-print-directory "$$scratch/venv/ui/.made" VENV="$$scratch/venv" && \
-	grep -v '^pillow==' constraints.txt > "$$scratch/pinned.txt" && \
-	"$$scratch/venv/bin/python" -m pip --python "$$scratch/venv/ui/bin/python" $(INSTALL) -c "$$scratch/pinned.txt" gradio selenium && \
-	{ sed -n '/^#/p' constraints-ui.txt && \
-	  "$$scratch/venv/bin/python" -m pip freeze --path "$$scratch"/venv/ui/lib/python3*/site-packages; \
-	} > constraints-ui.txt.new && mv constraints-ui.txt.new constraints-ui.txt
+	} > constraints.txt.new && mv constraints.txt.new constraints.txt
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches; outputs/ stays
@@ -88,19 +79,13 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
+	@touch $(VENV)/.base $(VENV)/.ui $@
+
+$(VENV)/.ui: $(PACKAGING) | $(VENV)/.made
+	@echo 'Installing into $(VENV) what constraints.txt pins, with the page: a minute or two, silent unless something fails.'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[ui]'
 	@touch $(VENV)/.base $@
-
-# Gradio and what it needs lie in a layer above the environment, which stays as constraints.txt pins it.
-$(VENV)/.ui: constraints-ui.txt | $(VENV)/.base $(VENV)/ui/.made
-	$(BIN)/python -m pip --python $(VENV)/ui/bin/python $(INSTALL) --no-deps -r constraints-ui.txt
-	@touch $@
-
-$(VENV)/ui/.made: | $(VENV)/.made
-	@$(BIN)/python -m venv --without-pip $(VENV)/ui
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > "$$($(VENV)/ui/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-	@touch $@
 
 # Debian's Python has no ensurepip unless python3-venv is installed; its pip can fill an environment all the same.
 $(VENV)/.made:

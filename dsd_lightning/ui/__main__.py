@@ -22,7 +22,7 @@ REFUSED = 2
 
 NO_GRADIO = (
     "the page needs Gradio, which is not installed: `make page` installs and starts it, in a layer of its own; in an "
-    "environment of yours, pip install -c constraints-ui.txt -e '.[ui]'"
+    "environment of yours, pip install -c constraints.txt -e '.[ui]'"
 )
 
 LARGEST_FILE = "20mb"
