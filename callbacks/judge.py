@@ -22,7 +22,7 @@ from dsd_lightning.evaluation.scores import collect, figures
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pictures import load_rgb
 from dsd_lightning.pipeline import TwoFramePipeline
-from dsd_lightning.pipeline.loading import scheduler_of
+from dsd_lightning.pipeline.schedule import scheduler_of
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ def _values(picture: bytes) -> NDArray[np.float32]:
             f"a panel has {image.width} x {image.height} pixels: the oracle knows the miniature's {RESOLUTION} x "
             f"{RESOLUTION} alone"
         )
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def main() -> None:

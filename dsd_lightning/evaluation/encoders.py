@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,9 +54,10 @@ def prepared(
     return pixels.permute(2, 0, 1).contiguous()
 
 
-def _loaded(kind: type, path: str, device: str | None) -> torch.nn.Module:
+def _loaded(kind: Any, path: str, device: str | None) -> Any:
+    """Return a model of transformers, whose parts are untyped, without gradients and in evaluation mode."""
     try:
-        model: torch.nn.Module = kind.from_pretrained(path)  # type: ignore[attr-defined]
+        model = kind.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"path={path}: the weights cannot be loaded ({error}); give a folder or a hub id that can be reached"

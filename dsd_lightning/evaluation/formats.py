@@ -36,7 +36,7 @@ def to_text(tables: Sequence[Table]) -> str:
     """Return tables for a terminal, cells of several lines."""
     blocks = []
     for table in tables:
-        lines = [[("Method",), *((heading,) for _, heading in table.columns)]]
+        lines: list[list[tuple[str, ...]]] = [[("Method",), *((heading,) for _, heading in table.columns)]]
         lines += [[(name,), *cells] for name, cells in table.rows]
         widths = [max(len(line) for row in lines for line in row[column]) for column in range(len(lines[0]))]
         out = [_caption(table), _headings(table, widths)]

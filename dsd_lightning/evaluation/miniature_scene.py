@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +173,7 @@ def _others(scene: Scene, name: str) -> Iterator[Scene]:
     part = scene.context if name in Context.vocabulary else scene.identity
     own = getattr(part, name)
     for value in sorted(range(len(part.vocabulary[name])), key=lambda each: each != own):
-        changed: Any = replace(part, **{name: value})
+        changed: Any = replace(cast(Any, part), **{name: value})
         yield replace(scene, context=changed) if isinstance(changed, Context) else replace(scene, identity=changed)
 
 

@@ -66,5 +66,5 @@ def send(
             ]
             for case, file in shown
         ]
-        columns = ["case", "prompt", "reference", "result", *measures]
+        columns: list[str | int] = ["case", "prompt", "reference", "result", *measures]
         run.log({FIGURES: table, PICTURES: wandb.Table(columns=columns, data=drawn)})
