@@ -21,6 +21,7 @@ from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.checkpoints.restore import start_from
+from dsd_lightning.console import tidy
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.cost import Cost
 from dsd_lightning.machine import compile_blocks, keep_memory
@@ -283,6 +284,7 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
     another architecture before the data is encoded.
     """
+    tidy()
     if not torch.cuda.is_available():
         keep_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)

@@ -1,0 +1,30 @@
+"""What do libraries print on the terminal that says nothing to a user of this project?"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+HARMLESS = (
+    # Lightning's own use of a function that PyTorch renamed.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # The frozen base, VAE and text encoders are in evaluation mode on purpose.
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    # FLUX's float32 norms under autocast: correct, only not fused.
+    r"Mismatch dtype between input and weight",
+)
+"""Warnings, as regular expressions of how they begin."""
+
+
+def tidy() -> None:
+    """Leave out harmless warnings, and lines that two loggers would both print."""
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    # Hydra's handlers print what Lightning's would print again.
+    logging.getLogger("lightning.pytorch").handlers.clear()
+    # diffusers warns of every explicit attention backend that backends are experimental.
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Attention backends are an experimental feature")
