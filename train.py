@@ -17,7 +17,8 @@ register_resolvers()
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, train, say where the results are; or, with `plan=true`, only what it would take."""
-    from dsd_lightning.training import plan, report, train
+    from dsd_lightning.run_plan import plan
+    from dsd_lightning.training import report, train
 
     if config.plan:
         print(plan(config))

@@ -12,11 +12,11 @@ from torch import Tensor
 from verbs import compose_train
 
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints.adapter import header_of
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
-from dsd_lightning.training import build_architecture
 
 BATCH, LATENTS = 2, (16, 8, 8)
 """Samples; channels, height and width of a frame's latents."""

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from skimage import data as photographs
 from verbs import CONF, SOURCE, compose_train, tiny
 
+from dsd_lightning.building import build_architecture, build_module
 from dsd_lightning.errors import message_for_user
 from dsd_lightning.run_folder import flattened, register_resolvers
 from dsd_lightning.shards import ShardWriter
-from dsd_lightning.training import build_architecture, build_module, train
+from dsd_lightning.training import train
 
 FLUX_PARAMETERS = 11_901_408_320
 LORA_512_PARAMETERS = 2_091_909_120

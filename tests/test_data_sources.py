@@ -21,13 +21,14 @@ from datamodules.samples import LoadedBatch
 from datamodules.shards import Shards
 from datamodules.stream import PairLoader
 from datamodules.write_shards import write_shards
+from dsd_lightning.building import build_module
 from dsd_lightning.errors import REFUSED, message_for_user
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, TARGET, PairBatch, Task
 from dsd_lightning.pictures import to_pixels
 from dsd_lightning.shards import PairShards, ShardWriter
-from dsd_lightning.training import build_module, train
+from dsd_lightning.training import train
 
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "hubble_deep_field", "color")
 """Real photographs of several sizes and aspect ratios that scikit-image brings along, and their first letters' keys."""

@@ -18,6 +18,7 @@ from verbs import CONF, assert_equal, compose_train, metrics, tiny_miniature
 
 from dsd_lightning import training
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints import export
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, find_last, list_steps
@@ -25,7 +26,6 @@ from dsd_lightning.flux.codec import Codec
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
-from dsd_lightning.training import build_architecture
 
 STEPS, KILLED_AFTER = 20, 13
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from verbs import compose_train
 
 from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints import whole
 from dsd_lightning.checkpoints.card import licence_of
 from dsd_lightning.checkpoints.export import main
@@ -30,7 +31,6 @@ from dsd_lightning.checkpoints.official import LORA_FILE, OfficialWeightsError, 
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.sampler import SamplerSettings, sample
-from dsd_lightning.training import build_architecture
 
 # alpha unlike rank: its scale has to be folded in
 LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")

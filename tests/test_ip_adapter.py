@@ -14,6 +14,7 @@ from toys import image_encoder
 from verbs import compose_train, tiny_miniature
 
 from dsd_lightning.architectures.ip_adapter import EMBEDDING, IPAdapter, IPAdapterPlus
+from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints.adapter import AdapterMismatchError, load_adapter, save_adapter
 from dsd_lightning.errors import message_for_user
 from dsd_lightning.flux import tokens
@@ -21,7 +22,7 @@ from dsd_lightning.flux.base import PARTS
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.pairs import Encoded
 from dsd_lightning.randomness import normal
-from dsd_lightning.training import build_architecture, train
+from dsd_lightning.training import train
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 from verbs import CONF, compose_train
 
+from dsd_lightning.building import build_architecture
 from dsd_lightning.flux.cost import Cost
 from dsd_lightning.planning import (
     GIB,
@@ -31,7 +32,7 @@ from dsd_lightning.planning import (
     step_seconds,
     table,
 )
-from dsd_lightning.training import build_architecture, plan, require_fit
+from dsd_lightning.run_plan import plan, require_fit
 from dsd_lightning.trial import step_cost
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38

@@ -1,0 +1,97 @@
+"""What does a configuration build: base, architecture, module; and what is refused before weights are loaded?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.checkpoints.restore import start_from
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.machine import compile_blocks
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.parallelism.recompute import recompute
+from dsd_lightning.rectified_flow import ResolutionShift
+from dsd_lightning.sampler import Shift
+
+log = logging.getLogger(__name__)
+
+
+def shift_of_base(base: FluxBase) -> ResolutionShift:
+    """Return the timestep shift that the base's scheduler asks for (`shift=resolution`)."""
+    return base.resolution_shift()
+
+
+def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Architecture:
+    """Return the architecture of a configuration, complete: transformer loaded, reference parts and factors added.
+
+    Needs no other part of the base; with `base.model.initialise=meta` no weights either, and no memory.
+
+    Args:
+        config: as `train.py` composes it.
+        base: built from `config` if None.
+
+    Raises:
+        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError: see there.
+        ValueError: if nothing would be trained.
+    """
+    base = base or build_base(config)
+    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are told at once.
+    build: Any = instantiate(config.arch)
+    torch.manual_seed(config.seed)
+    transformer = base.transformer()
+    with transformer.device if transformer.device.type == "meta" else nullcontext():
+        architecture: Architecture = build(transformer=transformer)
+    if config.init_from is not None:
+        start_from(config.init_from, architecture)
+    trained = sum(parameter.numel() for _, parameter in architecture.trainable())
+    if trained == 0:
+        raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
+    log.info("%s on %s: %s parameters are trained", architecture.name, base.path, f"{trained:,}")
+    return architecture
+
+
+def build_base(config: DictConfig) -> FluxBase:
+    """Return the base model's place, none of it loaded yet; a local folder that lacks a part is refused."""
+    base: FluxBase = instantiate(config.base.model)
+    base.require_parts()
+    return base
+
+
+def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> DiffusionSelfDistillation:
+    """Return the module of a configuration, complete: base loaded, reference parts added, factors attached.
+
+    Args:
+        config: as `train.py` composes it.
+        sizes: (height, width) of the frames to come, pixels; sizes that the VAE cannot pack are refused before the
+            transformer is loaded.
+    """
+    base = build_base(config)
+    shift: Any = instantiate(config.shift)
+    if not isinstance(shift, Shift):
+        shift = shift(base)
+    codec = base.codec()
+    for height, width in sizes:
+        codec.require_size(height, width)
+    architecture = build_architecture(config, base)
+    recompute(architecture, config.recompute)
+    compile_blocks(architecture.shard_units(), config.compile)
+    return DiffusionSelfDistillation(
+        architecture=architecture,
+        codec=codec,
+        text_encoder=base.text_encoder(),
+        task=instantiate(config.task.relation),
+        density=instantiate(config.density),
+        shift=shift,
+        dropout=instantiate(config.dropout),
+        optimizer=instantiate(config.optimizer),
+        schedule=instantiate(config.schedule),
+        guidance_scale=base.guidance_scale,
+        sampler=instantiate(config.sampler),
+        seed=config.seed,
+    )
