@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dsd_lightning.machine import fastest_precision
 
 OUTPUTS = Path("outputs")
 
@@ -104,11 +103,18 @@ def optimizer_bytes(target: str) -> float:
     return 2 * (1 + 4 / 256) if "8bit" in target.lower() else 8.0
 
 
+def _fastest_precision() -> str:
+    # Imported when it is asked for: PyTorch takes seconds, and `--help` needs none.
+    from dsd_lightning.machine import fastest_precision
+
+    return fastest_precision()
+
+
 def register_resolvers() -> None:
     """Make the functions above known to the configuration, before Hydra composes it."""
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
-    OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
+    OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
     OmegaConf.register_new_resolver("half", lambda number: int(number) // 2, replace=True)
     OmegaConf.register_new_resolver("optimizer_bytes", optimizer_bytes, replace=True)
     OmegaConf.register_new_resolver("arch_name", lambda target: target.split(".")[-2], replace=True)

@@ -146,7 +146,7 @@ def test_a_record_that_cannot_be_mended_is_quarantined_with_its_reason(fault: st
 
     with RehearsalServer(answer) as server:
         few = captions_file(tmp_path, CAPTIONS[:5])
-        made = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0")
+        made = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0.0")
         assert made["train"] > 0
         assert {name: len(ids) for name, ids in rejected(tmp_path / "run", stage).items()} == {reason: 1}
     if fault == "outage":

@@ -28,15 +28,16 @@ SOURCE = "data.datamodule.source"
 PLAIN = ["compile=false", "trainer.precision=32-true"]
 
 
-def compose_train(run_dir: Path, *overrides: str, name: str = "train") -> DictConfig:
+def compose_train(run_dir: Path, *overrides: str, name: str = "train", as_it_is: bool = False) -> DictConfig:
     """Return the configuration that `python train.py OVERRIDES hydra.run.dir=RUN_DIR` would have.
 
-    Uncompiled and in float32, unless `overrides` say otherwise: quicker for small runs, and the same on every machine.
+    Uncompiled and in float32, unless `overrides` say otherwise or `as_it_is`: quicker for small runs, and the same on
+    every machine.
     """
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name=name):
-        plain = PLAIN if name == "train" else []
+        plain = PLAIN if name == "train" and not as_it_is else []
         config = compose(name, [*plain, *overrides, f"hydra.runtime.output_dir={run_dir}"], return_hydra_config=True)
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
     return config

@@ -76,12 +76,14 @@ def _encoded(file: Path, side: int, quality: int) -> Picture:
 
 
 @cache
-def _digest(file: Path, modified: int) -> str:
+def _digest(file: Path, modified: int, size: int, number: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
-    return _digest(file, file.stat().st_mtime_ns)
+    # The clock of a file system may stand still between two writes; a renamed file is another inode.
+    found = file.stat()
+    return _digest(file, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def payload(measure: str, text: str, generated: Picture, reference: Picture) -> Message:
