@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-
 OUTPUTS = Path("outputs")
 
 CONFIG = "config.yaml"

@@ -195,9 +195,9 @@ class Studio:
             text=text,
             output=Path("result.png"),
             seed=_seed(settings.seed) if seed is None else seed,
-            guidance=_within("guidance", settings.guidance, 0, HIGHEST_GUIDANCE),
-            i_guidance=_within("image guidance", settings.image_guidance, 0, HIGHEST_GUIDANCE),
-            t_guidance=_within("text guidance", settings.text_guidance, 0, HIGHEST_GUIDANCE),
+            guidance=float(_within("guidance", settings.guidance, 0, HIGHEST_GUIDANCE)),
+            i_guidance=float(_within("image guidance", settings.image_guidance, 0, HIGHEST_GUIDANCE)),
+            t_guidance=float(_within("text guidance", settings.text_guidance, 0, HIGHEST_GUIDANCE)),
             steps=int(_within("steps", settings.steps, 1, MOST_STEPS)),
         )
 
@@ -217,7 +217,7 @@ class Studio:
             raise GenerationError(f"reference: {str(error).replace(file, 'this file')}") from error
 
 
-def _within(name: str, value: Any, least: float, most: float) -> float:
+def _within(name: str, value: Any, least: int | float, most: int | float) -> int | float:
     """Return a number, refusing what is none or lies outside."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise GenerationError(f"{name}: {value!r} is no number")
