@@ -172,6 +172,7 @@ def evaluate(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_scores_the_shipped_model_and_tables_compare_methods(tmp_path: Path) -> None:
     common = (
         "benchmark.subjects=1",

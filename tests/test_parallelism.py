@@ -18,7 +18,7 @@ from dsd_lightning.parallelism.strategy import ShardedStrategy
 
 CLOSE = 1e-5
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
