@@ -186,7 +186,7 @@ def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)
         assert len(record.latest()) == QUESTIONS
-        save_jpeg(picture(1, 2, 3), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
         judge(server.url, world)
     assert len(record.read()) == QUESTIONS + 4
     assert len(record.latest()) == QUESTIONS
@@ -195,7 +195,7 @@ def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(
 def test_another_picture_or_rubric_is_another_question(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)
-        save_jpeg(picture(1, 2, 3), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
         judge(server.url, world)
         assert server.counts["asked"] == QUESTIONS + 4
 
@@ -220,7 +220,7 @@ def test_a_dreambenchpp_checkout_is_read_with_its_collection_ids(tmp_path: Path)
         captions = tmp_path / "data" / "captions" / f"{place}.txt"
         captions.parent.mkdir(parents=True)
         captions.write_text("\n".join(["Polar Bear", *(f"prompt {each}" for each in range(9))]))
-        save_jpeg(picture(1, 2, 3), tmp_path / "data" / "images" / f"{place}.jpg")
+        save_jpeg(picture(200, 100, 50), tmp_path / "data" / "images" / f"{place}.jpg")
     bear, style = dreambenchpp(tmp_path).subjects
     assert (bear.name, bear.category) == ("live_subject_animal_00_polar_bear", "animal")
     assert (style.name, style.category) == ("style_19_polar_bear", "style")
@@ -231,7 +231,7 @@ def test_a_dreambenchpp_checkout_is_read_with_its_collection_ids(tmp_path: Path)
 
 
 def test_a_table_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
-    picture(1, 2, 3).save(tmp_path / "cat.png")
+    picture(200, 100, 50).save(tmp_path / "cat.png")
     file = tmp_path / "cases.csv"
     file.write_text("reference,prompt,category\ncat.png,on the moon,animal\ncat.png,in a hat,animal\n")
     (cat,) = table(file).subjects

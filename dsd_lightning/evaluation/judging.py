@@ -81,7 +81,7 @@ def _digest(file: Path, modified: int, size: int, number: int) -> str:
 
 
 def _sha256(file: Path) -> str:
-    # The clock of a file system may stand still between two writes; a renamed file is another inode.
+    # By size and inode, too: the clock of a file system may stand still between two writes.
     found = file.stat()
     return _digest(file, found.st_mtime_ns, found.st_size, found.st_ino)
 
