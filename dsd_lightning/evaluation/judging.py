@@ -69,10 +69,15 @@ class Protocol:
 
 
 @lru_cache(maxsize=ENCODED_IN_MEMORY)
-def _encoded(file: Path, side: int, quality: int) -> Picture:
+def _encoded_once(file: Path, digest: str, side: int, quality: int) -> Picture:
     buffer = io.BytesIO()
     load_rgb(file).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
     return Picture(buffer.getvalue())
+
+
+def _encoded(file: Path, side: int, quality: int) -> Picture:
+    # By its digest, too: a file that was drawn anew is another picture.
+    return _encoded_once(file, _sha256(file), side, quality)
 
 
 @cache
