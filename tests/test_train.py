@@ -116,7 +116,13 @@ def test_another_seed_gives_another_run(finished: Path, tiny_base: Path, tmp_pat
 
 
 def test_accumulated_batches_make_one_step(tiny_base: Path, tmp_path: Path) -> None:
-    overrides = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=2", "callbacks=minimal", "logger=csv"]
+    overrides = [
+        "optimizer=adamw",
+        "trainer.accumulate_grad_batches=3",
+        "trainer.max_steps=2",
+        "callbacks=minimal",
+        "logger=csv",
+    ]
     finish(tmp_path, *tiny_miniature(tiny_base, *overrides))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["pairs_seen"]) == (2, 2 * 3 * 4)
