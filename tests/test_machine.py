@@ -74,4 +74,5 @@ def test_freed_memory_is_used_again() -> None:
     for _ in range(10):
         torch.ones(2**22)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < 2**22 * 4 / resource.getpagesize(), "the same pages ten times, not new ones each time"
+    # New pages each time would be ten times as many; the heap may still grow once or twice.
+    assert faults < 3 * 2**24 / resource.getpagesize()
