@@ -23,13 +23,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import facts, interleaved, ratio, spread, write
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
-from dsd_lightning.flux.cost import MODEL_ATTENTION
+from dsd_lightning.flux.cost import MODEL_ATTENTION, Operations
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
@@ -217,12 +216,9 @@ def theirs(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.
 
 def operations(turn: Callable[[], None]) -> int:
     """Return the floating-point operations of a turn, compiled blocks being run as they were written."""
-    with (
-        torch.compiler.set_stance("force_eager"),
-        FlopCounterMode(display=False, custom_mapping=MODEL_ATTENTION) as counter,
-    ):
+    with torch.compiler.set_stance("force_eager"), Operations(MODEL_ATTENTION) as counted:
         turn()
-    return int(counter.get_total_flops())
+    return counted.total
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,11 +10,10 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.drawing import leave_out
 from callbacks.summary import summarise
-from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors
+from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors, Operations
 from dsd_lightning.machine import uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
@@ -30,7 +29,7 @@ class StepCost(L.Callback):
 
     - `flops_per_pair`: floating-point operations of forward and backward, a multiplication and an addition counting as
       two: matrix products, convolutions and attention, as executed (so recomputation counts; encoding counts where
-      batches do not bring their encodings). Not the optimizer's. Known to `torch.utils.flop_counter.FlopCounterMode`;
+      batches do not bring their encodings). Not the optimizer's. Known to `torch.utils.flop_counter`;
       attention kernels from elsewhere count as nothing.
     - `peak_memory_gib`: most memory at any moment of the step, GiB, of one device. On CUDA all that is allocated. On the
       CPU, where a process's size says little, the tensors alive: all weights (frozen ones too), gradients, optimizer state
@@ -69,7 +68,7 @@ def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterable[torch.Tens
 def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBatch) -> dict[str, float]:
     """Return `flops_per_pair` and `peak_memory_gib` of a training step on `batch`, which lies on the module's device."""
     on_cuda = module.device.type == "cuda"
-    flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    operations = Operations(CPU_ATTENTION)
     module.zero_grad()
     memory = LiveTensors(() if on_cuda else _state(trainer, module))
     tracking: AbstractContextManager[Any] = nullcontext() if on_cuda else memory
@@ -77,11 +76,11 @@ def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBa
         torch.cuda.reset_peak_memory_stats(module.device)
     try:
         # Compiled blocks would hide from the counters what they compute.
-        with isolate_rng(), uncompiled(), tracking, flops:
+        with isolate_rng(), uncompiled(), tracking, operations:
             with trainer.precision_plugin.train_step_context():
                 loss = module.losses(batch).total
             loss.backward()
     finally:
         module.zero_grad()
     peak = torch.cuda.max_memory_allocated(module.device) if on_cuda else memory.peak
-    return {"flops_per_pair": flops.get_total_flops() / len(batch), "peak_memory_gib": peak / 2**30}
+    return {"flops_per_pair": operations.total / len(batch), "peak_memory_gib": peak / 2**30}

@@ -10,23 +10,22 @@ import pytest
 import torch
 from tiny_run import Run, assert_same
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.cost import StepCost
 from callbacks.drawing import drawing
-from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors
+from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors, Operations
 
 
 def test_attention_counts_on_the_cpu_too() -> None:
     batch, heads, tokens, channels = 2, 3, 48, 16
     query = torch.randn(batch, heads, tokens, channels, requires_grad=True)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with Operations(CPU_ATTENTION) as counted:
         output = nn.functional.scaled_dot_product_attention(query, query, query)
         product = 2 * batch * heads * tokens * tokens * channels
-        assert counter.get_total_flops() == 2 * product  # scores, and their product with the values
+        assert counted.total == 2 * product  # scores, and their product with the values
         output.sum().backward()
     # Scores again, and the gradients of scores, values, queries and keys.
-    assert counter.get_total_flops() == (2 + 5) * product
+    assert counted.total == (2 + 5) * product
 
 
 def test_live_tensors_are_counted_until_they_die() -> None:

@@ -311,8 +311,10 @@ def test_a_model_card_goes_along(parallel: MadeRun, tmp_path: Path) -> None:
         assert {"flux", "lora", "diffusers"} <= set(front["tags"])
         assert "| `val/loss_right` | 0.25 |" in (out / "README.md").read_text()
         assert "bin0" not in (out / "README.md").read_text()
-        assert json.loads((out / "data.json").read_text())["datamodule"]["source"]["pairs"] == 4096
-        assert yaml.safe_load((out / "config.yaml").read_text())["arch"]["lora"]["alpha"] == 3
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        assert config["arch"]["lora"]["alpha"] == 3
+        pairs = config["data"]["datamodule"]["source"]["pairs"]
+        assert json.loads((out / "data.json").read_text())["datamodule"]["source"]["pairs"] == pairs > 0
         assert json.loads((out / "figures.json").read_text())["steps"] == 3
 
 

@@ -226,7 +226,8 @@ def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
 
 
 def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> None:
-    config = compose_train(Path("run"), f"base.model.path={tiny_base}", "arch.lora.rank=2")
+    choices = ("arch.lora.rank=2", "data.datamodule.batch_size=256")
+    config = compose_train(Path("run"), f"base.model.path={tiny_base}", *choices)
     require_fit(config, 1.0)
     with pytest.raises(DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*recompute="):
         require_fit(config, 0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 FLOAT32 = 4
 """Bytes of a trained value, of its gradient, and of each moment."""
@@ -50,14 +50,42 @@ def _twice_forward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **_
     return 2 * sdpa_flop_count(query, key, value)
 
 
-CPU_ATTENTION = {
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """As kernels execute it: five products backward, because the scores are computed again."""
 
-MODEL_ATTENTION = CPU_ATTENTION | {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _twice_forward}
+MODEL_ATTENTION: dict[Any, Callable[..., int]] = CPU_ATTENTION | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _twice_forward
+}
 """As MFU counts it: twice the forward pass backward."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations: those of torch's registry, and attention on the CPU, which is not in it.
+
+    (`torch.utils.flop_counter.FlopCounterMode` hangs hooks on the graph that keep what a block computes again alive until
+    the backward pass is over, and so hides what recomputing saves.)
+
+    Args:
+        attention: `CPU_ATTENTION` or `MODEL_ATTENTION`.
+
+    Attributes:
+        total: operations; a multiply-add counts two.
+    """
+
+    def __init__(self, attention: Mapping[Any, Callable[..., int]]) -> None:
+        super().__init__()
+        self._formulas = flop_registry | {kernel: shape_wrapper(formula) for kernel, formula in attention.items()}
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        outputs = func(*args, **kwargs)
+        if formula := self._formulas.get(func.overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=outputs)
+        return outputs
 
 
 # --- Memory.
@@ -146,13 +174,13 @@ def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Cost:
     """
     live = LiveTensors(weights)
     live.history.clear()
-    counter = FlopCounterMode(display=False, custom_mapping=MODEL_ATTENTION)
-    with live, counter:
+    operations = Operations(MODEL_ATTENTION)
+    with live, operations:
         loss = step()
-        forward = counter.get_total_flops()
+        forward = operations.total
         loss.backward()
     del loss
-    return Cost(float(forward), float(counter.get_total_flops()), tuple(_moments(live.history, live.alive)))
+    return Cost(float(forward), float(operations.total), tuple(_moments(live.history, live.alive)))
 
 
 def _moments(history: list[tuple[int, int]], gradients: set[int]) -> list[tuple[int, int]]:
