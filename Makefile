@@ -35,10 +35,6 @@ venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-.PHONY: long
-long: $(VENV)/.dev ## run the tests that take minutes each, which `test` leaves out
-	$(BIN)/python -m pytest -m long
-
 .PHONY: check
 check: lint types contracts ## run all static checks
 

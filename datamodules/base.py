@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.pool import Pairs, batches_of
 from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
 from datamodules.stream import PairLoader, SampleOrder, Size
+from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Pair, PairBatch, Task
 
 log = logging.getLogger(__name__)
@@ -31,14 +32,17 @@ class Source(Protocol):
         max_damaged: unreadable samples tolerated in a run.
         resolution: (height, width) of a frame, pixels.
         buckets: (height, width) of several frame sizes instead, or None.
-        encodes: whether opening needs the module on its device, because it fills a pool of encodings.
     """
 
     workers: int
     max_damaged: int
     resolution: Size
     buckets: Sequence[Size] | None
-    encodes: bool
+
+    @property
+    def encodes(self) -> bool:
+        """Whether opening needs the module on its device, because pairs come as its encodings."""
+        ...
 
     def training(self, data: PairData) -> Any:
         """Return the training dataset: answers (epoch, index) with `Drawn` or `Damage`, and tells each index's bucket."""
@@ -86,6 +90,17 @@ class PairData(L.LightningDataModule):
     def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
         """Draw this task's pair from the miniature world, of a training or of a held-out identity."""
         raise ValueError(f"task={self.task.name} has no miniature pairs; choose data=shards data.root=FOLDER")
+
+    def trained_module(self) -> DiffusionSelfDistillation:
+        """Return the module that is trained on these pairs.
+
+        Raises:
+            TypeError: outside of training.
+        """
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if not isinstance(module, DiffusionSelfDistillation):
+            raise TypeError("encodings belong to the module that trains on them; take pictures without one")
+        return module
 
     def setup(self, stage: str) -> None:
         """Open the source, so that bad data is refused early; a pool of encodings waits for the training device."""

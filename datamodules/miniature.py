@@ -17,7 +17,6 @@ from datamodules.stream import Size
 from dsd_lightning.miniature.captions import instruction
 from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
 from dsd_lightning.miniature.world import Scene
-from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Pair
 from dsd_lightning.randomness import numpy_generator
 
@@ -117,7 +116,4 @@ class Miniature:
     def _dataset(self, data: PairData, pairs: Pairs) -> Any:
         if not self.pool:
             return PicturePairs(pairs, data.task, data.seed)
-        module = data.trainer.lightning_module if data.trainer is not None else None
-        if not isinstance(module, DiffusionSelfDistillation):
-            raise TypeError("a pool is encoded by the module that trains on it; use pool=false without one")
-        return EncodedPool(pairs, module, data.task, data.seed)
+        return EncodedPool(pairs, data.trained_module(), data.task, data.seed)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datamodules.samples import Drawn, choose_caption, words_of
+from datamodules.samples import Drawn, choose_caption, without_pictures, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
@@ -70,7 +68,7 @@ class EncodedPool(Dataset[Drawn]):
                 size = (pair.target.shape[-2], pair.target.shape[-1])
                 held[index] = pair
                 self.sizes.append(size)
-                self.pairs.append(_without_pictures(pair))
+                self.pairs.append(without_pictures(pair.key, pair.caption, pair.instruction, pair.facts))
                 waiting.setdefault(size, []).append(index)
                 if len(waiting[size]) == chunk:
                     self._encode(waiting.pop(size), held, module, (text_lengths or {}).get(size))
@@ -119,11 +117,6 @@ class EncodedPool(Dataset[Drawn]):
             text=TextEmbeddings(text.sequence[one], text.pooled[one]),
             facts=pair.facts,
         )
-
-
-def _without_pictures(pair: Pair) -> Pair:
-    empty: Float[Tensor, "3 h w"] = torch.empty(3, 0, 0)
-    return Pair(pair.key, None, empty, pair.caption, pair.instruction, pair.facts)
 
 
 class PicturePairs(Dataset[Drawn]):

@@ -49,6 +49,12 @@ class UnreadableBatchError(RuntimeError):
     """No sample of a batch could be used, and there was none to take its place."""
 
 
+def without_pictures(key: str, caption: str, instruction: str | None, facts: Mapping[str, Any]) -> Pair:
+    """Return a pair that has words and facts, and pictures without pixels."""
+    empty: Float[Tensor, "3 h w"] = torch.empty(3, 0, 0)
+    return Pair(key, None, empty, caption, instruction, facts)
+
+
 def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
     """Return the caption kind ("caption" or "instruction") of a sample in an epoch, by the task's odds."""
     if pair.instruction is None:

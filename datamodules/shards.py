@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
+from datamodules.encodings import encoded_of, encodings_key, text_of
 from datamodules.pool import Pairs
-from datamodules.samples import Damage, Drawn, choose_caption, words_of
+from datamodules.samples import Damage, Drawn, choose_caption, without_pictures, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
 from dsd_lightning.pictures import bucket_for, covering_size, to_pixels
@@ -30,7 +31,7 @@ class ShardPairs(Dataset[Drawn | Damage]):
     The next readable sample of the same size comes with it, so that a batch is as large as it should be.
 
     Args:
-        shards: the shards.
+        shards: the shards; opened with an encoding key they are drawn as encodings, and otherwise as pictures.
         positions: which samples.
         buckets: each sample's (height, width), pixels.
         task: tells whether both pictures share their crop, and which caption to take.
@@ -67,15 +68,42 @@ class ShardPairs(Dataset[Drawn | Damage]):
         return drawn
 
     def _draw(self, epoch: int, index: int) -> Drawn | Damage:
-        key = self.shards.keys[self.positions[index]]
-        try:
-            pair = self.pair(index, epoch)
-        except DamagedSample as damage:
-            return Damage(key, f"{damage.shard}: {damage.reason}")
-        except ValueError as error:
-            return Damage(key, str(error))
+        if self.shards.encoding_key is not None:
+            return self._stored(epoch, index)
+        pair = self.pair_or_damage(index, epoch)
+        if isinstance(pair, Damage):
+            return pair
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        return Drawn(key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
+        return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
+
+    def _stored(self, epoch: int, index: int) -> Drawn | Damage:
+        """Return a sample as its stored encodings; no picture is read."""
+        position = self.positions[index]
+        try:
+            record, (encoded, text) = self.shards.record(position), self.shards.encodings(position)
+        except DamagedSample as damage:
+            return Damage(self.shards.keys[position], f"{damage.shard}: {damage.reason}")
+        pair = without_pictures(self.shards.keys[position], record.caption, record.instruction, record.facts)
+        kind = choose_caption(self.task, pair, self.seed, epoch)
+        if encoded is None or text is None:
+            return Damage(pair.key, f"{self.shards.shard_name(position)}: it has no encodings")
+        return Drawn(
+            pair.key,
+            epoch,
+            words_of(pair, kind),
+            encoded=encoded_of(encoded),
+            text=text_of(text, kind),
+            facts=pair.facts,
+        )
+
+    def pair_or_damage(self, index: int, epoch: int) -> Pair | Damage:
+        """Return a sample as a pair of crops, or why there is none."""
+        try:
+            return self.pair(index, epoch)
+        except DamagedSample as damage:
+            return Damage(damage.key, f"{damage.shard}: {damage.reason}")
+        except ValueError as error:
+            return Damage(self.shards.keys[self.positions[index]], str(error))
 
     def pair(self, index: int, epoch: int) -> Pair:
         """Return a sample as a pair of crops.
@@ -145,12 +173,13 @@ class Shards:
         resolution: (height, width) of a frame, pixels.
         buckets: (height, width) of several frame sizes instead; each pair goes to the one nearest in aspect ratio.
         validation_pairs: samples set aside, by a hash of their key, and never trained on; or of `validation_root`, if given.
-        crop: "random" or "center", of what the resolution leaves over.
+        crop: "random" or "center", of what the resolution leaves over; encodings are of the centre.
         workers: processes that decode ahead.
         max_damaged: unreadable samples tolerated in a run.
         verify: what is checked of the files at start: "size", "sha256" or "off".
         validation_root: folder of another set to take them from, such as one of other subjects; then all of `root` is
             trained on.
+        encoded: train on the encodings that `datamodules.encode_shards` stored, and read no pictures.
     """
 
     root: str | None
@@ -162,8 +191,13 @@ class Shards:
     max_damaged: int
     verify: Verification
     validation_root: str | None = None
-    encodes: bool = False
+    encoded: bool = False
     _opened: tuple[PairShards, list[int], list[int]] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether opening needs the module: stored encodings must be those that it would make."""
+        return self.encoded
 
     def __post_init__(self) -> None:
         if self.root is None:
@@ -210,9 +244,14 @@ class Shards:
         return shards, training, validation
 
     def _shards(self, data: PairData, root: str) -> PairShards:
+        key = None
+        if self.encoded:
+            module = data.trained_module()
+            key = encodings_key(module.architecture, module.codec, module.text_encoder, data.sizes)
         shards = PairShards(
             root,
             task=data.task.name,
+            encoding_key=key,
             require_reference=REFERENCE in data.task.frame_weights,
             verify=self.verify,
         )

@@ -185,7 +185,11 @@ def test_the_offline_judge_over_http_gets_its_server() -> None:
 
 
 def test_every_verbs_root_file_composes() -> None:
-    needed = {"write_shards": ["out=FOLDER"], "write_depth": ["source=PICTURES", "out=FOLDER"]}
+    needed = {
+        "write_shards": ["out=FOLDER"],
+        "write_depth": ["source=PICTURES", "out=FOLDER"],
+        "encode_shards": ["root=FOLDER", "out=FOLDER"],
+    }
     for file in CONF.glob("*.yaml"):
         config = compose_train(Path("run"), *needed.get(file.stem, ()), name=file.stem)
         with open_dict(config):

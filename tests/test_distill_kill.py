@@ -18,7 +18,6 @@ CONCURRENCY = 4
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_sigkill_at_five_random_moments_changes_nothing(tmp_path: Path) -> None:
     few = [f"agents.{role}.limits.concurrency={CONCURRENCY}" for role in ("llm", "vlm")]
     captions = captions_file(tmp_path)

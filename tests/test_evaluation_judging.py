@@ -89,7 +89,6 @@ def _is_red(data: bytes) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_figures(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
         whole = judge(server.url, world)

@@ -172,7 +172,6 @@ def evaluate(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_command_scores_the_shipped_model_and_tables_compare_methods(tmp_path: Path) -> None:
     common = (
         "benchmark.subjects=1",
@@ -181,7 +180,7 @@ def test_the_command_scores_the_shipped_model_and_tables_compare_methods(tmp_pat
         f"agents.folder={tmp_path}/agents",
     )
     ours = evaluate(*common, "method.maker.sampling.steps=2", "judge=server")
-    assert "Judge: miniature-judge-1. Rule: sample." in ours
+    assert "Judge: miniature-judge-1-rehearsal. Rule: sample." in ours
     assert (tmp_path / "out" / "tables" / "ours.tex").is_file()
     first = (tmp_path / "out" / "tables" / "ours.csv").read_text()
     assert "0 to make" in evaluate(*common, "method.maker.sampling.steps=2", "judge=server")

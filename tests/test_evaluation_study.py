@@ -101,7 +101,6 @@ def test_files_of_other_studies_and_impossible_ratings_are_refused(page: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"

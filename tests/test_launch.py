@@ -28,7 +28,6 @@ echo "$@" >> "$REQUEUED"
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         file = tmp_path / "bin" / name

@@ -49,7 +49,6 @@ def blurred(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
     wrong = ambiguous = 0
     for index in range(PAIRS):

@@ -18,7 +18,7 @@ from dsd_lightning.parallelism.strategy import ShardedStrategy
 
 CLOSE = 1e-5
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -148,5 +148,5 @@ def test_the_whole_of_a_whole_tensor_is_itself() -> None:
 
     value: Tensor = torch.arange(3.0)
     assert whole(value) is value
-    assert gather_nested({"a": [value, 2]}) == {"a": [value, 2]}
+    assert gather_nested({"a": [value, 2]})["a"][0] is value
     assert torch.equal(divided_like(value, torch.zeros(3)), value)

@@ -209,7 +209,6 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.parametrize("arch", ["parallel", "text_only"])
 def test_the_plan_of_flux_dev(arch: str) -> None:
     choices = ("planner.resolution=[512,512]", "planner.gpus=8", "arch.lora.rank=512", "recompute=all")

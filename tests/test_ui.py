@@ -225,7 +225,6 @@ def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_command_serves_and_says_where(tmp_path: Path) -> None:
     import socket
     import urllib.request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ class FluxBase:
     def torch_dtype(self) -> torch.dtype:
         """The frozen weights' dtype."""
         return DTYPES[self.dtype]
+
+    def without_memory(self) -> FluxBase:
+        """Return the same base with a transformer that has shapes and no weights."""
+        config = self.transformer_config
+        if config is None:
+            known = FluxTransformer2DModel.load_config(self.path, subfolder="transformer")
+            config = {name: value for name, value in known.items() if not name.startswith("_")}
+        return replace(self, initialise="meta", transformer_config=config)
 
     def transformer(self) -> FluxTransformer2DModel:
         """Return the transformer, frozen, as diffusers has it."""

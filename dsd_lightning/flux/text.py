@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ NULL_PROMPT = ""
 
 CUT_WARNINGS = 4
 """Cut prompts that are told; a data set may hold thousands."""
+
+FINGERPRINT_VALUES = 1024
+"""Values of each weight that a fingerprint reads."""
 
 
 class TextEncoder(nn.Module):
@@ -54,6 +58,16 @@ class TextEncoder(nn.Module):
         self.sequence_length, self.cache_size = sequence_length, cache_size
         self._cache: OrderedDict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._warned: set[tuple[str, str]] = set()
+
+    def fingerprint(self) -> str:
+        """Return a short hash of the sequence length and of samples of all weights: embeddings made otherwise are stale."""
+        digest = hashlib.sha256(str(self.sequence_length).encode())
+        for name, tensor in sorted([*self.clip.state_dict().items(), *self.t5.state_dict().items()]):
+            values = tensor.detach().flatten()
+            # Evenly spread: T5 of FLUX has 4.8 billion weights.
+            some = values[:: max(1, values.numel() // FINGERPRINT_VALUES)].cpu().float().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], sequence_length: int | None = None) -> TextEmbeddings:

@@ -139,6 +139,14 @@ class PairShards:
         """Return the bytes of each part that a sample has."""
         return {part: int(size) for part, (_, size) in zip(PARTS, self._spans[position], strict=True) if size >= 0}
 
+    def stored_bytes(self, position: int, part: str) -> bytes | None:
+        """Return the file of a sample's part ("reference", "target", ...); None where it has none.
+
+        Raises:
+            DamagedSample: it cannot be read.
+        """
+        return self._bytes(position, part)
+
     def target_bytes(self, position: int) -> bytes:
         """Return the file of a sample's target picture.
 

@@ -1,0 +1,145 @@
+"""How many pairs a second are read: stored encodings, pictures, and pictures through plain webdataset?
+
+python -m benchmarks.loader [--size 512] [--pairs 96] [--workers 0] [--rounds 7] [--out FILE.json]
+
+Writes photographs of scikit-image as pair shards, encodes them with the miniature's VAE and text encoders, and reads whole
+epochs of batches: by our loader from encodings, by our loader from pictures, and by webdataset's own decoding with a crop of
+the same size. Everything lies in the page cache, so decoding is what is compared, and not the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import webdataset
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from skimage import data as photographs
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import facts, interleaved, ratio, spread, write
+from datamodules.base import PairData
+from datamodules.encode_shards import encode_shards
+from datamodules.identity import IdentityPairs
+from datamodules.shards import Shards
+from dsd_lightning.building import build_module
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.pairs import Task
+from dsd_lightning.pictures import to_pixels
+from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.shards import ShardWriter
+
+PICTURES = ("astronaut", "cat", "coffee", "rocket")
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def write_pictures(root: Path, size: int, count: int) -> None:
+    """Write `count` pairs of photographs with a short side of `size` pixels."""
+    images = [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in PICTURES]
+    scaled = []
+    for image in images:
+        factor = size / min(image.size)
+        scaled.append(image.resize((max(size, round(image.width * factor)), max(size, round(image.height * factor)))))
+    with ShardWriter(root, task="identity", resolution=size) as writer:
+        for number in range(count):
+            target, reference = scaled[number % len(scaled)], scaled[(number + 1) % len(scaled)]
+            writer.write(f"pair-{number:05d}", reference, target, f"a photograph, number {number}")
+
+
+def configuration(name: str, *overrides: str) -> Any:
+    """Return a verb's configuration."""
+    register_resolvers()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def loaded(root: Path, size: int, batch: int, workers: int, module: DiffusionSelfDistillation, encoded: bool) -> Any:
+    """Return a turn: one epoch of batches through the training loader."""
+    source = Shards(
+        str(root),
+        resolution=(size, size),
+        buckets=None,
+        validation_pairs=0,
+        crop="center",
+        workers=workers,
+        max_damaged=0,
+        verify="size",
+        encoded=encoded,
+    )
+    data: PairData = IdentityPairs(Task("identity", False, {"reference": 0.25, "target": 1.0}), source, batch, seed=0)
+
+    def turn() -> None:
+        steps = len(data._training) // batch if data._training is not None else 1
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            max_steps=steps, accumulate_grad_batches=1, world_size=1, global_rank=0, lightning_module=module
+        )
+        read = sum(len(data.on_before_batch_transfer(each, 0)) for each in data.train_dataloader())
+        assert read == steps * batch
+
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    data._open()
+    return turn
+
+
+def plain_webdataset(root: Path, size: int, batch: int, workers: int) -> Callable[[], None]:
+    """Return a turn: one epoch of the same pictures by webdataset's own decoding."""
+
+    def pixels(sample: dict[str, Any]) -> tuple[Any, Any, str]:
+        pictures = [to_pixels(sample[f"{frame}.webp"], size, size) for frame in ("reference", "target")]
+        return pictures[0], pictures[1], sample["json"]["caption"]
+
+    urls = [str(path) for path in sorted(root.glob("*.tar"))]
+
+    def turn() -> None:
+        dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("pil").map(pixels)
+        for _ in DataLoader(dataset, batch_size=batch, num_workers=workers):
+            pass
+
+    return turn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and tell the ratios with their intervals."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    parser.add_argument("--size", type=int, default=512, help="side of a frame, pixels")
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=8, help="pairs")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read ahead")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, encoded = Path(scratch) / "pictures", Path(scratch) / "encoded"
+        write_pictures(pictures, args.size, args.pairs)
+        frame = f"resolution=[{args.size},{args.size}]"
+        encode_shards(configuration("encode_shards", f"root={pictures}", f"out={encoded}", frame, "workers=0"))
+        module = build_module(configuration("train", "compile=false"))
+        turns = {
+            "encodings": loaded(encoded, args.size, args.batch, args.workers, module, encoded=True),
+            "pictures": loaded(pictures, args.size, args.batch, args.workers, module, encoded=False),
+            "webdataset": plain_webdataset(pictures, args.size, args.batch, args.workers),
+        }
+        taken = interleaved(turns, args.rounds, torch.device("cpu"))
+        stored = sum(file.stat().st_size for file in encoded.glob("*.tar"))
+    results = {
+        "what": "an epoch of batches of pairs, read by the training loader from stored encodings and from pictures, and by "
+        "webdataset from the same pictures",
+        "settings": {key: value for key, value in vars(args).items() if key != "out"},
+        **facts(torch.device("cpu")),
+        "pairs_a_second": {name: args.pairs / spread(each)["median"] for name, each in taken.items()},
+        "seconds_an_epoch": {name: spread(each) for name, each in taken.items()},
+        "encodings_over_pictures": ratio(taken["encodings"], taken["pictures"]),
+        "pictures_over_webdataset": ratio(taken["pictures"], taken["webdataset"]),
+        "bytes_a_pair_with_encodings": stored / args.pairs,
+    }
+    write(args.out, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""How do encodings and embeddings of pairs lie in shards: under which key and names, and how are they read back?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from datamodules.stream import Size
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.text import TextEncoder
+from dsd_lightning.pairs import Encoded, TextEmbeddings
+
+CLEAN, REFERENCE = "clean", "reference."
+SEQUENCE, POOLED = ".sequence", ".pooled"
+
+
+def encodings_key(architecture: Architecture, codec: Codec, text_encoder: TextEncoder, sizes: Sequence[Size]) -> str:
+    """Return what stored encodings depend on: architecture, VAE, text encoders with their length, and frame sizes.
+
+    Args:
+        architecture, codec, text_encoder: what encodes.
+        sizes: every (height, width) that frames may have, pixels.
+    """
+    frames = "_".join(f"{height}x{width}" for height, width in sizes)
+    return f"{architecture.encoding_key(codec)}-{text_encoder.fingerprint()}-{frames}"
+
+
+def named_encodings(encoded: Encoded) -> dict[str, Tensor]:
+    """Return the tensors of encodings by the names under which they are stored."""
+    return {CLEAN: encoded.clean, **{REFERENCE + name: value for name, value in encoded.reference.items()}}
+
+
+def named_embeddings(texts: Mapping[str, TextEmbeddings]) -> dict[str, Tensor]:
+    """Return the tensors of embeddings, by caption kind, by the names under which they are stored."""
+    named: dict[str, Tensor] = {}
+    for kind, text in texts.items():
+        named |= {kind + SEQUENCE: text.sequence, kind + POOLED: text.pooled}
+    return named
+
+
+def encoded_of(tensors: Mapping[str, Tensor]) -> Encoded:
+    """Return the encodings (batch 1) of one stored sample."""
+    references = {name[len(REFERENCE) :]: value[None] for name, value in tensors.items() if name.startswith(REFERENCE)}
+    return Encoded(tensors[CLEAN][None], references)
+
+
+def text_of(tensors: Mapping[str, Tensor], kind: str) -> TextEmbeddings:
+    """Return the embeddings (batch 1) of one stored sample's caption of a kind."""
+    return TextEmbeddings(tensors[kind + SEQUENCE][None], tensors[kind + POOLED][None])
