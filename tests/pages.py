@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,10 @@ BROWSERS, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromed
 
 PATIENCE = 180
 """Seconds that a picture may take on a machine with other work."""
+
+
+# As the command does: pages of several test processes would otherwise share their uploads, and take them from each other.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="dsd-page-")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint, kept_reference, training_step
+from benchmarks import checkpoint, kept_reference, loader, training_step
 from benchmarks.measure import ratio
 
 
@@ -59,3 +59,13 @@ def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:
     found = ratio([2.0, 2.2, 1.8, 2.0, 2.1], [1.0, 1.0, 1.0, 1.0, 1.0])
     assert found["ratio"] == 2.0
     assert 1.8 <= found["low"] <= 2.0 <= found["high"] <= 2.2
+
+
+def test_reading_is_measured_three_ways(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    loader.main(["--size", "64", "--pairs", "8", "--batch", "4", "--rounds", "3", "--out", str(file)])
+    figures = json.loads(file.read_text())
+    assert set(figures["pairs_a_second"]) == {"encodings", "pictures", "webdataset"}
+    assert all(each > 0 for each in figures["pairs_a_second"].values())
+    for name in ("encodings_over_pictures", "pictures_over_webdataset"):
+        assert 0 < figures[name]["low"] <= figures[name]["ratio"] <= figures[name]["high"]

@@ -37,7 +37,8 @@ def page() -> Iterator[tuple[str, Any]]:
 def client(page: tuple[str, Any]) -> Any:
     from gradio_client import Client
 
-    return Client(page[0], verbose=False)
+    # The library waits 5 s for an answer, less than a busy machine may need.
+    return Client(page[0], verbose=False, httpx_kwargs={"timeout": PATIENCE})
 
 
 @pytest.fixture

@@ -66,15 +66,20 @@ class Remote:
 
     def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
         self.model = model
-        self.identity = identity or identity_of(self.kind, base_url)
+        by_host = identity_of(self.kind, base_url)  # refuses what is no URL, although a name is given
+        self.identity = identity or by_host
         self._base_url = base_url
         self._api_key_env = api_key_env
         self._key = ""  # read when the first request is sent: a dry run and a run from the cache need none
 
 
-def identity_of(kind: str, base_url: str) -> str:
-    """Return `kind@host`, by which answers of different services are told apart in the cache."""
-    host = urlsplit(base_url).hostname
+def identity_of(kind: str, base_url: str | None) -> str:
+    """Return `kind@host`, by which answers of different services are told apart in the cache.
+
+    Raises:
+        ValueError: no URL with a host.
+    """
+    host = urlsplit(base_url).hostname if base_url else None
     if host is None:
         raise ValueError(f"provider.base_url={base_url!r}: no URL with a host, such as http://127.0.0.1:8000/v1")
     return f"{kind}@{host}"

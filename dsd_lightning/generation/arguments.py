@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
-from dsd_lightning.generation.models import add_agent_flag, add_machine_flags, add_model_flags, check_model
+from dsd_lightning.generation.models import (
+    add_agent_flag,
+    add_drawing_flags,
+    add_machine_flags,
+    add_model_flags,
+    check_model,
+)
 
 DEFAULT_SHEET = "1,1.5,2/1,1.5,2"
 
@@ -36,10 +42,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--image_path", type=Path, help="reference picture; its middle is cropped to the frame")
     what.add_argument("--text", help="the prompt; line breaks are taken out")
     what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
-    what.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
-    what.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
-    what.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
-    what.add_argument("--steps", type=int, default=28, help="default 28")
+    add_drawing_flags(what)
     what.add_argument("--seed", type=int, default=-1, help="of the noise; -1, the default, draws one and prints it")
     what.add_argument("--num_images", type=int, default=1, help="pictures, with seeds counted up from --seed")
     what.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")

@@ -41,6 +41,14 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
 
 
+def add_drawing_flags(group: argparse._ActionsContainer) -> None:
+    """Add the guidances and the number of steps: the authors' flags, with their defaults."""
+    group.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
+    group.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
+    group.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
+    group.add_argument("--steps", type=int, default=28, help="default 28")
+
+
 def add_agent_flag(parser: argparse._ActionsContainer) -> None:
     """Add the flag that names a language model."""
     parser.add_argument(

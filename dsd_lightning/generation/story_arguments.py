@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
-from dsd_lightning.generation.models import add_agent_flag, add_machine_flags, add_model_flags, check_model
+from dsd_lightning.generation.models import (
+    add_agent_flag,
+    add_drawing_flags,
+    add_machine_flags,
+    add_model_flags,
+    check_model,
+)
 
 STEPS = ("character", "story", "prompts", "panels", "page")
 """What happens in turn; the first three are kept in story.json."""
@@ -51,10 +57,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask no language model: the miniature world's own story (default for the shipped miniature)",
     )
-    what.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
-    what.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
-    what.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
-    what.add_argument("--steps", type=int, default=28, help="default 28")
+    add_drawing_flags(what)
     what.add_argument(
         "--seed", type=int, default=-1, help="of panel 1, counted up; -1, the default, draws one; kept in story.json"
     )

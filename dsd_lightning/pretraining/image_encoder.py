@@ -31,6 +31,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from dsd_lightning.miniature.renderer import RESOLUTION, render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
+from dsd_lightning.muon import MuonWithAdamW
 from dsd_lightning.pretraining.fitting import fit, scheduled
 from dsd_lightning.pretraining.text import AttributeReadout
 from dsd_lightning.randomness import key_to_int, numpy_generator
@@ -98,6 +99,7 @@ class Seeing(L.LightningModule):
         self,
         tower: CLIPVisionModelWithProjection,
         learning_rate: float,
+        muon_learning_rate: float,
         weight_decay: float,
         steps: int,
         warmup_steps: int,
@@ -132,12 +134,12 @@ class Seeing(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        plain = [p for p in self.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],
+        optimizer = MuonWithAdamW(
+            self.named_parameters(),
             lr=self.hparams["learning_rate"],
-            betas=(0.9, 0.99),
+            muon_lr=self.hparams["muon_learning_rate"],
+            matrices=r"encoder\.layers\.\d+\.(self_attn|mlp)\.",
+            weight_decay=self.hparams["weight_decay"],
         )
         return scheduled(optimizer, self.hparams)
 
@@ -193,6 +195,7 @@ def main(config: DictConfig) -> None:
     module = Seeing(
         CLIPVisionModelWithProjection(settings),
         config.learning_rate,
+        config.muon_learning_rate,
         config.weight_decay,
         config.steps,
         config.warmup_steps,

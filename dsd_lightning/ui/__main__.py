@@ -53,7 +53,7 @@ def main(given: Sequence[str] | None = None) -> int:
     from dsd_lightning.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
 
     try:
-        with TemporaryDirectory(prefix="dsd-examples-") as folder:
+        with TemporaryDirectory(prefix="dsd-page-") as folder:
             _serve(chosen, Path(folder))
     except Exception as error:
         message = message_for_user(error)
@@ -66,6 +66,8 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def _serve(chosen: argparse.Namespace, folder: Path) -> None:
     models.check_model(chosen)
+    # Gradio names uploads by their content, in one folder for all pages of a machine, and empties it when a page closes.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     try:
         import gradio  # noqa: F401
     except ImportError as error:

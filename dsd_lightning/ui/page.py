@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-import torch
 from PIL import Image
 
-from dsd_lightning.errors import message_for_user
 from dsd_lightning.generation.arguments import DEFAULT_SHEET
-from dsd_lightning.generation.story_arguments import FEWEST, MOST, USUAL
-from dsd_lightning.pipeline.memory import is_out_of_memory
+from dsd_lightning.ui.story_tab import story_tab
 from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, Picture, Settings, Studio
-
-log = logging.getLogger(__name__)
+from dsd_lightning.ui.telling import told
 
 WAITING = 16
 """Requests in the queue; who comes later is told so."""
@@ -29,8 +23,6 @@ SMALL = 128
 """Pictures with shorter sides are magnified pixel by pixel, without smoothing."""
 
 TITLE = "Diffusion Self-Distillation"
-
-NO_MEMORY = "out of memory; ask for less, or start the page with --model_offload or --quantize"
 
 _FONTS = ("system-ui", "sans-serif")
 THEME = gr.themes.Base(
@@ -79,7 +71,7 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
                 with gr.Tab("Guidance sheet", id="sheet"):
                     _sheet_tab(studio, reference, text, shared, kind)
                 with gr.Tab("Story", id="story"):
-                    _story_tab(studio, reference, shared)
+                    story_tab(studio, reference, shared)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
 
@@ -147,7 +139,7 @@ def _picture_tab(
         interactive=False,
     )
 
-    @_told
+    @told
     def generate(
         image: str | None,
         text: Any,
@@ -212,7 +204,7 @@ def _sheet_tab(
     result = gr.Image(label="Sheet", format="png", interactive=False, elem_id="sheet")
     used = gr.Number(label="Seed used", interactive=False, precision=0)
 
-    @_told
+    @told
     def sheet(
         image: str | None,
         text: str,
@@ -233,76 +225,3 @@ def _sheet_tab(
         api_name="sheet",
         concurrency_id="model",
     )
-
-
-def _story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Component]) -> None:
-    gr.Markdown(
-        "The reference is the first panel. Write the story, change what you like in the table, then draw the page."
-    )
-    with gr.Row():
-        idea = gr.Textbox(label="Idea", placeholder="what it is about; the page's title", scale=3)
-        panels = gr.Slider(FEWEST, MOST, USUAL, step=1, label="Panels", scale=2)
-    with gr.Row():
-        write = gr.Button("1. Write the story", elem_id="write_story")
-        draw = gr.Button("2. Draw the page", variant="primary", elem_id="draw_story")
-    table = gr.Dataframe(
-        headers=["caption", "prompt", "seed"],
-        datatype=["str", "str", "number"],
-        type="array",
-        interactive=True,
-        column_count=3,
-        wrap=True,
-        label="Panels",
-        max_height=420,
-        column_widths=["38%", "48%", "14%"],
-        elem_id="panels",
-    )
-    result = gr.Image(label="Page", format="png", interactive=False, elem_id="page", buttons=["download", "fullscreen"])
-
-    @_told
-    def write_story(image: str | None, idea: str, panels: Any, seed: Any) -> list[list[Any]]:
-        """Write captions and prompts of a story whose first panel is the picture."""
-        story = studio.write_story(image, idea, panels, seed)
-        return [[panel.caption, panel.prompt, panel.seed] for panel in story.panels]
-
-    @_told
-    def draw_story(
-        image: str | None,
-        idea: str,
-        table: list[list[Any]],
-        guidance: Any,
-        image_guidance: Any,
-        text_guidance: Any,
-        steps: Any,
-        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
-    ) -> Image.Image:
-        """Draw the panels of a table of captions, prompts and seeds, and lay them out as a page."""
-        rows = [row for row in table if any(str(cell or "").strip() for cell in row)]
-        return studio.draw_story(image, idea, rows, Settings(guidance, image_guidance, text_guidance, steps, 0))
-
-    write.click(
-        write_story, [reference, idea, panels, shared[-1]], [table], api_name="write_story", concurrency_id="model"
-    )
-    draw.click(
-        draw_story, [reference, idea, table, *shared[:-1]], [result], api_name="draw_story", concurrency_id="model"
-    )
-
-
-def _told(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `work` with errors that the visitor reads, and that leave the page as it was."""
-
-    @functools.wraps(work)
-    def telling(*given: Any, **named: Any) -> Any:
-        try:
-            return work(*given, **named)
-        except Exception as error:
-            if is_out_of_memory(error):
-                torch.cuda.empty_cache()
-                raise gr.Error(NO_MEMORY, print_exception=False) from error
-            message = message_for_user(error)
-            if message is not None:
-                raise gr.Error(message, print_exception=False) from error
-            log.exception("a request failed")
-            raise gr.Error("something went wrong here; the server's log says what", print_exception=False) from error
-
-    return telling

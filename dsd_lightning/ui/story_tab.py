@@ -1,0 +1,72 @@
+"""What is on the tab that tells a story, and what is connected to what?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from dsd_lightning.generation.story_arguments import FEWEST, MOST, USUAL
+from dsd_lightning.ui.studio import Settings, Studio
+from dsd_lightning.ui.telling import told
+
+
+def story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Component]) -> None:
+    """Lay out the tab.
+
+    Args:
+        studio: what draws.
+        reference: the page's reference, which is the first panel.
+        shared: the page's fields of guidances, steps and seed, in this order.
+    """
+    gr.Markdown(
+        "The reference is the first panel. Write the story, change what you like in the table, then draw the page."
+    )
+    with gr.Row():
+        idea = gr.Textbox(label="Idea", placeholder="what it is about; the page's title", scale=3)
+        panels = gr.Slider(FEWEST, MOST, USUAL, step=1, label="Panels", scale=2)
+    with gr.Row():
+        write = gr.Button("1. Write the story", elem_id="write_story")
+        draw = gr.Button("2. Draw the page", variant="primary", elem_id="draw_story")
+    table = gr.Dataframe(
+        headers=["caption", "prompt", "seed"],
+        datatype=["str", "str", "number"],
+        type="array",
+        interactive=True,
+        column_count=3,
+        wrap=True,
+        label="Panels",
+        max_height=420,
+        column_widths=["38%", "48%", "14%"],
+        elem_id="panels",
+    )
+    result = gr.Image(label="Page", format="png", interactive=False, elem_id="page", buttons=["download", "fullscreen"])
+
+    @told
+    def write_story(image: str | None, idea: str, panels: Any, seed: Any) -> list[list[Any]]:
+        """Write captions and prompts of a story whose first panel is the picture."""
+        story = studio.write_story(image, idea, panels, seed)
+        return [[panel.caption, panel.prompt, panel.seed] for panel in story.panels]
+
+    @told
+    def draw_story(
+        image: str | None,
+        idea: str,
+        table: list[list[Any]],
+        guidance: Any,
+        image_guidance: Any,
+        text_guidance: Any,
+        steps: Any,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
+    ) -> Image.Image:
+        """Draw the panels of a table of captions, prompts and seeds, and lay them out as a page."""
+        rows = [row for row in table if any(str(cell or "").strip() for cell in row)]
+        return studio.draw_story(image, idea, rows, Settings(guidance, image_guidance, text_guidance, steps, 0))
+
+    write.click(
+        write_story, [reference, idea, panels, shared[-1]], [table], api_name="write_story", concurrency_id="model"
+    )
+    draw.click(
+        draw_story, [reference, idea, table, *shared[:-1]], [result], api_name="draw_story", concurrency_id="model"
+    )
