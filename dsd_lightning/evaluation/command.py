@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from dsd_lightning.agents import Agent
+from dsd_lightning.console import tidy
 from dsd_lightning.evaluation import published
 from dsd_lightning.evaluation.aggregate import require_rule
 from dsd_lightning.evaluation.comparison import compare
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 def score(config: DictConfig) -> str:
     """Draw a method's pictures, judge them, write its tables; return them for the terminal."""
+    tidy()
     rule = require_rule(config.rule)
     measures = tuple(config.protocol.measures)
     rubrics = Rubrics(config.rubrics, measures)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsd_lightning.console import tidy
 from dsd_lightning.generation.jobs import GenerationError
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
     """Return the pipeline that the flags name."""
     from dsd_lightning.pipeline import TwoFramePipeline
 
+    tidy()
     offload = "model" if chosen.model_offload else "sequential" if chosen.sequential_offload else None
     options: dict[str, Any] = {
         "quantize": chosen.quantize,
