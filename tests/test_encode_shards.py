@@ -67,7 +67,7 @@ def samples_of(root: Path, module: DiffusionSelfDistillation, **changes: Any) ->
     return source.training(data)
 
 
-@pytest.mark.parametrize("arch", ["parallel", "concat"])
+@pytest.mark.parametrize("arch", ["parallel", "concat", "ip_adapter"])
 @pytest.mark.parametrize("buckets", [None, [(64, 64), (64, 96)]])
 def test_they_are_what_the_module_makes_of_the_pictures(
     pictures: Path, tiny_base: Path, tmp_path: Path, arch: str, buckets: Any
@@ -77,7 +77,8 @@ def test_they_are_what_the_module_makes_of_the_pictures(
     assert index.samples == PAIRS
     assert verify_shards(tmp_path / "out") == []
     assert not Path(f"{tmp_path}/out.waiting").exists()
-    module = module_of(tiny_base, tmp_path, f"arch={arch}")
+    factors = ["+arch/lora=all_linear"] if arch == "ip_adapter" else []  # which it has not by default
+    module = module_of(tiny_base, tmp_path, f"arch={arch}", *factors)
     stored = samples_of(tmp_path / "out", module, encoded=True, buckets=buckets)
     seen = samples_of(pictures, module, buckets=buckets)
     assert len(stored) == len(seen) == PAIRS
