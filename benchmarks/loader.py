@@ -1,6 +1,6 @@
 """How many pairs a second are read: stored encodings, pictures, and pictures through plain webdataset?
 
-python -m benchmarks.loader [--size 512] [--pairs 96] [--workers 0] [--rounds 7] [--out FILE.json]
+python -m benchmarks.loader [--size 512] [--pairs 32] [--workers 0] [--rounds 7] [--out FILE.json]
 
 Writes photographs of scikit-image as pair shards, encodes them with the miniature's VAE and text encoders, and reads whole
 epochs of batches: by our loader from encodings, by our loader from pictures, and by webdataset's own decoding with a crop of
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and tell the ratios with their intervals."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
     parser.add_argument("--size", type=int, default=512, help="side of a frame, pixels")
-    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8, help="pairs")
     parser.add_argument("--workers", type=int, default=0, help="processes that read ahead")
     parser.add_argument("--rounds", type=int, default=7)
