@@ -82,6 +82,7 @@ SECTIONS = (
             Panel("Learning rate", ("optimizer/lr",)),
             Panel("Gradient norm before clipping", ("optimizer/grad_norm",)),
             Panel("Steps left out, not finite", ("optimizer/skipped_steps",)),
+            Panel("Batches whose loss jumped", ("train/loss_spikes",)),
             Panel("Decay of the averaged weights", ("ema/decay",), "", (0.0, 1.0)),
         ),
     ),
