@@ -148,5 +148,7 @@ def test_the_whole_of_a_whole_tensor_is_itself() -> None:
 
     value: Tensor = torch.arange(3.0)
     assert whole(value) is value
-    assert gather_nested({"a": [value, 2]})["a"][0] is value
+    gathered = gather_nested({"a": [value, 2]})["a"]
+    assert torch.equal(gathered[0], value)
+    assert gathered[1] == 2
     assert torch.equal(divided_like(value, torch.zeros(3)), value)
