@@ -75,7 +75,7 @@ def loaded(root: Path, size: int, batch: int, workers: int, module: DiffusionSel
     data: PairData = IdentityPairs(Task("identity", False, {"reference": 0.25, "target": 1.0}), source, batch, seed=0)
 
     def turn() -> None:
-        steps = len(data._training) // batch if data._training is not None else 1
+        steps = len(data._training) // batch
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             max_steps=steps, accumulate_grad_batches=1, world_size=1, global_rank=0, lightning_module=module
         )

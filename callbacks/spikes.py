@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 class LossSpikes(L.Callback):
     """Counts batches whose loss is far above what it was lately, as `train/loss_spikes`, and lists their samples.
 
-    A loss is a spike when it exceeds the running mean by `deviations` running standard deviations; it then moves neither
-    (the mean and the deviation of the batches before are what the next one is held against). Every device judges its own
-    batches and writes its own list; the metric is the first device's count.
+    A loss is a spike when it exceeds the running mean by `deviations` running standard deviations. It then moves both only as
+    far as a loss at that limit would, so that one jump hides no other, and a lasting change is soon no news. Every device
+    judges its own batches and writes its own list; the metric is the first device's count.
 
     Losses stay on the device until every `every_n_batches` batches, when all of them are looked at together, so that no
     step waits for them.
@@ -77,10 +77,11 @@ class LossSpikes(L.Callback):
             if not math.isfinite(value):
                 continue  # callbacks.nonfinite tells of it
             deviation = math.sqrt(self.variance)
-            if self.batches >= self.warm_up and value > self.mean + self.deviations * deviation:
+            limit = self.mean + self.deviations * deviation
+            if self.batches >= self.warm_up and value > limit:
                 self.count += 1
                 self._report(step, value, deviation, samples)
-                continue
+                value = limit
             self.batches += 1
             # As though all batches so far weighed alike, until the decay takes over.
             share = max(1 - self.decay, 1 / self.batches)

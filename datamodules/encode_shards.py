@@ -62,7 +62,9 @@ def encode_shards(config: DictConfig) -> ShardIndex:
         codec.require_size(height, width)
     key = encodings_key(architecture, codec, text_encoder, sizes)
     batches = list(_batches(pairs, config.batch_size))
-    asked = [key, config.batch_size, pairs.task.name, [pairs.shards.keys[position] for position in pairs.positions]]
+    tars = [entry.sha256 for entry in pairs.shards.index.shards] if pairs.shards.index is not None else []
+    keys = [pairs.shards.keys[position] for position in pairs.positions]
+    asked = [key, config.batch_size, pairs.task.name, sorted(pairs.task.captions), tars, keys]
     folder = Path(config.waiting) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:07d}.safetensors" for number in range(len(batches))]

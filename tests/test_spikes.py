@@ -66,6 +66,12 @@ def test_a_loss_that_falls_is_no_spike(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lasting_change_is_soon_no_news(tmp_path: Path) -> None:
+    callback = LossSpikes(tmp_path, warm_up=50, every_n_batches=10)
+    feed(callback, [*losses_of(100), *(1.0 + loss for loss in losses_of(400))])
+    assert 1 <= callback.count <= 20
+
+
 def test_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     losses = losses_of(200)
     losses[150] = 2.0
