@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.generators import generator_states, restore_generators
 from callbacks.stopping import Diverged, Stopped, StopRequest
-from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, list_steps
+from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO, list_steps
 from dsd_lightning.checkpoints.whole import PARTIAL
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ SUPERSEDED = ".superseded"
 class AdapterCheckpoint(Checkpoint):
     """Saves a checkpoint folder every so many optimizer steps, when training ends, and when it is stopped or fails.
 
-    Needs `Trainer(plugins=[FolderCheckpointIO()])`. Lightning runs it after all other callbacks (it is a `Checkpoint`).
+    Needs `Trainer(plugins=[FolderCheckpointIO(...)])`, which says how. Lightning runs it after all other callbacks (it is
+    a `Checkpoint`).
 
     - What is saved is the state at the end of an optimizer step, whenever it is saved; a checkpoint from before that
       step's validation makes a resumed run validate first. The last step is saved once its validation is over, so that
@@ -174,6 +175,7 @@ class AdapterCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""
         self._save(trainer)
+        self._finish(trainer)
         self._stop.remove()
         self._say(trainer)
 
@@ -181,6 +183,7 @@ class AdapterCheckpoint(Checkpoint):
         """Save the end of the last whole step, if that is possible; go back to the last good one, if training diverged."""
         self._stop.remove()
         if isinstance(exception, Diverged):
+            self._finish(trainer)
             if trainer.is_global_zero:
                 self._tidy(exception.last_good, "diverged after")
             self._say(trainer)
@@ -189,6 +192,7 @@ class AdapterCheckpoint(Checkpoint):
         if self._boundary is not None and not self._stepping and not self._saving and everyone_is_here:
             try:
                 self._save(trainer)
+                self._finish(trainer)
             except (OSError, RuntimeError) as error:
                 log.error("the state before the error could not be saved: %s", error)
         if self._boundary is not None:
@@ -212,11 +216,20 @@ class AdapterCheckpoint(Checkpoint):
         path = self.folder / STEP_FOLDER.format(self._step)
         trainer.save_checkpoint(path, weights_only=False)
         self._saving, self._saved_step = False, self._step
-        log.debug("saved %s", path)
+        log.debug("saving %s", path)
         if trainer.is_global_zero:
+            # One save at a time: all earlier ones are on the disk, if this one may not be yet.
             older = [folder for step, folder in list_steps(self.folder).items() if step < self._step]
             for folder in older[: max(0, len(older) - (self.keep - 1))]:
                 trainer.strategy.remove_checkpoint(folder)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Wait until all is on the disk, on every device; a checkpoint may be written in the background."""
+        written = trainer.strategy.checkpoint_io
+        if isinstance(written, FolderCheckpointIO):
+            written.wait()
+        # A process that ends early may make its launcher end the others.
+        trainer.strategy.barrier("checkpoint")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the state of the loops and of the generators (of every device) at the end of the last step."""

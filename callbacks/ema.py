@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from dsd_lightning.pieces import divided_like, gather
+from dsd_lightning.pieces import divided_like
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class ExponentialMovingAverage(L.Callback):
                 "a checkpoint was asked for while the averaged weights are in place; save after validation, outside of "
                 "averaged()"
             )
-        checkpoint["ema"] = gather(self.averages)
+        checkpoint["ema"] = dict(self.averages)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the averages over; a checkpoint without them starts them from its trained weights."""

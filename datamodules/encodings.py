@@ -47,5 +47,15 @@ def encoded_of(tensors: Mapping[str, Tensor]) -> Encoded:
 
 
 def text_of(tensors: Mapping[str, Tensor], kind: str) -> TextEmbeddings:
-    """Return the embeddings (batch 1) of one stored sample's caption of a kind."""
+    """Return the embeddings (batch 1) of one stored sample's caption of a kind.
+
+    Raises:
+        ValueError: if the set was encoded without that kind, naming the remedy.
+    """
+    if kind + SEQUENCE not in tensors:
+        stored = sorted(name.removesuffix(SEQUENCE) for name in tensors if name.endswith(SEQUENCE))
+        raise ValueError(
+            f"the set's encodings hold captions of kind {', '.join(stored) or 'none'}, not {kind!r}: encode it again with the "
+            f"task.relation.captions that you train with, or train with those"
+        )
     return TextEmbeddings(tensors[kind + SEQUENCE][None], tensors[kind + POOLED][None])

@@ -20,7 +20,6 @@ from dsd_lightning.machine import uncompiled
 from dsd_lightning.objective import FrameLosses, frame_losses
 from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
 from dsd_lightning.parallelism.strategy import ShardedStrategy
-from dsd_lightning.pieces import gather
 from dsd_lightning.randomness import normal, uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
 from dsd_lightning.sampler import SamplerSettings, Shift, sample
@@ -272,7 +271,7 @@ class DiffusionSelfDistillation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the whole state by the trained parameters, and say whose they are."""
-        checkpoint["state_dict"] = gather(dict(self.architecture.trainable()))
+        checkpoint["state_dict"] = {name: value.detach() for name, value in self.architecture.trainable()}
         checkpoint["adapter"] = header_of(self.architecture)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from dsd_lightning.building import build_module
 from dsd_lightning.checkpoints.adapter import check_header, read_header
-from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
+from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.console import tidy
 from dsd_lightning.machine import keep_memory
 from dsd_lightning.planning import (
@@ -89,7 +89,7 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     callbacks = [instantiate(each) for each in config.callbacks.values() if each and "_target_" in each]
     loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
     trainer: L.Trainer = instantiate(
-        config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[FolderCheckpointIO()]
+        config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[instantiate(config.checkpoint_io)]
     )
     if trainer.strategy.root_device.type == "cuda" and not config.force:
         require_fit(config, torch.cuda.mem_get_info(trainer.strategy.root_device)[0] / GIB)

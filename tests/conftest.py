@@ -79,3 +79,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         transformer.save_pretrained(folder / "transformer")
     return folder
+
+
+@pytest.fixture(scope="session")
+def photograph_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of a few real photographs."""
+    from sources import write_photographs  # here, because most tests need no photographs
+
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "shards")

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from tiny_run import Run, TextOnly, assert_same, make_architecture, make_module
 
-from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.architectures.reference_tokens import ReferenceTokens
-from dsd_lightning.checkpoints import whole
 from dsd_lightning.checkpoints.adapter import (
     EMA_WEIGHTS,
     HEADER,
     WEIGHTS,
     AdapterMismatchError,
     check_header,
-    header_of,
-    load_adapter,
-    save_adapter,
 )
-from dsd_lightning.checkpoints.folder_io import TRAINING_STATE, FolderCheckpointIO, find_last, list_steps
-from dsd_lightning.checkpoints.whole import MANIFEST, DamagedError
+from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
 
 STEPS = 9
 
@@ -215,174 +205,3 @@ def test_checkpoint_of_another_model_is_refused(never_stopped: Run, settings: di
 def test_checkpoint_without_a_header_is_refused() -> None:
     with pytest.raises(AdapterMismatchError, match=HEADER):
         check_header({}, make_architecture())
-
-
-# --- The folder itself.
-
-
-def some_checkpoint(value: float) -> dict[str, Any]:
-    return {
-        "state_dict": {"weight": torch.full((3,), value)},
-        "ema": {"weight": torch.full((3,), value / 2)},
-        "adapter": {"architecture": "parallel"},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.full((3,), value)}}}],
-    }
-
-
-def test_round_trip_keeps_every_value(tmp_path: Path) -> None:
-    FolderCheckpointIO().save_checkpoint(some_checkpoint(0.1), tmp_path / "step_00000001")
-    loaded = FolderCheckpointIO().load_checkpoint(tmp_path / "step_00000001")
-    expected = some_checkpoint(0.1)
-    assert loaded.keys() == expected.keys()
-    assert loaded["adapter"] == expected["adapter"]
-    for part in ("state_dict", "ema"):
-        assert_same(loaded[part], expected[part])
-    assert torch.equal(loaded["optimizer_states"][0]["state"][0]["exp_avg"], torch.full((3,), 0.1))
-
-
-def test_other_than_plain_types_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"checkpoint\['callbacks'\]\['mine'\] is a .*Path"):
-        FolderCheckpointIO().save_checkpoint(some_checkpoint(0) | {"callbacks": {"mine": tmp_path}}, tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-
-
-def save_and_die(path: Path, calls: int) -> bool:
-    """Save a checkpoint in a child process that dies at its n-th flush or rename; return whether it did."""
-    child = os.fork()
-    if child == 0:
-        remaining = [calls]
-
-        def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                remaining[0] -= 1
-                if remaining[0] < 0:
-                    os._exit(9)
-                return function(*arguments)
-
-            return call
-
-        os.fsync, os.rename = dying(os.fsync), dying(os.rename)
-        try:
-            FolderCheckpointIO().save_checkpoint(some_checkpoint(2.0), path)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["new", "replacing"])
-def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, again: bool) -> None:
-    kept = tmp_path / "step_00000001"
-    path = kept if again else tmp_path / "step_00000002"
-    found, calls = set(), 0
-    FolderCheckpointIO().save_checkpoint(some_checkpoint(1.0), kept)
-    while save_and_die(path, calls):
-        calls += 1
-        last = find_last(tmp_path)
-        assert last is not None
-        value = float(FolderCheckpointIO().load_checkpoint(last)["state_dict"]["weight"][0])
-        assert value in ((1.0, 2.0) if last.name == path.name else (1.0,))
-        found.add(value)
-    assert calls >= 7  # four files, the manifest, the folder, the rename
-    assert found == {1.0, 2.0}  # it did die before and after the commit
-    last = find_last(tmp_path)
-    assert last == path
-    assert float(FolderCheckpointIO().load_checkpoint(path)["state_dict"]["weight"][0]) == 2.0
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, EMA_WEIGHTS, HEADER, TRAINING_STATE, MANIFEST])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_named_and_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
-) -> None:
-    for step in (1, 2):
-        FolderCheckpointIO().save_checkpoint(some_checkpoint(step), tmp_path / f"step_{step:08d}")
-    file = tmp_path / "step_00000002" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    if damage == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-    with pytest.raises(DamagedError, match="step_00000002") as refused:
-        FolderCheckpointIO().load_checkpoint(tmp_path / "step_00000002")
-    if name != MANIFEST:
-        assert name in str(refused.value)
-    with caplog.at_level(logging.WARNING):
-        assert find_last(tmp_path) == tmp_path / "step_00000001"
-    assert str(refused.value) in caplog.text
-
-
-def test_unfinished_save_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert find_last(tmp_path / "nowhere") is None
-    (tmp_path / "step_00000002.partial").mkdir()
-    with caplog.at_level(logging.WARNING):
-        assert find_last(tmp_path) is None
-    assert "step_00000002.partial" in caplog.text
-
-
-# --- Trained adapters.
-
-
-def test_adapter_round_trip_and_refusals(tmp_path: Path) -> None:
-    source, target = make_architecture(), make_architecture()
-    with torch.no_grad():
-        for _, parameter in source.trainable():
-            parameter.normal_(generator=torch.Generator().manual_seed(1))
-    (tmp_path / "README.md").write_text("a model card")
-    save_adapter(tmp_path, source)
-    header = load_adapter(tmp_path, target)
-    assert_same(dict(target.trainable()), dict(source.trainable()))
-    assert header.items() >= json.loads(json.dumps(header_of(source))).items()
-    assert {file.name for file in tmp_path.iterdir()} == {"README.md", WEIGHTS, HEADER}
-    with pytest.raises(AdapterMismatchError, match=str(tmp_path)):
-        load_adapter(tmp_path, make_architecture(rank=4))
-    content = bytearray((tmp_path / WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    (tmp_path / WEIGHTS).write_bytes(content)
-    with pytest.raises(DamagedError, match=WEIGHTS):
-        load_adapter(tmp_path, target)
-    with pytest.raises(FileNotFoundError, match=HEADER):
-        load_adapter(tmp_path / "nowhere", target)
-
-
-def test_adapter_of_a_run_gives_averages_or_trained_weights(never_stopped: Run) -> None:
-    folder = find_last(never_stopped.folder / "checkpoints")
-    assert folder is not None
-    architecture = make_architecture()
-    load_adapter(folder, architecture)
-    assert_same(dict(architecture.trainable()), never_stopped.ema.averages)
-    load_adapter(folder, architecture, ema=False)
-    assert_same(dict(architecture.trainable()), never_stopped.trained())
-
-
-def test_lora_pattern_may_be_written_otherwise() -> None:
-    header = header_of(make_architecture())
-    header["lora"] = header["lora"] | {"targets": "another pattern for the same layers"}
-    check_header(header, make_architecture())
-    with pytest.raises(AdapterMismatchError, match=r"arch\.lora\.targets=another"):
-        check_header(header | {"parameters": 1}, make_architecture())
-
-
-def test_settings_of_the_architecture_itself_must_be_the_same() -> None:
-    def built(**settings: Any) -> Architecture:
-        return make_architecture(partial(ReferenceTokens, **settings))
-
-    header = json.loads(json.dumps(header_of(built(separate_pass=True, reference_timestep=0.25))))
-    check_header(header, built(separate_pass=True, reference_timestep=0.25))
-    for other, message in {
-        (False, 0.25): r"arch\.separate_pass=true, this run has false: set arch\.separate_pass=true",
-        (True, 0.0): r"arch\.reference_timestep=0\.25, this run has 0",
-    }.items():
-        with pytest.raises(AdapterMismatchError, match=message):
-            check_header(header, built(separate_pass=other[0], reference_timestep=other[1]))
-    # Checkpoints of before there were any.
-    before = {key: value for key, value in header_of(make_architecture()).items() if key != "settings"}
-    check_header(before, make_architecture())
-
-
-def test_a_failed_block_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    with whole.whole_folder(tmp_path / "folder") as folder:
-        whole.write_json(folder / "a.json", {"a": 1})
-    with pytest.raises(ZeroDivisionError), whole.whole_folder(tmp_path / "folder") as folder:
-        fail()
-    whole.verify(tmp_path / "folder")

@@ -19,12 +19,13 @@ from verbs import ROOT, SOURCE, command, compose_train, environment, run, tiny
 
 from datamodules.base import DamagedDataError, PairData
 from datamodules.encode_shards import encode_shards
+from datamodules.encodings import named_embeddings, text_of
 from datamodules.identity import IdentityPairs
 from datamodules.samples import Drawn
 from datamodules.shards import Shards
 from dsd_lightning.building import build_module
 from dsd_lightning.module import DiffusionSelfDistillation
-from dsd_lightning.pairs import Task
+from dsd_lightning.pairs import Task, TextEmbeddings
 from dsd_lightning.randomness import normal
 from dsd_lightning.shards import PairShards, ShardError, ShardIndex, ShardWriter, verify_shards
 
@@ -121,6 +122,14 @@ def test_others_are_refused(pictures: Path, tiny_base: Path, tmp_path: Path) -> 
         module.text_encoder.t5.get_input_embeddings().weight.add_(normal((1,), "change"))
     with pytest.raises(ShardError, match="encode the set again"):
         samples_of(tmp_path / "out", module, encoded=True)
+
+
+def test_captions_of_a_kind_that_was_not_encoded_are_refused_by_name() -> None:
+    stored = named_embeddings({"caption": TextEmbeddings(torch.zeros(1, 2, 3), torch.zeros(1, 3))})
+    one = {name: value[0] for name, value in stored.items()}
+    assert text_of(one, "caption").sequence.shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"of kind caption, not 'instruction': encode it again"):
+        text_of(one, "instruction")
 
 
 def test_bad_input_is_refused(pictures: Path, tiny_base: Path, tmp_path: Path) -> None:

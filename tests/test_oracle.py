@@ -10,7 +10,7 @@ from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Scene, change_identity, draw_context, draw_identity
 from dsd_lightning.randomness import numpy_generator
 
-PAIRS = 8
+PAIRS = 6
 NOISE = 0.06
 """Standard deviation on the [0, 1] scale."""
 

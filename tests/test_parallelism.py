@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from test_architectures import ROWS, base
+from tiny_run import assert_same
 from torch import Tensor
-from two_devices import HALF, INDIVISIBLE, OTHERS, SHARED, STEPS, one_process
+from two_devices import HALF, IN_PIECES, INDIVISIBLE, OTHERS, SHARED, STEPS, one_process
 from verbs import ROOT, environment
 
+from dsd_lightning.checkpoints.adapter import read_adapter
 from dsd_lightning.parallelism.strategy import ShardedStrategy
 
 CLOSE = 1e-5
@@ -92,6 +94,22 @@ def test_one_process_goes_on_from_two(
     resumed = one_process("parallel", tmp_path, resume=checkpoint)
     assert len(resumed["losses"]) == STEPS - HALF
     assert_same_run(resumed, single["parallel"], first=HALF)
+
+
+@pytest.mark.parametrize("strategy", SHARED)
+def test_each_process_writes_its_pieces_if_asked_to(double: dict[str, Any], strategy: str) -> None:
+    folder = double["folder"] / strategy / "checkpoints" / f"step_{STEPS:08d}"
+    names = {file.name for file in folder.iterdir()}
+    parts = ["00000-of-00002.", "00001-of-00002."] if strategy == "adapter_shard" else ["00000-of-00001."]
+    parts = parts if strategy in IN_PIECES else [""]
+    expected = {f"{stem}.{part}safetensors" for stem in ("adapter", "ema") for part in parts}
+    expected |= {f"pieces.{part}safetensors" for part in parts if part}
+    assert names == expected | {"adapter.json", "training_state.pt", "manifest.json"}
+    _, averages = read_adapter(folder)
+    _, trained = read_adapter(folder, ema=False)
+    result = double["rank0"][f"{strategy}/parallel"]
+    assert_same(averages, result["averages"])
+    assert_same(trained, result["trained"])
 
 
 def test_each_strategy_divides_what_it_says(double: dict[str, Any]) -> None:

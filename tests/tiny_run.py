@@ -143,7 +143,14 @@ class Run:
     """One process's share of a run in `folder`."""
 
     def __init__(
-        self, folder: Path, steps: int, *extra: L.Callback, every: int = 3, keep: int = 2, accumulate: int = 1
+        self,
+        folder: Path,
+        steps: int,
+        *extra: L.Callback,
+        every: int = 3,
+        keep: int = 2,
+        accumulate: int = 1,
+        written_by: FolderCheckpointIO | None = None,
     ) -> None:
         self.folder, self.recorder, self.batches = folder, Recorder(), steps * accumulate
         self.module = make_module()
@@ -163,7 +170,7 @@ class Run:
             val_check_interval=VAL_EVERY,
             log_every_n_steps=1,
             gradient_clip_val=0.5,
-            plugins=[FolderCheckpointIO()],
+            plugins=[written_by or FolderCheckpointIO()],
             callbacks=[
                 # Given before those it must follow: Lightning moves it to the end.
                 self.checkpoint,

@@ -51,6 +51,9 @@ OTHERS = (
 INDIVISIBLE = ("reference_tokens-separate_pass",)
 """Rows of `ROWS` beside `parallel`; and those that only whole replicas can train."""
 
+IN_PIECES = ("adapter_shard", "hybrid")
+"""Strategies whose checkpoints each process writes its pieces of, in the background."""
+
 PAIRS, STEPS, HALF = 4, 20, 10
 """Pairs a global batch; optimizer steps of a run, and of the checkpoint in its middle."""
 
@@ -157,7 +160,7 @@ def fit(
         log_every_n_steps=1,
         gradient_clip_val=0.05,
         use_distributed_sampler=False,
-        plugins=[FolderCheckpointIO()],
+        plugins=[FolderCheckpointIO(background=name in IN_PIECES, sharded=name in IN_PIECES)],
         callbacks=[
             ema,
             Throughput(),

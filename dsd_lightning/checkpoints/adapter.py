@@ -6,19 +6,16 @@ which architecture and which settings they belong to). A run's checkpoints are s
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints import whole
+from dsd_lightning.checkpoints import sharded, whole
 from dsd_lightning.pieces import divided_like
 
 log = logging.getLogger(__name__)
@@ -171,12 +168,12 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
     """
     folder = Path(folder)
     header = read_header(folder)
-    file = folder / (EMA_WEIGHTS if ema and (folder / EMA_WEIGHTS).is_file() else WEIGHTS)
+    files = (ema and sharded.files_of(folder, EMA_WEIGHTS)) or sharded.files_of(folder, WEIGHTS) or [folder / WEIGHTS]
     if (folder / whole.MANIFEST).is_file():
-        whole.verify(folder, only=(HEADER, file.name))
+        whole.verify(folder, only=(HEADER, *(file.name for file in files)))
     elif "weights" in header:
-        whole.verify_file(file, header["weights"])
-    return header, read_tensors(file)
+        whole.verify_file(files[0], header["weights"])
+    return header, sharded.join(files)
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
@@ -208,18 +205,6 @@ def load_adapter(folder: str | Path, architecture: Architecture, ema: bool = Tru
     except AdapterMismatchError as error:
         raise AdapterMismatchError(f"{folder}: {error}") from error
     return header
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, on the CPU.
-
-    Raises:
-        DamagedError: naming the file.
-    """
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise whole.DamagedError(f"{file} cannot be read: {error}") from error
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ A checkpoint is a folder `step_00000200/` with
 - `adapter.json`: which architecture and settings they belong to;
 - `training_state.pt`: everything else that resuming needs: optimizer, schedule, loops, position in the data, callbacks;
 - `manifest.json`: the size and sha256 of every file; written last.
+
+A checkpoint that several processes wrote in pieces has numbered files instead of the first two; see `sharded`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import logging
 import re
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,45 +28,78 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
-from dsd_lightning.checkpoints import whole
-from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS, read_tensors
+from dsd_lightning.checkpoints import sharded, whole
+from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
+from dsd_lightning.checkpoints.background import Background
 
 log = logging.getLogger(__name__)
 
 TRAINING_STATE = "training_state.pt"
 STEP_FOLDER = "step_{:08d}"
 
+FILES = {"state_dict": WEIGHTS, "ema": EMA_WEIGHTS}
+"""Parts of a checkpoint that have a file of their own."""
+
 _STEP = re.compile(rf"step_(\d{{8,}})({re.escape(whole.ASIDE)})?")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, torch.Size, torch.dtype, torch.device)
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Lets Lightning's Trainer save to and resume from checkpoint folders: `Trainer(plugins=[FolderCheckpointIO()])`."""
+    """Lets Lightning's Trainer save to and resume from checkpoint folders: `Trainer(plugins=[FolderCheckpointIO()])`.
+
+    Args:
+        background: True copies what is to be saved to the CPU's memory and writes it in a thread while training goes on; the
+            next save, `remove_checkpoint`, `load_checkpoint` and `wait` come after it. An error is raised by the next of them.
+        sharded: True lets each process of a ShardedStrategy write the pieces that it holds, instead of the first one all.
+        timeout_minutes: for which the first process waits for the pieces of the others.
+    """
+
+    def __init__(self, background: bool = False, sharded: bool = False, timeout_minutes: float = 30.0) -> None:
+        if timeout_minutes <= 0:
+            raise ValueError(f"checkpoint_io.timeout_minutes={timeout_minutes} must be above 0")
+        self.background, self.sharded, self.timeout = background, sharded, 60.0 * timeout_minutes
+        self._thread = Background()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint folder; whatever interrupts this leaves the earlier ones usable.
+
+        With tensors in pieces every process must call it, with the same path.
 
         Raises:
             TypeError: if the state holds other than tensors and plain types, naming where.
         """
         if storage_options is not None:
             raise TypeError("FolderCheckpointIO writes to local folders and knows no storage_options")
-        rest = dict(checkpoint)
-        weights, averages, header = rest.pop("state_dict"), rest.pop("ema", None), rest.pop("adapter", {})
-        _require_plain(rest, "checkpoint")
-        with whole.whole_folder(Path(path)) as folder:
-            whole.write_tensors(folder / WEIGHTS, weights)
-            if averages:
-                whole.write_tensors(folder / EMA_WEIGHTS, averages)
-            whole.write_json(folder / HEADER, header)
-            with (folder / TRAINING_STATE).open("wb") as file:
-                torch.save(rest, file)
-                whole.flush(file)
+        self.wait()
+        rest, pieces = sharded.take_pieces(checkpoint, tuple(FILES)) if self.sharded else (dict(checkpoint), None)
+        _require_plain({key: value for key, value in rest.items() if key not in (*FILES, "adapter")}, "checkpoint")
+        if pieces is not None:
+            _meet(partial(whole.begin, Path(path)))
+        if self.background:
+            rest = _copied(rest)
+            pieces = pieces and replace(pieces, own=_copied(pieces.own))
+        job = partial(self._write, Path(path), rest, pieces)
+        if self.background:
+            self._thread.submit(job)
+        else:
+            job()
+
+    def _write(self, path: Path, rest: dict[str, Any], pieces: sharded.Pieces | None) -> None:
+        if pieces is None:
+            with whole.whole_folder(path) as folder:
+                _write_rest(folder, rest)
+            return
+        folder = whole.partial_of(path)
+        if pieces.writes:
+            sharded.write_own(folder, pieces, FILES)
+        if _is_first():
+            _write_rest(folder, rest)
+            whole.commit(path, sharded.wait_for_all(folder, pieces.count, self.timeout))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return a checkpoint after checking every file of it.
+        """Return a checkpoint, whole, after checking every file of it.
 
         Only tensors and plain types are read, whatever `weights_only` says: a checkpoint runs no code.
 
@@ -69,6 +107,7 @@ class FolderCheckpointIO(CheckpointIO):
             FileNotFoundError: if `path` is no folder.
             DamagedError: naming the missing or changed file.
         """
+        self.wait()
         folder = Path(path)
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -80,18 +119,70 @@ class FolderCheckpointIO(CheckpointIO):
             checkpoint = torch.load(folder / TRAINING_STATE, map_location=map_location or "cpu", weights_only=True)
         except (UnpicklingError, RuntimeError, OSError) as error:
             raise whole.DamagedError(f"{folder / TRAINING_STATE} cannot be read: {error}") from error
-        checkpoint["state_dict"] = read_tensors(folder / WEIGHTS)
-        if (folder / EMA_WEIGHTS).exists():
-            checkpoint["ema"] = read_tensors(folder / EMA_WEIGHTS)
+        for part, name in FILES.items():
+            if files := sharded.files_of(folder, name):
+                checkpoint[part] = sharded.join(files)
+        sharded.put_back(checkpoint, sharded.join(sharded.files_of(folder, sharded.PIECES)))
         checkpoint["adapter"] = whole.read_json(folder / HEADER)
         return dict(checkpoint)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint folder; its manifest goes first, so that what is left over is never taken for whole."""
-        folder = Path(path)
-        if folder.is_dir():
-            (folder / whole.MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+        """Remove a checkpoint folder; its manifest goes first, so that what is left over is never taken for whole.
+
+        While a save is being written, that is done after it, and only if it succeeds.
+        """
+        if self._thread.busy:
+            self._thread.submit(partial(_remove, Path(path)))
+        else:
+            _remove(Path(path))
+
+    def wait(self) -> None:
+        """Return when all that was to be saved is on the disk; raise what made it fail."""
+        self._thread.wait()
+
+    def teardown(self) -> None:
+        """Wait."""
+        self.wait()
+
+
+def _write_rest(folder: Path, rest: Mapping[str, Any]) -> None:
+    rest = dict(rest)
+    for part, name in FILES.items():
+        if tensors := rest.pop(part, None):
+            whole.write_tensors(folder / name, tensors)
+    whole.write_json(folder / HEADER, rest.pop("adapter", {}))
+    with (folder / TRAINING_STATE).open("wb") as file:
+        torch.save(rest, file)
+        whole.flush(file)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        (folder / whole.MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _is_first() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _meet(first: Callable[[], Any]) -> None:
+    """Let the first process do something before any other goes on."""
+    if _is_first():
+        first()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _copied(value: Any) -> Any:
+    """Return nested dictionaries and lists with copies of their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def list_steps(folder: str | Path) -> dict[int, Path]:

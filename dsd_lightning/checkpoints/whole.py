@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
@@ -37,7 +39,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     A folder that has the name already is replaced. Whatever interrupts the block leaves `folder` as it was, and at most
     a `.partial` folder that the next attempt removes.
     """
-    partial, aside = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + ASIDE)
+    yield begin(folder)
+    commit(folder)
+
+
+def partial_of(folder: Path) -> Path:
+    """Return the folder that is filled to become `folder`."""
+    return folder.with_name(folder.name + PARTIAL)
+
+
+def begin(folder: Path) -> Path:
+    """Make the empty folder that `commit` will turn into `folder`, and return it."""
+    partial, aside = partial_of(folder), folder.with_name(folder.name + ASIDE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if aside.exists() and not folder.exists():
         os.rename(aside, folder)
@@ -45,8 +58,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir()
-    yield partial
-    write_json(partial / MANIFEST, {name: describe(partial / name) for name in _files(partial)})
+    return partial
+
+
+def commit(folder: Path, known: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+    """Write the manifest of what was filled in since `begin`, and give it the name of `folder`.
+
+    Args:
+        folder: as it was given to `begin`.
+        known: what `describe` said of files that need not be read once more.
+    """
+    partial, aside = partial_of(folder), folder.with_name(folder.name + ASIDE)
+    write_json(partial / MANIFEST, {name: known.get(name) or describe(partial / name) for name in _files(partial)})
     _flush(partial)
     if folder.exists():
         os.rename(folder, aside)
@@ -102,10 +125,24 @@ def describe(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, flushed to the disk."""
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file)
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors (and text by name, in the file's header) as safetensors, flushed to the disk."""
+    save_file(
+        {name: value.detach().contiguous() for name, value in tensors.items()}, file, dict(metadata or {}) or None
+    )
     _flush(file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DamagedError: naming the file.
+    """
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{file} cannot be read: {error}") from error
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices, on Lightning's ModelParallelStrategy.
 
     Checkpoints are those of a single device: `Trainer.save_checkpoint` puts trained values and moments together on the
-    first device, and each device takes its pieces of what it reads. So the number of devices may change in between.
+    first device (or lets each device write its pieces, `FolderCheckpointIO(sharded=True)`), and each device takes its pieces
+    of what it reads. So the number of devices may change in between.
 
     Args:
         divide_frozen: False leaves the frozen base whole on every device.
@@ -99,7 +100,7 @@ class ShardedStrategy(ModelParallelStrategy):
             reshard_after_forward=self.reshard_after_forward,
         )
 
-    # --- Checkpoints: whole, through the trainer's CheckpointIO.
+    # --- Checkpoints, through the trainer's CheckpointIO.
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -116,10 +117,10 @@ class ShardedStrategy(ModelParallelStrategy):
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state as on one device, complete on the first device."""
+        """Return the optimizer's state, numbered as on one device, in this device's pieces."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer._optimizer
-        state: dict[str, Any] = gather_nested(optimizer.state_dict())
+        state: dict[str, Any] = optimizer.state_dict()
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -141,8 +142,11 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint from the first device."""
-        ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        """Write a checkpoint: from the first device, or each device its pieces, as the CheckpointIO is set."""
+        if getattr(self.checkpoint_io, "sharded", False):
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+        else:
+            ParallelStrategy.save_checkpoint(self, gather_nested(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint, whole, on every device."""
