@@ -217,8 +217,9 @@ def alternatives(run: Run, planner: Planner) -> Iterator[str]:
         changed["callbacks.ema=null"] = replace(run, averaged=False)
     if run.base_bytes == FLOAT32:
         changed["base.model.dtype=bfloat16"] = replace(run, base_bytes=FLOAT32 // 2)
-    if run.quantize is None and run.stored and not run.division.frozen:
-        changed |= {f"base.quantize={kind}": replace(run, quantize=kind) for kind in ("int8", "nf4")}
+    for kind in ("int8", "nf4") if run.stored and not run.division.frozen else ():
+        if kind != run.quantize:
+            changed[f"base.quantize={kind}"] = replace(run, quantize=kind)
     if run.division.pieces == 1 and run.gpus > 1:
         for name, divided in (("adapter_shard", Division(run.gpus)), ("fsdp", Division(run.gpus, True, 0.1))):
             changed[f"trainer/strategy={name}"] = replace(run, division=divided)

@@ -121,6 +121,8 @@ def test_every_choice_trains_a_step(
         choices += ["trainer/strategy=single", "trainer.devices=1", f"{SOURCE}.resolution=[64,64]"]
     elif group == "memory":
         choices += ["trainer/strategy=single", "trainer.devices=1", "trainer.accumulate_grad_batches=1"]
+        if option == "24gb":
+            pytest.importorskip("bitsandbytes")
     elif option.endswith("_8bit"):
         pytest.importorskip("torchao")
     if not (group == "logger" and option != "csv") and group not in ("experiment", "debug"):
