@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+WHEELS ?= wheels
 PYTEST_ARGS ?= -n 2 --dist worksteal
 ARGS ?=
 
@@ -56,13 +57,17 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it, where it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: wheels
+wheels: $(VENV)/.dev ## gather in wheels/ the pure-Python packages that a GPU machine without a package index lacks
+	$(BIN)/python launch/wheels.py $(WHEELS) $(ARGS)
+
 .PHONY: constraints
 constraints: ## write constraints.txt anew: the newest releases that setup.cfg admits beside the pinned torch and lightning
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
-	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,report,ui]' && \
-	{ echo '# Exact versions of all that the package and its extras dev, parquet, report and ui install: what was tested.' && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,quantize,report,ui]' && \
+	{ echo '# Exact versions of all that the package and its extras dev, parquet, quantize, report and ui install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
 	} > constraints.txt.new && mv constraints.txt.new constraints.txt
@@ -79,7 +84,7 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,quantize,report,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
 
 $(VENV)/.ui: $(PACKAGING) | $(VENV)/.made

@@ -31,15 +31,16 @@ def interleaved(
         names = list(turns)
         order.shuffle(names)
         for name in names:
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             turns[name]()
-            _wait(device)
+            wait(device)
             taken[name].append(time.perf_counter() - start)
     return taken
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -123,8 +123,8 @@ def batch_of(base: str, size: int, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
-def ours(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
-    """Return one step of ours."""
+def module_of(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.device) -> DiffusionSelfDistillation:
+    """Return our module on random weights."""
     model = transformer(base, device)
     if args.levers and device.type == "cuda":
         model.set_attention_backend("_native_cudnn")
@@ -136,7 +136,7 @@ def ours(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.de
             unit.compile(dynamic=False)
     assert batch.text is not None
     null = TextEmbeddings(torch.zeros_like(batch.text.sequence[:1]), torch.zeros_like(batch.text.pooled[:1]))
-    module = DiffusionSelfDistillation(
+    return DiffusionSelfDistillation(
         architecture=architecture,
         codec=_NoCodec(),
         text_encoder=_GivenText(null),
@@ -150,9 +150,18 @@ def ours(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.de
         sampler=SamplerSettings(num_inference_steps=1),
         seed=0,
     )
+
+
+def ours(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+    """Return one step of ours."""
+    return bare_step(module_of(base, batch, args, device), batch, device)
+
+
+def bare_step(module: DiffusionSelfDistillation, batch: PairBatch, device: torch.device) -> Callable[[], None]:
+    """Return one step of a module without a trainer."""
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-    trained = [parameter for _, parameter in architecture.trainable()]
+    trained = [parameter for _, parameter in module.architecture.trainable()]
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -32,8 +32,8 @@ class StepCost(L.Callback):
       batches do not bring their encodings). Not the optimizer's. Known to `torch.utils.flop_counter`;
       attention kernels from elsewhere count as nothing.
     - `peak_memory_gib`: most memory at any moment of the step, GiB, of one device. On CUDA all that is allocated. On the
-      CPU, where a process's size says little, the tensors alive: all weights (frozen ones too), gradients, optimizer state
-      and activations; not what a kernel needs while it runs.
+      CPU, where a process's size says little, the tensors alive: all weights (frozen ones too, but not parked encoders'),
+      gradients, optimizer state and activations; not what a kernel needs while it runs.
     """
 
     def __init__(self) -> None:

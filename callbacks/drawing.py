@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.ema import averaged_weights
 from dsd_lightning.machine import uncompiled
+from dsd_lightning.module import DiffusionSelfDistillation
 
 
 @runtime_checkable
@@ -25,7 +26,7 @@ class Clock(Protocol):
 
 @contextmanager
 def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> Iterator[None]:
-    """Hold the module in evaluation mode without gradients, with its averaged weights if asked.
+    """Hold the module in evaluation mode without gradients, its encoders at hand, with its averaged weights if asked.
 
     On exit every part is in the mode it was in (frozen parts are never in training mode), and the global random states
     are what they were.
@@ -33,8 +34,9 @@ def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> It
     modes = {part: part.training for part in module.modules()}
     module.eval()
     weights = averaged_weights(trainer) if averaged else nullcontext()
+    encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
     try:
-        with isolate_rng(), torch.no_grad(), uncompiled(), weights:
+        with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders:
             yield
     finally:
         for part, mode in modes.items():

@@ -62,7 +62,7 @@ class EncodedPool(Dataset[Drawn]):
         waiting: dict[Size, list[int]] = {}
         self.places = [(-1, -1)] * count
         held: dict[int, Pair] = {}
-        with tqdm(total=count, desc="encoding pairs", unit="pair", leave=False) as bar:
+        with module.encoders_at_work(), tqdm(total=count, desc="encoding pairs", unit="pair", leave=False) as bar:
             for index in range(count):
                 pair = pairs[index]
                 size = (pair.target.shape[-2], pair.target.shape[-1])

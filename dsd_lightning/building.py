@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.restore import start_from
 from dsd_lightning.flux.base import FluxBase
-from dsd_lightning.machine import compile_blocks
+from dsd_lightning.flux.placement import park
+from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
+from dsd_lightning.machine import AUTO, compile_blocks
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.parallelism.recompute import recompute
 from dsd_lightning.rectified_flow import ResolutionShift
@@ -38,9 +40,10 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
         base: built from `config` if None.
 
     Raises:
-        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError: see there.
+        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError, QuantizationError: see there.
         ValueError: if nothing would be trained.
     """
+    require_combinable(config)
     base = base or build_base(config)
     # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are told at once.
     build: Any = instantiate(config.arch)
@@ -53,8 +56,39 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
     trained = sum(parameter.numel() for _, parameter in architecture.trainable())
     if trained == 0:
         raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
+    if config.base.get("quantize") is not None:
+        # After the factors are attached, and after other weights have taken the base's place.
+        quantize_(architecture.shard_units(), config.base.quantize)
     log.info("%s on %s: %s parameters are trained", architecture.name, base.path, f"{trained:,}")
     return architecture
+
+
+def require_combinable(config: DictConfig) -> None:
+    """Refuse settings that are sound by themselves and do not go together: 8 or 4 bits with what is trained or divided.
+
+    Raises:
+        QuantizationError: naming both settings and the remedy.
+    """
+    divides = OmegaConf.select(config, "trainer.strategy.divide_frozen")  # None: every device has the whole model
+    if divides is not None and "8bit" in config.optimizer["_target_"].lower():
+        raise QuantizationError(
+            "an optimizer with moments of 8 bits, and a strategy that divides them: blocks of moments that share a scale "
+            "cannot be put together; choose trainer/strategy=single or ddp, or optimizer=adamw"
+        )
+    kind = config.base.get("quantize")
+    if kind is None:
+        return
+    require_known(kind)
+    if config.arch.get("train_base", False):
+        raise QuantizationError(
+            f"base.quantize={kind} with arch.train_base=true: what is trained cannot be stored in so few bits; set "
+            "base.quantize=null, or arch.train_base=false"
+        )
+    if divides:
+        raise QuantizationError(
+            f"base.quantize={kind} with a strategy that divides the base: quantised weights stay whole; choose "
+            "trainer/strategy=single, ddp or adapter_shard, or base.quantize=null"
+        )
 
 
 def build_base(config: DictConfig) -> FluxBase:
@@ -72,6 +106,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
         sizes: (height, width) of the frames to come, pixels; sizes that the VAE cannot pack are refused before the
             transformer is loaded.
     """
+    parked = parks_encoders(config)
     base = build_base(config)
     shift: Any = instantiate(config.shift)
     if not isinstance(shift, Shift):
@@ -82,7 +117,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     architecture = build_architecture(config, base)
     recompute(architecture, config.recompute)
     compile_blocks(architecture.shard_units(), config.compile)
-    return DiffusionSelfDistillation(
+    module = DiffusionSelfDistillation(
         architecture=architecture,
         codec=codec,
         text_encoder=base.text_encoder(),
@@ -96,3 +131,18 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
         sampler=instantiate(config.sampler),
         seed=config.seed,
     )
+    if parked:
+        park(module, ("codec", "text_encoder"), where=lambda: module.device)
+    return module
+
+
+def parks_encoders(config: DictConfig) -> bool:
+    """Return whether VAE and text encoders wait in main memory: as `park_encoders` says, or if pairs come encoded.
+
+    Raises:
+        ValueError: another value.
+    """
+    wanted = config.park_encoders
+    if wanted not in (True, False, AUTO):
+        raise ValueError(f"park_encoders={wanted} is unknown; choose true, false or {AUTO}")
+    return bool(config.data.get("encoded", False)) if wanted == AUTO else bool(wanted)

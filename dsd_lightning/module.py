@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,12 @@ class DiffusionSelfDistillation(L.LightningModule):
         self.validation_losses = MetricCollection({f"val/loss_{name}": MeanMetric() for name in names})
 
     # --- Encoding.
+
+    @contextmanager
+    def encoders_at_work(self) -> Iterator[None]:
+        """Have parked encoders on the device for the length of the block, in which several calls need them."""
+        with self.codec.at_work(), self.text_encoder.at_work():
+            yield
 
     def encode(self, batch: PairBatch) -> tuple[Encoded, TextEmbeddings]:
         """Return the batch's encodings and text embeddings, computing what it does not bring along."""

@@ -112,6 +112,7 @@ class Run:
         frozen, trained: parameters.
         base_bytes: bytes of a frozen parameter.
         encoders: parameters of the text encoders and the VAE.
+        parked: whether they wait in main memory while a step is made.
         averaged: whether averages (EMA) of the trained parameters are kept.
         costs: of one sample, by the choice of `recompute`; the run's own is the first.
         batch_size: pairs a batch, all devices together.
@@ -120,6 +121,9 @@ class Run:
         gpus: devices.
         division: what of the model lies in pieces.
         rank: of the factors; None without any.
+        quantize: how the linear layers of the base's blocks are stored (`base.quantize`); None: as all frozen parameters.
+        linear: parameters of those layers' weights.
+        stored: bytes of them, by the choice of `quantize`.
     """
 
     frozen: int
@@ -134,6 +138,10 @@ class Run:
     gpus: int
     division: Division = field(default_factory=Division)
     rank: int | None = None
+    parked: bool = False
+    quantize: str | None = None
+    linear: int = 0
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.gpus:
@@ -141,6 +149,13 @@ class Run:
                 f"data.datamodule.batch_size={self.batch_size} is not divisible among {self.gpus} GPUs; nearest is "
                 f"{max(1, round(self.batch_size / self.gpus)) * self.gpus}"
             )
+
+    @property
+    def base(self) -> float:
+        """Bytes of the frozen parameters."""
+        if self.quantize is None:
+            return float(self.frozen * self.base_bytes)
+        return float((self.frozen - self.linear) * self.base_bytes + self.stored[self.quantize])
 
     @property
     def recompute(self) -> str:
@@ -156,16 +171,21 @@ class Run:
 def memory(run: Run, planner: Planner) -> dict[str, float]:
     """Return the peak memory of one device by part, bytes. Trained values are float32, as are their gradients and moments."""
     share = run.division.share()
-    base, trained = float(run.frozen * run.base_bytes), float(run.trained * FLOAT32)
+    base, trained = run.base, float(run.trained * FLOAT32)
     divided = trained + base * run.division.frozen
+    activations, encoders = (
+        run.cost.activations(run.batch_size // run.gpus, share),
+        float(run.encoders * run.base_bytes),
+    )
     parts = {
         "base": base * (share if run.division.frozen else 1),
         "adapters": trained * share,
         "gradients": trained * share,
         "optimizer": run.trained * planner.optimizer_bytes * share,
         "averages": trained * run.averaged * share,
-        "encoders": float(run.encoders * run.base_bytes),
-        "activations": run.cost.activations(run.batch_size // run.gpus, share),
+        # Parked, they come between steps, in the activations' place.
+        "encoders": max(0.0, encoders - activations) if run.parked else encoders,
+        "activations": activations,
     }
     if run.division.pieces > 1:
         parts["put together"] = divided * run.division.gathered
@@ -197,6 +217,9 @@ def alternatives(run: Run, planner: Planner) -> Iterator[str]:
         changed["callbacks.ema=null"] = replace(run, averaged=False)
     if run.base_bytes == FLOAT32:
         changed["base.model.dtype=bfloat16"] = replace(run, base_bytes=FLOAT32 // 2)
+    for kind in ("int8", "nf4") if run.stored and not run.division.frozen else ():
+        if kind != run.quantize:
+            changed[f"base.quantize={kind}"] = replace(run, quantize=kind)
     if run.division.pieces == 1 and run.gpus > 1:
         for name, divided in (("adapter_shard", Division(run.gpus)), ("fsdp", Division(run.gpus, True, 0.1))):
             changed[f"trainer/strategy={name}"] = replace(run, division=divided)

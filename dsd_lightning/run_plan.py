@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.building import build_architecture, build_base
+from dsd_lightning.building import build_architecture, build_base, parks_encoders, require_combinable
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.cost import Cost
+from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
 from dsd_lightning.parallelism.recompute import recompute
 from dsd_lightning.parallelism.strategy import ShardedStrategy
 from dsd_lightning.planning import (
@@ -56,17 +57,19 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     resolution = planner.resolution or OmegaConf.select(config, "data.datamodule.source.resolution")
     if resolution is None:
         raise ValueError("this data source has no one resolution: give planner.resolution=[HEIGHT,WIDTH]")
+    require_combinable(config)
     gpus = planner.gpus
     if gpus is None:
         if not isinstance(config.trainer.devices, int) or config.trainer.devices < 1:
             raise ValueError(f"trainer.devices={config.trainer.devices} is no number of devices: give planner.gpus")
         gpus = config.trainer.devices * int(config.trainer.num_nodes)
-    architecture, base = _on_meta(config)
+    architecture, base = _on_meta(config, quantize=None)
+    linear = [layer.weight for unit in architecture.shard_units() for _, _, layer in linear_layers(unit)]
     encoders = planner.encoder_parameters
 
     def cost(choice: str | int) -> Cost:
         # A new one each time: a traced one has lost its place on meta.
-        traced, _ = _on_meta(config)
+        traced, _ = _on_meta(config, config.base.get("quantize"))
         recompute(traced, choice)
         return step_cost(
             traced,
@@ -90,6 +93,10 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         gpus=gpus,
         division=_division(config, architecture, gpus),
         rank=None if architecture.lora is None else architecture.lora.rank,
+        parked=parks_encoders(config),
+        quantize=config.base.get("quantize"),
+        linear=sum(weight.numel() for weight in linear),
+        stored={kind: sum(stored_bytes(kind, *weight.shape) for weight in linear) for kind in LIBRARIES},
     )
     if not fits(run, planner) and config.recompute != "all":
         more = [choice for choice in (2, "all") if choice != config.recompute]
@@ -124,10 +131,11 @@ def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Divi
     return Division(gpus // built.replicas, built.divide_frozen, held / everything)
 
 
-def _on_meta(config: DictConfig) -> tuple[Architecture, FluxBase]:
-    """Return the configured architecture without memory, as it starts on the bare base."""
+def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, FluxBase]:
+    """Return the configured architecture without memory, as it starts on the bare base stored as `quantize` says."""
     config = config.copy()
     with open_dict(config):
+        config.base.quantize = quantize
         # What a run starts from changes values, not counts.
         config.init_from, config.base.model.initialise = None, "meta"
         if config.base.model.attention_backend != "_native_math":

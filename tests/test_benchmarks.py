@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import checkpoint, kept_reference, loader, training_step
+from benchmarks import checkpoint, kept_reference, loader, trainer, training_step
 from benchmarks.measure import ratio
 
 
@@ -45,6 +47,23 @@ def test_a_training_step_is_measured_against_the_same_work(
     assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
     # Otherwise the ratio would say nothing.
     assert figures["tflop_a_pair"]["ours"] == pytest.approx(figures["tflop_a_pair"]["theirs"], rel=0.02)
+
+
+@pytest.mark.parametrize("alone", [[], ["--no-callbacks"]])
+def test_the_trainer_is_measured_against_the_same_steps(
+    alone: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = training_step.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 1}
+    monkeypatch.setitem(training_step.SHAPES, "small", few)
+    made: list[Any] = []
+    monkeypatch.setattr(trainer, "module_of", lambda *given: made.append(training_step.module_of(*given)) or made[-1])
+    file = tmp_path / "figures.json"
+    trainer.main(["--batch", "1", "--rounds", "3", "--rank", "2", "--device", "cpu", "--out", str(file), *alone])
+    figures = json.loads(file.read_text())
+    assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
+    # Otherwise the ratio would say nothing: both made as many of the same steps.
+    bare, trained = (dict(each.architecture.trainable()) for each in made)
+    assert all(torch.equal(value, trained[name]) for name, value in bare.items())
 
 
 def test_a_checkpoint_holds_little_more_than_its_values(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_every_choice_trains_a_step(
         choices += ["trainer/strategy=single", "trainer.devices=1", f"{SOURCE}.resolution=[64,64]"]
     elif group == "memory":
         choices += ["trainer/strategy=single", "trainer.devices=1", "trainer.accumulate_grad_batches=1"]
+        if option == "24gb":
+            pytest.importorskip("bitsandbytes")
     elif option.endswith("_8bit"):
         pytest.importorskip("torchao")
     if not (group == "logger" and option != "csv") and group not in ("experiment", "debug"):
@@ -333,6 +335,7 @@ WRONG = {
     "arch.lora.rank=0": ["arch.lora.rank=0", "at least 1"],
     "arch.lora.targets='('": ["arch.lora.targets='('", "regular expression"],
     "arch.lora.targets=proj_nowhere": ["proj_nowhere", "transformer_blocks.0.attn.to_q"],
+    "base.quantize=int3": ["quantize='int3'", "int8, fp8, nf4"],
     "base.model.dtype=float8": ["base.model.dtype='float8'", "bfloat16"],
     "base.model.initialise=warm": ["base.model.initialise='warm'", "pretrained"],
     "base.model.guidance_scale=null": ["base.model.guidance_scale=None", "give a number"],
@@ -348,6 +351,7 @@ WRONG = {
     f"{SOURCE}.resolution=[32,32]": [f"{SOURCE}.resolution=[32, 32]", "data=shards"],
     "density.deviation=0.0": ["density.deviation=0.0", "> 0"],
     "dropout.text=0.96": ["text=0.96", "sum <= 1"],
+    "park_encoders=sometimes": ["park_encoders=sometimes", "true, false or auto"],
     "sampler.num_inference_steps=0": ["num_inference_steps=0", "at least 1"],
     "sampler.image_guidance=-1.0": ["image_guidance=-1.0", ">= 0"],
     "task.relation.captions.caption=0.5": ["0.5", "sum to 1"],

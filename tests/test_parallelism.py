@@ -12,7 +12,7 @@ import torch
 from test_architectures import ROWS, base
 from tiny_run import assert_same
 from torch import Tensor
-from two_devices import HALF, IN_PIECES, INDIVISIBLE, OTHERS, SHARED, STEPS, one_process
+from two_devices import HALF, IN_PIECES, INDIVISIBLE, OTHERS, SHARED, STEPS, WHOLE_BASE, one_process
 from verbs import ROOT, environment
 
 from dsd_lightning.checkpoints.adapter import read_adapter
@@ -77,6 +77,14 @@ def test_two_processes_equal_one(single: dict[str, Any], double: dict[str, Any],
         assert_same_run(double[f"rank{rank}"][f"{strategy}/{row}"], single[row])
     # The clipping was at work, and it did learn.
     assert max(single[row]["norms"].values()) > 0.05
+
+
+@pytest.mark.parametrize("strategy", WHOLE_BASE)
+def test_two_processes_equal_one_on_a_base_in_8_bits(double: dict[str, Any], strategy: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    alone = one_process("parallel", tmp_path, 3, quantize="int8")
+    for rank in (0, 1):
+        assert_same_run(double[f"rank{rank}"][f"{strategy}/quantized"], alone)
 
 
 @pytest.mark.parametrize("strategy", SHARED)

@@ -18,9 +18,9 @@ from verbs import compose_train
 
 from dsd_lightning.checkpoints.adapter import header_of
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO
+from dsd_lightning.flux.quantize import QuantizationError
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.pipeline.loading import LoadingError
-from dsd_lightning.pipeline.memory import QuantizationError
 from dsd_lightning.pipeline.schedule import scheduler_of, shift_of
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift

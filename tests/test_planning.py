@@ -210,7 +210,13 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
 
 @pytest.mark.slow
 def test_the_plan_of_flux_dev() -> None:
-    choices = ("planner.resolution=[512,512]", "planner.gpus=8", "arch.lora.rank=512", "recompute=all")
+    choices = (
+        "planner.resolution=[512,512]",
+        "planner.gpus=8",
+        "arch.lora.rank=512",
+        "recompute=all",
+        "park_encoders=false",
+    )
     told = plan(compose_train(Path("run"), "base=flux_dev", "arch=parallel", *choices))
     embedder = 64 * 3072 + 3072
     trained = 2_091_909_120 + embedder

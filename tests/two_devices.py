@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_architectures import ROWS, base
 from tiny_run import Recorder
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
@@ -32,6 +33,7 @@ from callbacks.nonfinite import NonFiniteGuard
 from callbacks.throughput import Throughput
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, list_steps
 from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.quantize import quantize_
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
 from dsd_lightning.pairs import PairBatch, Task, TextEmbeddings
@@ -53,6 +55,9 @@ INDIVISIBLE = ("reference_tokens-separate_pass",)
 
 IN_PIECES = ("adapter_shard", "hybrid")
 """Strategies whose checkpoints each process writes its pieces of, in the background."""
+
+WHOLE_BASE = ("ddp", "adapter_shard")
+"""Strategies under which the base may lie in 8 bits."""
 
 PAIRS, STEPS, HALF = 4, 20, 10
 """Pairs a global batch; optimizer steps of a run, and of the checkpoint in its middle."""
@@ -123,12 +128,21 @@ class Norms(L.Callback):
 
 
 def fit(
-    row: str, name: str, devices: int, folder: Path, *extra: L.Callback, steps: int = STEPS, resume: Path | None = None
+    row: str,
+    name: str,
+    devices: int,
+    folder: Path,
+    *extra: L.Callback,
+    steps: int = STEPS,
+    resume: Path | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Train an architecture and return what became of it, whole."""
     torch.manual_seed(0)
     transformer = base()
     architecture = ROWS[row].build(transformer)
+    if quantize is not None:
+        quantize_(architecture.shard_units(), quantize)
     weights = {"target": 1.0, "reference": 0.5} if "reference" in architecture.frames else {"target": 1.0}
     module = DiffusionSelfDistillation(
         architecture=architecture,
@@ -243,6 +257,9 @@ def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[
         for row in OTHERS if name != "hybrid" else ():
             if name == "ddp" or row not in INDIVISIBLE:
                 yield f"{name}/{row}", partial(fit, row, name, 2, out / f"{name}-{row}", steps=3)
+    for name in WHOLE_BASE if find_spec("torchao") else ():
+        folder = out / f"{name}-quantized"
+        yield f"{name}/quantized", partial(fit, "parallel", name, 2, folder, steps=3, quantize="int8")
     for name in ("ddp", "fsdp"):
         guard = NonFiniteGuard(out / f"nonfinite-{name}")
         yield f"nonfinite/{name}", partial(fit, "parallel", name, 2, out / f"nan-{name}", guard, Poison(), steps=3)
@@ -257,9 +274,9 @@ def main() -> None:
     torch.save(results, out / f"rank{os.environ['RANK']}.pt")
 
 
-def one_process(row: str, folder: Path, steps: int = STEPS, resume: Path | None = None) -> dict[str, Tensor]:
+def one_process(row: str, folder: Path, steps: int = STEPS, **options: Any) -> dict[str, Any]:
     """Train the same in one process."""
-    return fit(row, "single", 1, folder, steps=steps, resume=resume)
+    return fit(row, "single", 1, folder, steps=steps, **options)
 
 
 if __name__ == "__main__":

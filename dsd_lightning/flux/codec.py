@@ -8,12 +8,12 @@ import json
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsd_lightning.flux.placement import execution_device
+from dsd_lightning.flux.placement import Parkable, execution_device
 
 
-class Codec(nn.Module):
+class Codec(Parkable):
     """A frozen AutoencoderKL with FLUX's normalisation `(z - shift_factor) * scaling_factor`.
 
     Encoding takes the posterior's mode, so that encodings are a pure function of the picture and may be cached; the
@@ -65,8 +65,9 @@ class Codec(nn.Module):
         """Return normalised latents; of the posterior's mode, or a draw from it with the generator(s) `sample`."""
         self.require_size(*pixels.shape[-2:])
         dtype = next(self.vae.parameters()).dtype
-        # On CPU a channels_last input meets an inaccurate GroupNorm (1e-2 off): keep it contiguous.
-        posterior = self.vae.encode(pixels.to(execution_device(self.vae), dtype).contiguous()).latent_dist
+        with self.at_work():
+            # On CPU a channels_last input meets an inaccurate GroupNorm (1e-2 off): keep it contiguous.
+            posterior = self.vae.encode(pixels.to(execution_device(self.vae), dtype).contiguous()).latent_dist
         latents = posterior.mode() if sample is None else posterior.sample(sample)
         # Under autocast the encoder answers in its lower precision.
         return (latents.to(dtype) - self.shift) * self.scale
@@ -75,5 +76,6 @@ class Codec(nn.Module):
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Return pixels, clipped to [-1, 1], float32."""
         dtype = next(self.vae.parameters()).dtype
-        raw = latents.to(execution_device(self.vae), dtype) / self.scale + self.shift
-        return self.vae.decode(raw.contiguous()).sample.float().clamp(-1, 1)
+        with self.at_work():
+            raw = latents.to(execution_device(self.vae), dtype) / self.scale + self.shift
+            return self.vae.decode(raw.contiguous()).sample.float().clamp(-1, 1)

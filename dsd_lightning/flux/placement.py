@@ -1,9 +1,12 @@
-"""On which device does a frozen part compute, when hooks of accelerate keep its weights elsewhere in between?"""
+"""On which device does a frozen part compute, when its weights lie elsewhere in between?"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -13,3 +16,54 @@ def execution_device(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
+
+
+class Parkable(nn.Module):
+    """Frozen weights that may wait in main memory, and visit a device for as long as something is computed with them.
+
+    A visit is a copy: when it is over, the copy is let go of and nothing is moved back. What computes with the weights does
+    so within `at_work()`.
+    """
+
+    _where: Callable[[], torch.device] | None = None
+    _visiting: bool = False
+
+    def park(self, where: Callable[[], torch.device]) -> None:
+        """From now on, leave the weights where they lie, and compute on the device that `where` tells when it is asked."""
+        self._where = where
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have parked weights where they compute for the length of the block. Blocks may be nested; the outermost moves."""
+        if self._where is None or self._visiting:
+            yield
+            return
+        device = self._where()
+        waiting = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
+        self._visiting = True
+        try:
+            for tensor, values in waiting:
+                tensor.data = bring(values, device)
+            yield
+        finally:
+            for tensor, values in waiting:
+                tensor.data = values
+            self._visiting = False
+
+
+def park(owner: nn.Module, parts: Iterable[str], where: Callable[[], torch.device]) -> None:
+    """Park the named parts of `owner`, each a `Parkable`.
+
+    They are no submodules of it any more: Lightning moves, DDP sends and FSDP divides what is registered.
+    """
+    for name in parts:
+        part: Parkable = getattr(owner, name)
+        delattr(owner, name)
+        owner.__dict__[name] = part
+        part.park(where)
+
+
+def bring(values: Tensor, device: torch.device) -> Tensor:
+    """Return `values` on `device`, as a tensor that training may use, whoever asks for it."""
+    with torch.inference_mode(False), torch.no_grad():
+        return values.to(device)

@@ -8,10 +8,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dsd_lightning.flux.placement import execution_device
+from dsd_lightning.flux.placement import Parkable, execution_device
 from dsd_lightning.pairs import TextEmbeddings
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ FINGERPRINT_VALUES = 1024
 """Values of each weight that a fingerprint reads."""
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Parkable):
     """FLUX's two frozen text encoders.
 
     T5 is padded to `sequence_length` and read without an attention mask, as FLUX was trained; CLIP's pooled output is
@@ -57,6 +56,7 @@ class TextEncoder(nn.Module):
         self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer, t5_tokenizer
         self.sequence_length, self.cache_size = sequence_length, cache_size
         self._cache: OrderedDict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._null: dict[int, TextEmbeddings] = {}
         self._warned: set[tuple[str, str]] = set()
 
     def fingerprint(self) -> str:
@@ -89,14 +89,25 @@ class TextEncoder(nn.Module):
         )
 
     def null(self, sequence_length: int | None = None) -> TextEmbeddings:
-        """Return the embeddings (batch 1) that stand for "no text"."""
-        return self.encode([NULL_PROMPT], sequence_length)
+        """Return the embeddings (batch 1) that stand for "no text", computed once and kept."""
+        length = sequence_length or self.sequence_length
+        if length not in self._null:
+            # The same whoever asks first: a training step in lower precision, or validation in inference mode.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                self.at_work(),
+                torch.autocast(execution_device(self.t5).type, enabled=False),
+            ):
+                self._null[length] = TextEmbeddings(*self._encode([NULL_PROMPT], length))
+        return self._null[length]
 
     def _encode(self, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        clip_ids = self._tokenize(self.clip_tokenizer, prompts, 77, "CLIP").to(execution_device(self.clip))
-        t5_ids = self._tokenize(self.t5_tokenizer, prompts, length, "T5").to(execution_device(self.t5))
-        pooled = self.clip(clip_ids).pooler_output
-        sequence = self.t5(t5_ids).last_hidden_state
+        clip_ids = self._tokenize(self.clip_tokenizer, prompts, 77, "CLIP")
+        t5_ids = self._tokenize(self.t5_tokenizer, prompts, length, "T5")
+        with self.at_work():
+            pooled = self.clip(clip_ids.to(execution_device(self.clip))).pooler_output
+            sequence = self.t5(t5_ids.to(execution_device(self.t5))).last_hidden_state
         return sequence, pooled
 
     def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int, name: str) -> torch.Tensor:

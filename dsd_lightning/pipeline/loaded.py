@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 
+from dsd_lightning.flux.quantize import QuantizationError
 from dsd_lightning.pipeline import loading, memory
 from dsd_lightning.pipeline.inputs import InputError
 
@@ -108,10 +109,10 @@ class LoadedPipeline(DiffusionPipeline):
         """
         if quantize is not None:
             if offload == "sequential":
-                raise memory.QuantizationError(
+                raise QuantizationError(
                     f"quantize={quantize} and offload=sequential do not go together: take offload=model, or no quantisation"
                 )
-            memory.quantize_(self.transformer, quantize)
+            memory.quantize(self.transformer, quantize)
             self.quantized = True
         self.layer_by_layer = memory.place(self, offload, device) == "sequential"
         if compile:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
 
 log = logging.getLogger(__name__)
 
@@ -24,63 +22,17 @@ NO_MEMORY = (
 )
 """What is told when memory runs out."""
 
-_LIBRARIES = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 
-
-class QuantizationError(ValueError):
-    """Quantisation that is unknown or cannot be had here; the message says what to install or choose."""
-
-
-def quantize_(architecture: Architecture, kind: Quantization) -> None:
+def quantize(architecture: Architecture, kind: Quantization) -> None:
     """Store the weights of the transformer blocks' linear layers in 8 or 4 bits, in place; merge factors before.
-
-    fp8 and int8 are torchao's weight-only formats; nf4 is bitsandbytes' and takes effect when the weights move to a GPU.
 
     Raises:
         QuantizationError: an unknown kind, a library that is not installed, or factors that are not merged.
     """
-    if kind not in _LIBRARIES:
-        raise QuantizationError(f"quantize={kind!r} is unknown; choose one of {', '.join(_LIBRARIES)}, or leave it out")
+    require_known(kind)
     if architecture.lora is not None:
         raise QuantizationError(f"quantize={kind}: LoRA factors must be merged before; leave merge_lora at true")
-    library = _LIBRARIES[kind]
-    try:
-        module = importlib.import_module("torchao.quantization" if library == "torchao" else library)
-    except ImportError as error:
-        raise QuantizationError(
-            f"quantize={kind} needs {library}, which is not installed: pip install {library} (this project's extra "
-            "[quantize] brings it)"
-        ) from error
-    units = list(architecture.shard_units())
-    if kind == "nf4":
-        for unit in units:
-            _to_nf4(unit, module)
-        return
-    config = module.Float8WeightOnlyConfig() if kind == "fp8" else module.Int8WeightOnlyConfig()
-    for unit in units:
-        module.quantize_(unit, config)
-
-
-def _to_nf4(unit: nn.Module, bitsandbytes: Any) -> None:
-    for parent, name, layer in list(_linear_layers(unit)):
-        small = bitsandbytes.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            compute_dtype=layer.weight.dtype,
-            quant_type="nf4",
-        )
-        small.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-        if layer.bias is not None:
-            small.bias = nn.Parameter(layer.bias.data, requires_grad=False)
-        setattr(parent, name, small)
-
-
-def _linear_layers(unit: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for parent in unit.modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Linear):
-                yield parent, name, layer
+    quantize_(architecture.shard_units(), kind)
 
 
 def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.device | str | None) -> Offload | None:
