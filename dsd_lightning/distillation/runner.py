@@ -105,6 +105,10 @@ class Executor(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what the run took to run partitions."""
+        ...
+
 
 class Distillation:
     """A run in a folder.
@@ -140,9 +144,12 @@ class Distillation:
         executor: Executor = instantiate(self.config.executor)
         mine = executor.mine(partitions)
         wanted = ALL[: ALL.index(self.config.until) + 1] if self.config.until else ALL
-        for stage in STAGES:
-            if stage in wanted:
-                self._run_stage(executor, stage, mine)
+        try:
+            for stage in STAGES:
+                if stage in wanted:
+                    self._run_stage(executor, stage, mine)
+        finally:
+            executor.close()
         return self._write_shards(partitions) if "shards" in wanted and mine == partitions else {}
 
     def _note_config(self) -> None:

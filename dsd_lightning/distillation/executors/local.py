@@ -38,3 +38,6 @@ class LocalExecutor:
                 yield worker.run(partition)
         finally:
             worker.close()
+
+    def close(self) -> None:
+        """Nothing is held between stages."""
