@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dsd_lightning.distillation.expectation import expect, table
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES, Distillation
+
+
+@runtime_checkable
+class SetEncoder(Protocol):
+    """Stage 9: encodes the sets of shards, so that training runs no encoder."""
+
+    def encode(self, pictures: Path) -> Path:
+        """Encode the set in a folder, unless that was done; return the folder of the encoded set.
+
+        Raises:
+            ValueError: encodings of other encoders are in its place.
+        """
+        ...
 
 
 def distill(config: DictConfig) -> str:
@@ -21,11 +36,15 @@ def distill(config: DictConfig) -> str:
     page = write_report(run.store.root, STAGES, samples, beside)
     if not samples:
         return f"report    {page}\nThe shards are not made yet: run without until=... and executor.tasks=..."
-    train = Path(config.shards.root) / "train"
+    shards = root = Path(config.shards.root)
+    encoded = ""
     numbers = ", ".join(f"{number} samples in {name}" for name, number in samples.items())
-    lines = (
-        f"report         {page}",
-        f"shards         {config.shards.root}: {numbers}",
-        f"train on them  python train.py data=shards data.root={train}",
-    )
+    lines = [f"report         {page}", f"shards         {shards}: {numbers}"]
+    if config.encode:
+        encoder: SetEncoder = instantiate(config.encoding)
+        for name in samples:
+            root = encoder.encode(shards / name).parent
+        encoded = " data.datamodule.source.encoded=true"
+        lines.append(f"encoded        {root}, for training with the same arch, task and base")
+    lines.append(f"train on them  python train.py data=shards data.root={root / 'train'}{encoded}")
     return "\n".join(lines)
