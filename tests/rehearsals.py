@@ -21,8 +21,13 @@ CONF = ROOT / "conf"
 OFFLINE = "offline"
 """The preset, and its provider, that ask nobody."""
 
+BATCHES = ("openai_batch", "gemini_batch")
+"""Providers that answer many requests together, and not at once: test_agents_batch.py."""
+
 PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml") if file.stem != OFFLINE)
-PROVIDERS = sorted(file.stem for file in (CONF / "agents" / "llm").glob("*.yaml") if file.stem != OFFLINE)
+PROVIDERS = sorted(
+    file.stem for file in (CONF / "agents" / "llm").glob("*.yaml") if file.stem not in (OFFLINE, *BATCHES)
+)
 
 QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
 """Waits that a test can afford, seconds."""
@@ -42,6 +47,23 @@ def rehearsing_agent(preset: str, server: RehearsalServer, folder: Path, *overri
     model = ["agents.vlm.provider.model=a-model"] if preset == "local" else []
     config = compose_agents(
         preset, *QUICK, *model, f"agents.folder={folder}", f"agents.vlm.provider.base_url={url}", *overrides
+    )
+    agent: Agent = instantiate(config.agents.vlm)
+    return agent
+
+
+def batching_agent(provider: str, url: str, folder: Path, *overrides: str) -> Agent:
+    """Return the VLM that asks the rehearsal server at `url` in batches, and loses no time in between."""
+    config = compose_agents(
+        provider.removesuffix("_batch"),
+        f"agents/vlm={provider}",
+        "agents.vlm.provider.batches.gather=0.3",
+        "agents.vlm.provider.batches.poll=0.1",
+        "agents.vlm.retries.first_wait=0.02",
+        "agents.vlm.timeout=60.0",
+        f"agents.folder={folder}",
+        f"agents.vlm.provider.base_url={url}{'/v1' if provider == 'openai_batch' else ''}",
+        *overrides,
     )
     agent: Agent = instantiate(config.agents.vlm)
     return agent

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -27,11 +28,11 @@ from dsd_lightning.agents.limits import Limits
 from dsd_lightning.agents.many import ask_all
 from dsd_lightning.agents.messages import Answer, Message, Request, Sampling
 from dsd_lightning.agents.prices import Prices, Size
-from dsd_lightning.agents.provider import Provider, Reply
+from dsd_lightning.agents.provider import BatchProvider, Provider, Reply
 from dsd_lightning.agents.retries import Retries
 
-_POLL = 0.02
-"""Seconds between two looks whether calls under way have freed some of the budget."""
+_POLL, _LONGEST_POLL = 0.02, 2.0
+"""Seconds between two looks whether calls under way have freed some of the budget; the wait doubles."""
 
 
 class Agent:
@@ -157,6 +158,11 @@ class Agent:
         """Return the cache key of a request: the digest of everything that determines its answer."""
         return key_of(self._described(request))
 
+    def abandon(self) -> None:
+        """Let go of requests that wait for a batch, as after Ctrl-C: it goes on, and a later run takes its answers."""
+        if isinstance(self.provider, BatchProvider):
+            self._background().submit(self._give_up()).result()
+
     def close(self) -> None:
         """Give connections and threads back; the agent can be used again afterwards."""
         with self._starting:
@@ -228,12 +234,12 @@ class Agent:
         sampling = request.sampling or self.sampling
         bound = self.prices.at_most(self.model, request.messages, sampling.max_output_tokens)
         async with self.limits.slot(bound.input_tokens + bound.output_tokens) as slot:
-            reservation = await self._reserve(self.prices.cost(self.model, bound) or 0.0)
+            reservation = await self._reserve(key, self.prices.cost(self.model, bound) or 0.0)
             # What is not known to be free counts in full: the provider may have worked, and bill it.
-            usd = reservation.usd
+            usd: float | None = reservation.usd
             try:
                 async with asyncio.timeout(self.timeout):
-                    reply = await self.provider.send(request.messages, sampling, self.timeout)
+                    reply = await self._send(key, request.messages, sampling)
                 # A provider that does not say how many tokens it took is taken at the bound.
                 size = Size(
                     bound.input_tokens if reply.input_tokens is None else reply.input_tokens,
@@ -253,25 +259,36 @@ class Agent:
                 raise ConnectionFailed(
                     f"{self.provider.identity}: no whole answer within timeout={self.timeout} s"
                 ) from None
+            except asyncio.CancelledError:
+                usd = None if isinstance(self.provider, BatchProvider) else usd  # it stays set aside, for who asks next
+                raise
             finally:
-                self.budget.settle(reservation, usd)
+                if usd is not None:
+                    self.budget.settle(reservation, usd)
         return record
 
     def _answer(self, reply: Reply, size: Size, cost: float | None) -> dict[str, Any]:
-        return {
-            "text": reply.text,
-            "finish": reply.finish,
-            "model": self.model,
-            "served_model": reply.served_model,
-            "input_tokens": size.input_tokens,
-            "output_tokens": size.output_tokens,
-            "cost_usd": cost,
-        }
+        said = {"text": reply.text, "finish": reply.finish, "model": self.model, "served_model": reply.served_model}
+        return {**said, **asdict(size), "cost_usd": cost}
 
-    async def _reserve(self, usd: float) -> Reservation:
-        while (reservation := self.budget.reserve(usd)) is None:
-            await asyncio.sleep(_POLL)
+    async def _send(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        if isinstance(self.provider, BatchProvider):
+            return await self.provider.send_as(key, messages, sampling)
+        return await self.provider.send(messages, sampling, self.timeout)
+
+    async def _reserve(self, key: str, usd: float) -> Reservation:
+        # A batch outlives its process: what a killed one has set aside for a request is taken over, not set aside twice.
+        name, wait = (key if isinstance(self.provider, BatchProvider) else None), _POLL
+        while (reservation := self.budget.reserve(usd, name)) is None:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_POLL)
         return reservation
+
+    async def _give_up(self) -> None:
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         answers = [await self._ask(request)]

@@ -60,20 +60,24 @@ class Budget:
             self._catch_up()
             return self._spent + sum(self._open.values(), 0.0)
 
-    def reserve(self, usd: float) -> Reservation | None:
+    def reserve(self, usd: float, name: str | None = None) -> Reservation | None:
         """Set `usd` aside; None if there is too little now, but calls of this object are under way that may free some.
+
+        Args:
+            usd: what the call may cost.
+            name: by which a call that outlives its process is known again; its open reservation is replaced.
 
         Raises:
             BudgetExceeded: there is too little, for good.
         """
         with self._thread, self._lock:
             self._catch_up()
-            reserved = sum(self._open.values(), 0.0)
+            reserved = sum((each for call, each in self._open.items() if call != name), 0.0)
             if self.budget_usd is not None and self._spent + reserved + usd > self.budget_usd:
                 if self._mine:
                     return None
                 raise BudgetExceeded(self._explanation(usd, reserved))
-            reservation = Reservation(uuid.uuid4().hex, usd)
+            reservation = Reservation(name or uuid.uuid4().hex, usd)
             self._write({"call": reservation.name, "reserved_usd": usd})
             self._mine.add(reservation.name)
             return reservation

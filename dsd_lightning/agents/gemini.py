@@ -72,22 +72,13 @@ class Gemini(Remote):
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         client = self._connected(timeout_seconds)
-        system = [message.text for message in messages if message.role == "system"]
-        config = types.GenerateContentConfig(
-            system_instruction=system[0] if system else None,
-            max_output_tokens=sampling.max_output_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            **sampling.described().get("extra", {}),
-        )
-        contents: list[Any] = [_content(message) for message in messages if message.role != "system"]
+        contents, config = asked_of(messages, sampling)
         try:
             response = await client.aio.models.generate_content(model=self.model, contents=contents, config=config)
         except (errors.APIError, httpx.HTTPError, ValueError) as error:
             failure = self._failure(error)
         else:
-            return _reply(response, self.model)
+            return reply_of(response, self.model)
         # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
         raise failure
 
@@ -105,6 +96,20 @@ class Gemini(Remote):
         self._client = self._http = None
 
 
+def asked_of(messages: Sequence[Message], sampling: Sampling) -> tuple[Any, types.GenerateContentConfig]:
+    """Return a conversation and its sampling as the library has them: contents, config."""
+    system = [message.text for message in messages if message.role == "system"]
+    config = types.GenerateContentConfig(
+        system_instruction=system[0] if system else None,
+        max_output_tokens=sampling.max_output_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        **sampling.described().get("extra", {}),
+    )
+    return [_content(message) for message in messages if message.role != "system"], config
+
+
 def _content(message: Message) -> types.Content:
     return types.Content(
         role="model" if message.role == "assistant" else "user",
@@ -118,7 +123,12 @@ def _part(part: str | Picture) -> types.Part:
     return types.Part.from_bytes(data=part.data, mime_type=part.media_type)
 
 
-def _reply(response: types.GenerateContentResponse, model: str) -> Reply:
+def reply_of(response: types.GenerateContentResponse, model: str) -> Reply:
+    """Return the reply that a response holds.
+
+    Raises:
+        ProviderFailed: it holds none.
+    """
     usage = response.usage_metadata
     spoken = (usage.candidates_token_count, usage.thoughts_token_count) if usage else ()
     candidate = response.candidates[0] if response.candidates else None

@@ -57,6 +57,18 @@ class OpenAIChat(Remote):
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         client = self._connected()
+        body = self._body(messages, sampling)
+        extra = sampling.described().get("extra", {})
+        try:
+            completion = await client.chat.completions.create(**body, extra_body=extra, timeout=timeout_seconds)
+        except (openai.OpenAIError, ValueError) as error:
+            failure = self._failure(error)
+        else:
+            return reply_of(completion, self.model)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
+
+    def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [_message(message) for message in messages],
@@ -65,15 +77,7 @@ class OpenAIChat(Remote):
         for name in ("temperature", "top_p", "seed"):
             if getattr(sampling, name) is not None:
                 body[name] = getattr(sampling, name)
-        extra = sampling.described().get("extra", {})
-        try:
-            completion = await client.chat.completions.create(**body, extra_body=extra, timeout=timeout_seconds)
-        except (openai.OpenAIError, ValueError) as error:
-            failure = self._failure(error)
-        else:
-            return _reply(completion, self.model)
-        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
-        raise failure
+        return body
 
     def _failure(self, error: openai.OpenAIError | ValueError) -> AgentFailure:
         text = redacted(str(error), self._key)
@@ -103,7 +107,12 @@ def _part(part: str | Picture) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _reply(completion: Any, model: str) -> Reply:
+def reply_of(completion: Any, model: str) -> Reply:
+    """Return the reply that a chat completion holds.
+
+    Raises:
+        ProviderFailed: it holds none.
+    """
     # The library does not check what it parses: a server's own words may stand where choices should.
     choices = getattr(completion, "choices", None)
     choice = choices[0] if choices else None

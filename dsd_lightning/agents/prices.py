@@ -51,13 +51,22 @@ class Prices:
         models: one price a model; mappings with its fields will do.
         free: every model costs nothing, as one's own server does.
         unknown_picture_tokens: bound of a picture's tokens for models that are not in the table.
+        share: what is paid of the table's prices; batches cost half.
+
+    Raises:
+        ValueError: a negative price or share.
     """
 
-    def __init__(self, models: Sequence[Any], free: bool = False, unknown_picture_tokens: int = 4096) -> None:
+    def __init__(
+        self, models: Sequence[Any], free: bool = False, unknown_picture_tokens: int = 4096, share: float = 1.0
+    ) -> None:
+        if share < 0:
+            raise ValueError(f"prices.share={share}: what is paid of the table's prices, must be >= 0")
         prices = [each if isinstance(each, Price) else Price(**each) for each in models]
         self._prices = {price.model: price for price in prices}
         self._free = free
         self._unknown_picture_tokens = unknown_picture_tokens
+        self._share = share
 
     def known(self, model: str) -> bool:
         """Return whether calls of `model` can be priced."""
@@ -70,7 +79,7 @@ class Prices:
         price = self._prices.get(model)
         if price is None:
             return None
-        return (size.input_tokens * price.input_usd + size.output_tokens * price.output_usd) / MILLION
+        return self._share * (size.input_tokens * price.input_usd + size.output_tokens * price.output_usd) / MILLION
 
     def at_most(self, model: str, messages: Sequence[Message], max_output_tokens: int) -> Size:
         """Return a size that no call exceeds: a token holds at least one byte of the text."""

@@ -52,6 +52,19 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchProvider(Protocol):
+    """A provider that answers many requests together, hours later; the agent asks it by this instead of by `send`."""
+
+    async def send_as(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Ask once, in a batch; the cache key `key` tells the same request again after a kill.
+
+        Raises:
+            AgentFailure: as `Provider.send` does.
+        """
+        ...
+
+
 class Remote:
     """What providers behind a URL have in common: a model's name, an address, and where the key is.
 

@@ -41,7 +41,11 @@ def for_each(agent: Agent, items: Sequence[Item], ask: Callable[[Item], Result])
             return failure
 
     with ThreadPoolExecutor(agent.limits.concurrency) as pool:
-        results = list(pool.map(attempt, items))
+        try:
+            results = list(pool.map(attempt, items))
+        except KeyboardInterrupt:
+            agent.abandon()
+            raise
     if stopped:
         raise stopped[0]
     return results

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from dsd_lightning.agents.server import protocols
+from dsd_lightning.agents.server.batches import Batches
+from dsd_lightning.agents.server.gemini_batches import GeminiBatches
 from dsd_lightning.agents.server.script import NONSENSE, Asked, Fault, Rule
 
 _STATUS_FAULTS = {
@@ -85,40 +87,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: counts are read over HTTP."""
 
     def do_GET(self) -> None:
-        """Answer /counts."""
+        """Answer /counts, and what is asked of files and batches."""
+        found = self._batches().get(self.path.partition("?")[0])
         if self.path == "/counts":
-            self._send(HTTPStatus.OK, json.dumps(self.server.counts.as_json()).encode())
+            self._send(HTTPStatus.OK, json.dumps(self.server.told()).encode())
+        elif found is not None:
+            self._send(HTTPStatus.OK, found)
         else:
             self._send(HTTPStatus.NOT_FOUND, b'{"error": {"message": "GET /counts, or POST to a protocol"}}')
 
     def do_POST(self) -> None:
-        """Answer a request of either protocol, by the script."""
+        """Answer a request of either protocol, by the script; or take a file, or a batch."""
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         path = self.path.partition("?")[0]
+        taken = self._batches().post(path, self.headers.get("Content-Type", ""), raw)
+        if taken is not None:
+            self._send(HTTPStatus.OK, taken)
+            return
         conversation = protocols.read(path, json.loads(raw))
         if conversation is None:
             self._send(HTTPStatus.NOT_FOUND, b'{"error": {"message": "no such path", "code": 404}}')
             return
-        digest = hashlib.sha256(path.encode() + raw).hexdigest()
-        number, repeat = self.server.counts.ask(digest, conversation.turns[-1][1])
         try:
-            said = self.server.rule(
-                Asked(
-                    conversation.protocol,
-                    conversation.model,
-                    conversation.turns,
-                    conversation.pictures,
-                    digest,
-                    number,
-                    repeat,
-                )
-            )
+            digest, said = self.server.ask(path, raw, conversation)
             time.sleep(self.server.latency)
             self._react(conversation, digest, said)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # whoever asked is gone
         finally:
             self.server.counts.leave()
+
+    def _batches(self) -> Batches | GeminiBatches:
+        # Both providers have a path /v1/batches; the header of the key tells them apart.
+        return self.server.gemini_batches if "x-goog-api-key" in self.headers else self.server.batches
 
     def _react(self, conversation: protocols.Conversation, digest: str, said: str | Fault) -> None:
         if isinstance(said, str):
@@ -186,6 +187,40 @@ class _Sockets(ThreadingHTTPServer):
         self.rule = rule
         self.latency = latency
         self.counts = Counts()
+        self.batches = Batches(self._line, latency)
+        self.gemini_batches = GeminiBatches(self._line, latency)
+
+    def told(self) -> dict[str, Any]:
+        """Return all counts, with the number of batches."""
+        return {**self.counts.as_json(), "batches": len(self.batches) + len(self.gemini_batches)}
+
+    def ask(self, path: str, raw: bytes, conversation: protocols.Conversation) -> tuple[str, str | Fault]:
+        """Count a request, and ask the script; return its digest and what the script says."""
+        digest = hashlib.sha256(path.encode() + raw).hexdigest()
+        number, repeat = self.counts.ask(digest, conversation.turns[-1][1])
+        turns, pictures = conversation.turns, conversation.pictures
+        asked = Asked(conversation.protocol, conversation.model, turns, pictures, digest, number, repeat)
+        return digest, self.rule(asked)
+
+    def _line(self, path: str, raw: bytes) -> tuple[HTTPStatus, dict[str, Any]] | None:
+        """Answer a line of a batch."""
+        conversation = protocols.read(path, json.loads(raw))
+        if conversation is None:
+            return HTTPStatus.NOT_FOUND, {"error": {"message": f"no such path: {path}"}}
+        digest, said = self.ask(path, raw, conversation)
+        self.counts.leave()
+        if isinstance(said, str):
+            self.counts.answer(digest)
+            return HTTPStatus.OK, protocols.answer(conversation, said)
+        self.counts.fail(said.fault)
+        if said.fault in _STATUS_FAULTS:
+            status, name, text = _STATUS_FAULTS[said.fault]
+            return status, protocols.error(conversation, status, name, text)
+        in_words = {"refusal": ("I cannot help with that.", True), "nonsense": (NONSENSE, False)}
+        if said.fault in in_words:
+            text, refused = in_words[said.fault]
+            return HTTPStatus.OK, protocols.answer(conversation, text, refused=refused)
+        return (HTTPStatus.OK, {"hello": "world"}) if said.fault == "malformed" else None
 
 
 class RehearsalServer:
@@ -208,7 +243,7 @@ class RehearsalServer:
     @property
     def counts(self) -> dict[str, Any]:
         """Return what GET /counts returns."""
-        return self._sockets.counts.as_json()
+        return self._sockets.told()
 
     def serve(self) -> None:
         """Serve until the process is stopped."""
