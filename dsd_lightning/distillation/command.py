@@ -44,7 +44,7 @@ def distill(config: DictConfig) -> str:
         encoder: SetEncoder = instantiate(config.encoding)
         for name in samples:
             root = encoder.encode(shards / name).parent
-        encoded = " data.datamodule.source.encoded=true, and arch, task and base as here"
-        lines.append(f"encoded        {root}")
+        encoded = " data.datamodule.source.encoded=true"
+        lines.append(f"encoded        {root}, for training with the same arch, task and base")
     lines.append(f"train on them  python train.py data=shards data.root={root / 'train'}{encoded}")
     return "\n".join(lines)
