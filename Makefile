@@ -12,6 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 ARGS ?=
 
 BIN := $(VENV)/bin
+QUANTIZE := $(abspath $(VENV))/quantize
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 # Errors only, and no byte code: Python writes it when a module is first imported, which most never are.
 PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check
@@ -33,8 +34,10 @@ page: $(VENV)/.ui ## a page in the browser for the shipped miniature, or for ARG
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev ## run the whole test suite
+test: $(VENV)/.dev $(VENV)/.quantize ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_quantize.py tests/test_adamw_8bit.py tests/test_config.py \
+	  -k 'quantize or 8bit or memory'
 
 .PHONY: check
 check: lint types contracts ## run all static checks
@@ -84,8 +87,13 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,quantize,report,ui]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
+
+# The extra [quantize] lies apart: peft imports all of it, where it is installed, at every start of every verb.
+$(VENV)/.quantize: $(VENV)/.dev
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt --no-deps --upgrade --target $(QUANTIZE) torchao bitsandbytes
+	@touch $@
 
 $(VENV)/.ui: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins, with the page: a minute or two, silent unless something fails.'

@@ -134,8 +134,8 @@ def test_each_strategy_divides_what_it_says(double: dict[str, Any]) -> None:
     assert divided("fsdp") == divided("hybrid") == {True: {"DTensor"}, False: {"DTensor"}}
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_any_process_stops_all_with_a_checkpoint(double: dict[str, Any], rank: int) -> None:
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_sigterm_to_any_or_all_processes_stops_all_with_a_checkpoint(double: dict[str, Any], rank: int | None) -> None:
     for result in (double[f"rank{each}"][f"signal/{rank}"] for each in (0, 1)):
         assert result["exit_code"] == 143
         assert result["steps"] == 7
