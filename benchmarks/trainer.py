@@ -10,7 +10,6 @@ batch, so that the two alternate in one process; which one begins a round is dra
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -25,8 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 from benchmarks.measure import facts, ratio, spread, wait, write
-from benchmarks.training_step import SHAPES, bare_step, batch_of, module_of
-from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO
+from benchmarks.training_step import bare_step, batch_of, module_of, parser_of
 from dsd_lightning.pairs import PairBatch
 from dsd_lightning.run_folder import register_resolvers
 
@@ -99,7 +97,7 @@ def trainer_of(folder: Path, steps: int, with_callbacks: bool, device: torch.dev
         parts = {
             "callbacks": [instantiate(each) for each in config.callbacks.values() if each is not None],
             "logger": [instantiate(each) for each in config.logger.values()],
-            "plugins": [FolderCheckpointIO()],
+            "plugins": [instantiate(config.checkpoint_io)],
         }
     trainer: L.Trainer = instantiate(config.trainer, **parts)
     return trainer
@@ -107,21 +105,11 @@ def trainer_of(folder: Path, steps: int, with_callbacks: bool, device: torch.dev
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both, and tell the ratio with its interval."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__)
-    parser.add_argument("--base", choices=list(SHAPES), default="small")
-    parser.add_argument("--batch", type=int, default=2, help="pairs")
-    parser.add_argument("--rank", type=int, default=16, help="of the factors; the paper's run: 512")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--recompute", default="none", choices=["none", "all"])
-    parser.add_argument("--levers", action="store_true", help="as for benchmarks.training_step, on both sides")
+    parser = parser_of("trainer", __doc__)
     parser.add_argument("--no-callbacks", action="store_true", help="the trainer alone, without callbacks and logger")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(0)
-    batch = batch_of(args.base, args.batch, device, dtype)
+    batch = batch_of(args.base, args.batch, device)
     modules = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -105,8 +105,10 @@ def randomise(module: nn.Module) -> None:
                 parameter.normal_(0.0, 0.01)
 
 
-def batch_of(base: str, size: int, device: torch.device, dtype: torch.dtype) -> PairBatch:
-    """Return random encodings and embeddings."""
+def batch_of(base: str, size: int, device: torch.device) -> PairBatch:
+    """Return random encodings and embeddings, bfloat16 on a GPU."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     side, words = LATENTS[base]
     canvas = (size, 16, side, 2 * side)
     width = SHAPES[base]["joint_attention_dim"]
@@ -230,9 +232,9 @@ def operations(turn: Callable[[], None]) -> int:
     return counted.total
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both, and tell the ratio with its interval."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__)
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark of steps, with the settings that all of them have."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--base", choices=list(SHAPES), default="small")
     parser.add_argument("--batch", type=int, default=2, help="pairs")
     parser.add_argument("--rank", type=int, default=16, help="of the factors; the paper's run: 512")
@@ -242,13 +244,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--levers", action="store_true", help="compiled blocks, fused AdamW, cuDNN's attention on a GPU"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU; H100, dense bfloat16: 989")
     parser.add_argument("--out", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure both, and tell the ratio with its interval."""
+    parser = parser_of("training_step", __doc__)
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU; H100, dense bfloat16: 989")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    batch = batch_of(args.base, args.batch, device, dtype)
+    batch = batch_of(args.base, args.batch, device)
     turns = {"ours": ours(args.base, batch, args, device), "theirs": theirs(args.base, batch, args, device)}
     flops = {name: operations(turn) / args.batch for name, turn in turns.items()}
     taken = interleaved(turns, args.rounds, device)

@@ -6,7 +6,6 @@ every device pass through these functions as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,28 +18,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors, those that lay in pieces on the CPU, on the first device; on others, only what was whole.
-
-    One tensor is put together at a time, so that no device ever holds all of them. All devices must ask for it.
-    """
-    gathered = {}
-    for name, tensor in tensors.items():
-        value = whole(tensor.detach())
-        if not isinstance(tensor, DTensor):
-            gathered[name] = value
-        elif torch.distributed.get_rank() == 0:
-            gathered[name] = value.cpu()
-    return gathered
-
-
 def gather_nested(state: Any) -> Any:
-    """Return nested dictionaries and lists with whole tensors, alike; on other devices than the first, None for pieces."""
+    """Return nested dictionaries and lists with whole tensors, those that lay in pieces on the CPU of the first device.
+
+    On other devices None stands for what lay in pieces. One tensor is put together at a time, so that no device ever holds
+    all of them. All devices must ask for it.
+    """
     if isinstance(state, dict):
         return {key: gather_nested(value) for key, value in state.items()}
     if isinstance(state, list):
         return [gather_nested(value) for value in state]
-    return gather({"": state}).get("") if isinstance(state, Tensor) else state
+    if not isinstance(state, DTensor):
+        return state
+    value = whole(state.detach())
+    return value.cpu() if torch.distributed.get_rank() == 0 else None
 
 
 def divided_like(value: Tensor, like: Tensor) -> Tensor:

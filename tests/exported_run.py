@@ -14,9 +14,13 @@ from verbs import compose_train
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints.adapter import header_of
+from dsd_lightning.checkpoints.export import main
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
+
+LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")
+"""alpha unlike rank: its scale has to be folded in."""
 
 BATCH, LATENTS = 2, (16, 8, 8)
 """Samples; channels, height and width of a frame's latents."""
@@ -44,6 +48,12 @@ def make_run(folder: Path, base: Path, *choices: str) -> MadeRun:
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     (folder / "summary.json").write_text(json.dumps({"steps": 3, "val/loss_right": 0.25, "val/loss_right_bin0": 1.0}))
     return MadeRun(folder, architecture.eval())
+
+
+def export(run: MadeRun, out: Path, *options: str) -> Path:
+    """Export a run by the command, and return where to."""
+    assert main([str(run.folder), str(out), *options]) == 0
+    return out
 
 
 def with_random_weights(architecture: Architecture) -> Architecture:

@@ -25,14 +25,6 @@ from dsd_lightning.checkpoints.adapter import (
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.checkpoints.whole import DamagedError
 
-STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Train without interruption, keeping the checkpoint of every step: what a kill after that step would leave."""
-    return Run(tmp_path_factory.mktemp("whole"), STEPS, every=1, keep=STEPS).fit()
-
 
 def test_adapter_round_trip_and_refusals(tmp_path: Path) -> None:
     source, target = make_architecture(), make_architecture()
@@ -56,14 +48,15 @@ def test_adapter_round_trip_and_refusals(tmp_path: Path) -> None:
         load_adapter(tmp_path / "nowhere", target)
 
 
-def test_adapter_of_a_run_gives_averages_or_trained_weights(never_stopped: Run) -> None:
-    folder = find_last(never_stopped.folder / "checkpoints")
+def test_adapter_of_a_run_gives_averages_or_trained_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path, 3).fit()
+    folder = find_last(tmp_path / "checkpoints")
     assert folder is not None
     architecture = make_architecture()
     load_adapter(folder, architecture)
-    assert_same(dict(architecture.trainable()), never_stopped.ema.averages)
+    assert_same(dict(architecture.trainable()), run.ema.averages)
     load_adapter(folder, architecture, ema=False)
-    assert_same(dict(architecture.trainable()), never_stopped.trained())
+    assert_same(dict(architecture.trainable()), run.trained())
 
 
 def test_lora_pattern_may_be_written_otherwise() -> None:

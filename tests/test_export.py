@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import FluxControlPipeline, FluxPipeline, FluxTransformer2DModel
-from exported_run import TIMES, MadeRun, inputs, make_run, predict
+from exported_run import LORA, TIMES, MadeRun, export, inputs, make_run, predict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,14 +18,11 @@ from verbs import compose_train
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints import whole
-from dsd_lightning.checkpoints.export import main
 from dsd_lightning.checkpoints.official import LORA_FILE, OfficialWeightsError, load_official
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.sampler import SamplerSettings, sample
 
-# alpha unlike rank: its scale has to be folded in
-LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -37,11 +34,6 @@ def parallel(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeR
 @pytest.fixture(scope="module")
 def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     return make_run(tmp_path_factory.mktemp("text_only"), tiny_base, "arch=text_only", *LORA)
-
-
-def export(run: MadeRun, out: Path, *options: str) -> Path:
-    assert main([str(run.folder), str(out), *options]) == 0
-    return out
 
 
 def copied(file: Path) -> dict[str, Tensor]:

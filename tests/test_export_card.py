@@ -10,26 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 import yaml
-from diffusers import FluxTransformer2DModel
-from exported_run import TIMES, MadeRun, inputs, make_run
+from exported_run import LORA, MadeRun, export, make_run
 from huggingface_hub import HfApi
-from safetensors.torch import load_file
-from torch import Tensor
-from verbs import compose_train
 
-from dsd_lightning.architectures.parallel import Parallel
-from dsd_lightning.building import build_architecture
 from dsd_lightning.checkpoints.card import licence_of
 from dsd_lightning.checkpoints.export import main
 from dsd_lightning.checkpoints.hub import push
-from dsd_lightning.flux import tokens
 from dsd_lightning.flux.base import FluxBase
-
-# alpha unlike rank: its scale has to be folded in
-LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -40,61 +28,6 @@ def parallel(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeR
 @pytest.fixture(scope="module")
 def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     return make_run(tmp_path_factory.mktemp("text_only"), tiny_base, "arch=text_only", *LORA)
-
-
-def export(run: MadeRun, out: Path, *options: str) -> Path:
-    assert main([str(run.folder), str(out), *options]) == 0
-    return out
-
-
-def copied(file: Path) -> dict[str, Tensor]:
-    """Return tensors that no longer lie in the file, which may then be written anew."""
-    return {name: value.clone() for name, value in load_file(file).items()}
-
-
-def assert_same(output: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
-    torch.testing.assert_close(output, expected, rtol=0, atol=atol)
-
-
-def fresh(run: MadeRun, lora: str = "arch.lora=null") -> Parallel:
-    """Return the architecture on an untrained base, without factors."""
-    config = compose_train(run.folder, "base=tiny_untrained", "arch=parallel", lora)
-    with torch.random.fork_rng():
-        transformer = FluxTransformer2DModel.from_config(dict(run.architecture.transformer.config))
-    architecture = build_architecture(config, _Given(transformer))
-    assert isinstance(architecture, Parallel)
-    return architecture.eval()
-
-
-class _Given(FluxBase):
-    """A base whose transformer is given."""
-
-    def __init__(self, transformer: FluxTransformer2DModel) -> None:
-        super().__init__(path="assets/tiny-flux")
-        object.__setattr__(self, "_transformer", transformer)
-
-    def transformer(self) -> FluxTransformer2DModel:
-        given: FluxTransformer2DModel = object.__getattribute__(self, "_transformer")
-        return given.requires_grad_(False)
-
-
-@torch.no_grad()
-def stock_prediction(transformer: FluxTransformer2DModel, run: MadeRun) -> Tensor:
-    """Return what diffusers' transformer predicts for `inputs`, the reference along the channels if there is one."""
-    noisy, condition = inputs(run.architecture)
-    packed = torch.cat([tokens.pack(noisy), *(tokens.pack(each) for each in condition.reference.values())], dim=-1)
-    height, width = noisy.shape[-2:]
-    output = transformer(
-        hidden_states=packed,
-        encoder_hidden_states=condition.text.sequence,
-        pooled_projections=condition.text.pooled,
-        timestep=TIMES,
-        guidance=condition.guidance,
-        img_ids=tokens.image_ids(height, width, device=noisy.device),
-        txt_ids=tokens.text_ids(condition.text.sequence.shape[1], device=noisy.device),
-        return_dict=False,
-    )[0]
-    return tokens.unpack(output, height, width)
 
 
 # --- What goes along, and refusals.
