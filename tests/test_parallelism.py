@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def double(single: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
             *("--rdzv-endpoint", "localhost:0", ROOT / "tests" / "two_devices.py", single["folder"], out),
         ],
         cwd=ROOT,
-        env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
+        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
         capture_output=True,
         text=True,
         timeout=850,
