@@ -42,7 +42,12 @@ def of_base(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device, and `image_encoder` where that asset was not made yet."""
+    """Put files with slow tests first; skip tests marked `gpu` without a CUDA device, `image_encoder` without that asset.
+
+    A slow test that started last would leave one worker of two waiting for the other.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     reasons = {}
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs a CUDA device"
