@@ -35,9 +35,9 @@ venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
 test: $(VENV)/.dev $(VENV)/.quantize ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --ignore=tests/test_parallelism.py
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_parallelism.py tests/test_quantize.py \
-	  tests/test_adamw_8bit.py tests/test_config.py -k 'parallelism or quantize or 8bit or memory'
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_quantize.py tests/test_adamw_8bit.py \
+	  tests/test_config.py -k 'quantize or 8bit or memory'
 
 .PHONY: check
 check: lint types contracts ## run all static checks

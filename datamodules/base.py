@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.pool import Pairs, batches_of
 from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
 from datamodules.stream import PairLoader, SampleOrder, Size
+from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Pair, PairBatch, Task
 
@@ -87,8 +88,8 @@ class PairData(L.LightningDataModule):
         """Every (height, width) that frames may have, pixels."""
         return self.source.buckets or [self.source.resolution]
 
-    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
-        """Draw this task's pair from the miniature world, of a training or of a held-out identity."""
+    def miniature_pair(self, identity: Identity, rng: np.random.Generator, key: str) -> Pair:
+        """Draw this task's pair of an identity of the miniature world."""
         raise ValueError(f"task={self.task.name} has no miniature pairs; choose data=shards data.root=FOLDER")
 
     def trained_module(self) -> DiffusionSelfDistillation:

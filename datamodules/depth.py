@@ -9,7 +9,7 @@ from datamodules.base import PairData
 from datamodules.miniature import to_pixels
 from dsd_lightning.miniature.captions import depth_caption
 from dsd_lightning.miniature.renderer import render
-from dsd_lightning.miniature.world import Scene, draw_context, draw_identity
+from dsd_lightning.miniature.world import Identity, Scene, draw_context
 from dsd_lightning.pairs import Pair
 
 
@@ -21,9 +21,9 @@ class DepthPairs(PairData):
     target show the same pixels.
     """
 
-    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
-        """Draw one scene, and its true depth."""
-        scene = Scene(draw_identity(rng, held_out=held_out), draw_context(rng))
+    def miniature_pair(self, identity: Identity, rng: np.random.Generator, key: str) -> Pair:
+        """Draw a context, and the true depth of the scene."""
+        scene = Scene(identity, draw_context(rng))
         rendering = render(scene)
         return Pair(
             key=key,

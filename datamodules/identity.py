@@ -7,15 +7,14 @@ import numpy as np
 from datamodules.base import PairData
 from datamodules.miniature import scene_pair
 from dsd_lightning.miniature.captions import target_caption
-from dsd_lightning.miniature.world import Scene, draw_context, draw_identity
+from dsd_lightning.miniature.world import Identity, Scene, draw_context
 from dsd_lightning.pairs import Pair
 
 
 class IdentityPairs(PairData):
     """The task of the paper's main experiment."""
 
-    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
-        """Draw one identity in two independent contexts."""
-        identity = draw_identity(rng, held_out=held_out)
+    def miniature_pair(self, identity: Identity, rng: np.random.Generator, key: str) -> Pair:
+        """Draw two independent contexts."""
         reference, target = draw_context(rng), draw_context(rng)
         return scene_pair(key, Scene(identity, reference), Scene(identity, target), target_caption(target, rng), rng)

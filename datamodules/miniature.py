@@ -16,7 +16,7 @@ from datamodules.pool import EncodedPool, Pairs, PicturePairs
 from datamodules.stream import Size
 from dsd_lightning.miniature.captions import instruction
 from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
-from dsd_lightning.miniature.world import Scene
+from dsd_lightning.miniature.world import Scene, draw_identity
 from dsd_lightning.pairs import Pair
 from dsd_lightning.randomness import numpy_generator
 
@@ -43,10 +43,22 @@ def scene_pair(key: str, reference: Scene, target: Scene, caption: str, rng: np.
 
 
 class MiniaturePairs(Dataset[Pair]):
-    """`count` pairs of a task; pair i depends on (seed, task, split, i) alone."""
+    """`count` pairs of a task; pair i depends on (seed, task, split, i) alone, and on `identities`.
 
-    def __init__(self, data: PairData, count: int, seed: int, split: str) -> None:
-        self.data, self.count, self.seed, self.split = data, count, seed, split
+    Args:
+        data: the task's datamodule.
+        count, seed: how many, and of what draw.
+        split: "training", or another, whose identities are held out.
+        identities: pairs show this many draws of an identity in turn; None: each pair one of its own.
+
+    Raises:
+        ValueError: `identities` below 1.
+    """
+
+    def __init__(self, data: PairData, count: int, seed: int, split: str, identities: int | None = None) -> None:
+        if identities is not None and identities < 1:
+            raise ValueError(f"identities={identities} must be at least 1, or null for one of its own in each pair")
+        self.data, self.count, self.seed, self.split, self.identities = data, count, seed, split, identities
 
     def __len__(self) -> int:
         return self.count
@@ -56,7 +68,10 @@ class MiniaturePairs(Dataset[Pair]):
             raise IndexError(index)
         key = f"{self.data.task.name}-{self.split}-{index:07d}"
         rng = numpy_generator(self.seed, "miniature", key)
-        return self.data.miniature_pair(rng, key, held_out=self.split != "training")
+        who = rng
+        if self.identities is not None:
+            who = numpy_generator(self.seed, "miniature identity", self.split, index % self.identities)
+        return self.data.miniature_pair(draw_identity(who, held_out=self.split != "training"), rng, key)
 
 
 @dataclass
@@ -66,6 +81,7 @@ class Miniature:
     Attributes:
         pairs: training pairs in the pool; validation_pairs: held-out ones.
         seed: of the pairs, apart from the run's seed, so that runs with other seeds see the same data.
+        identities: draws of an identity that the training pairs share in turn; None: each pair one of its own.
         pool: encode once and keep in memory; false renders and encodes in every step.
         workers, max_damaged: as in `datamodules.base.Source`.
     """
@@ -73,6 +89,7 @@ class Miniature:
     pairs: int
     validation_pairs: int
     seed: int = 0
+    identities: int | None = None
     pool: bool = True
     workers: int = 0
     max_damaged: int = 0
@@ -103,7 +120,7 @@ class Miniature:
 
     def training(self, data: PairData) -> Any:
         """Return the training pairs, as a pool of encodings or as pictures."""
-        return self._dataset(data, MiniaturePairs(data, self.pairs, self.seed, "training"))
+        return self._dataset(data, MiniaturePairs(data, self.pairs, self.seed, "training", self.identities))
 
     def validation(self, data: PairData) -> Any:
         """Return pairs of held-out identities."""

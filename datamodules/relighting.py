@@ -7,7 +7,7 @@ import numpy as np
 from datamodules.base import PairData
 from datamodules.miniature import scene_pair
 from dsd_lightning.miniature.captions import relighting_caption
-from dsd_lightning.miniature.world import Scene, change_light, draw_context, draw_identity
+from dsd_lightning.miniature.world import Identity, Scene, change_light, draw_context
 from dsd_lightning.pairs import Pair
 
 
@@ -17,8 +17,8 @@ class RelightingPairs(PairData):
     Reference and target show the same pixels. Only the reference tells the scene, only the words tell the new light.
     """
 
-    def miniature_pair(self, rng: np.random.Generator, key: str, held_out: bool) -> Pair:
-        """Draw one scene, and one of the 14 other lights for it."""
-        identity, context = draw_identity(rng, held_out=held_out), draw_context(rng)
+    def miniature_pair(self, identity: Identity, rng: np.random.Generator, key: str) -> Pair:
+        """Draw a context, and one of the 14 other lights for it."""
+        context = draw_context(rng)
         relit = change_light(context, rng)
         return scene_pair(key, Scene(identity, context), Scene(identity, relit), relighting_caption(relit, rng), rng)

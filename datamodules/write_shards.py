@@ -60,7 +60,7 @@ def write_shards(config: DictConfig) -> ShardIndex:
             source=source,
         ),
     )
-    pairs = MiniaturePairs(data, config.count, config.seed, config.split)
+    pairs = MiniaturePairs(data, config.count, config.seed, config.split, config.identities)
 
     def stored(pixels: Tensor) -> Image:
         return to_gray16(pixels) if is_gray(pixels) else to_image(pixels)

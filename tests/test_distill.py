@@ -110,7 +110,7 @@ def test_faults_that_pass_leave_no_trace(fault: str, undisturbed: Path, tmp_path
 
 
 def test_a_slow_body_is_given_up_and_asked_again(undisturbed: Path, tmp_path: Path) -> None:
-    slow = Fault("slow", first=1, match="`a red cup`", seconds=12.0)
+    slow = Fault("slow", first=1, match="`a red cup`", seconds=7.0)
 
     def answer(asked: Asked) -> str | Fault:
         return slow if slow.applies(asked) else rule(asked)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from verbs import run
+from verbs import compose_train, run
 
 from dsd_lightning.evaluation import miniature_benchmark
 from dsd_lightning.evaluation.aggregate import SUBJECTS_OF
@@ -25,6 +25,7 @@ from dsd_lightning.evaluation.miniature_judge import reply, requested
 from dsd_lightning.evaluation.miniature_scene import as_pixels, infer_scene
 from dsd_lightning.evaluation.rubrics import Rubrics
 from dsd_lightning.evaluation.samples import Samples
+from dsd_lightning.evaluation.verbs import taken_from
 from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
@@ -165,25 +166,30 @@ def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -
 
 
 def evaluate(*arguments: str) -> str:
-    """Run the verb and return all that it said."""
-    ended = run(*arguments, module=("evaluate.py",))
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout + ended.stderr
+    """Run a verb in this process and return what it tells the user."""
+    line = ["evaluate.py", *arguments]
+    verb = taken_from(line)
+    return verb.run(compose_train(Path("run"), *line[1:], name=verb.config))
 
 
 @pytest.mark.slow
-def test_the_command_scores_the_shipped_model_and_tables_compare_methods(tmp_path: Path) -> None:
+def test_the_command_scores_the_shipped_model_and_tables_compare_methods(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     common = (
         "benchmark.subjects=1",
         f"benchmark.folder={tmp_path}/b",
         f"out={tmp_path}/out",
         f"agents.folder={tmp_path}/agents",
     )
-    ours = evaluate(*common, "method.maker.sampling.steps=2", "judge=server")
-    assert "Judge: miniature-judge-1-rehearsal. Rule: sample." in ours
+    ended = run(*common, "method.maker.sampling.steps=2", "judge=server", module=("evaluate.py",))
+    assert ended.returncode == 0, ended.stderr
+    assert "Judge: miniature-judge-1-rehearsal. Rule: sample." in ended.stdout
     assert (tmp_path / "out" / "tables" / "ours.tex").is_file()
     first = (tmp_path / "out" / "tables" / "ours.csv").read_text()
-    assert "0 to make" in evaluate(*common, "method.maker.sampling.steps=2", "judge=server")
+    caplog.set_level("INFO")
+    evaluate(*common, "method.maker.sampling.steps=2", "judge=server")
+    assert "0 to make" in caplog.text
     assert (tmp_path / "out" / "tables" / "ours.csv").read_text() == first
     evaluate(*common, "method=copy_paste", "judge=server")
     records = tmp_path / "out" / "judgements"

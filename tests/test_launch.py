@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from verbs import ROOT, environment, run, tiny_miniature
+from verbs import ROOT, compose_train, environment, tiny_miniature
 
 from dsd_lightning.checkpoints.folder_io import list_steps
+from dsd_lightning.training import train
 
 STEPS, STOPS = 40, 3
 
@@ -48,10 +49,8 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
         "data.datamodule.source.resolution=[64,64]",
     ]
     choices = [*plain, *same, "~data.datamodule.source.workers", "~data.datamodule.source.max_damaged"]
-    straight = run(
-        "experiment=dsd_paper", *small, *choices, f"hydra.run.dir={tmp_path / 'straight'}", "trainer.num_nodes=1"
-    )
-    assert straight.returncode == 0, straight.stderr[-3000:]
+    straight = tmp_path / "straight"
+    train(compose_train(straight, "experiment=dsd_paper", *small, *choices, "trainer.num_nodes=1"), straight)
 
     requeued = tmp_path / "requeued"
     folder = ROOT / "outputs" / f"slurm-{tmp_path.name}"

@@ -63,6 +63,18 @@ def test_pairs_depend_on_their_number_and_the_sources_seed_alone() -> None:
         assert not torch.equal(short[index].target, other[index].target)
 
 
+def test_few_identities_take_turns_in_many_contexts() -> None:
+    pairs = MiniaturePairs(pairs_of(Miniature(7, 0)), 7, 0, "training", identities=3)
+    shown = [tuple(pair.facts["identity"]) for pair in pairs]
+    assert len(set(shown)) == 3
+    assert shown[3:] == shown[:4]
+    assert len({tuple(pair.facts["target"]) for pair in pairs}) == 7
+    fewer = MiniaturePairs(pairs_of(Miniature(2, 0)), 2, 0, "training", identities=2)
+    assert [tuple(pair.facts["identity"]) for pair in fewer] == shown[:2]
+    with pytest.raises(ValueError, match="identities=0 must be at least 1"):
+        MiniaturePairs(pairs_of(Miniature(7, 0)), 7, 0, "training", identities=0)
+
+
 def write(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(f"out={out}", *arguments, module=("-m", "datamodules.write_shards"))
 

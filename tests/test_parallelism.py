@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,21 @@ import torch
 from test_architectures import ROWS, base
 from tiny_run import assert_same
 from torch import Tensor
-from two_devices import HALF, IN_PIECES, INDIVISIBLE, OTHERS, SHARED, STEPS, WHOLE_BASE, one_process
-from verbs import ROOT, environment
+from two_devices import (
+    HALF,
+    IN_PIECES,
+    INDIVISIBLE,
+    OTHERS,
+    SHARED,
+    STEPS,
+    assert_close,
+    assert_same_run,
+    one_process,
+    two_processes,
+)
 
 from dsd_lightning.checkpoints.adapter import read_adapter
 from dsd_lightning.parallelism.strategy import ShardedStrategy
-
-CLOSE = 1e-5
 
 pytestmark = pytest.mark.slow
 
@@ -36,34 +41,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def double(single: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Train them in two processes that talk over gloo."""
     out = tmp_path_factory.mktemp("double")
-    launched = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", "localhost:0", ROOT / "tests" / "two_devices.py", single["folder"], out),
-        ],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
-    assert launched.returncode == 0, launched.stderr[-4000:]
-    return {"folder": out} | {f"rank{rank}": torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)}
-
-
-def assert_close(left: dict[Any, Any], right: dict[Any, Any]) -> None:
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(
-            torch.as_tensor(value), torch.as_tensor(right[name]), rtol=0, atol=CLOSE, msg=str(name)
-        )
-
-
-def assert_same_run(left: dict[str, Any], right: dict[str, Any], first: int = 0) -> None:
-    for part in ("trained", "averages"):
-        assert_close(left[part], right[part])
-    for part in ("norms", "losses"):
-        assert_close(left[part], {step: value for step, value in right[part].items() if step >= first})
+    return {"folder": out} | two_processes("float", single["folder"], out)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +56,6 @@ def test_two_processes_equal_one(single: dict[str, Any], double: dict[str, Any],
         assert_same_run(double[f"rank{rank}"][f"{strategy}/{row}"], single[row])
     # The clipping was at work, and it did learn.
     assert max(single[row]["norms"].values()) > 0.05
-
-
-@pytest.mark.parametrize("strategy", WHOLE_BASE)
-def test_two_processes_equal_one_on_a_base_in_8_bits(double: dict[str, Any], strategy: str, tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
-    alone = one_process("parallel", tmp_path, 3, quantize="int8")
-    for rank in (0, 1):
-        assert_same_run(double[f"rank{rank}"][f"{strategy}/quantized"], alone)
 
 
 @pytest.mark.parametrize("strategy", SHARED)

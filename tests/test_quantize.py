@@ -13,6 +13,7 @@ from test_architectures import ROWS, base, with_random_weights
 from test_recompute import loss_of, peak_of, transformer
 from tiny_run import Run, assert_same
 from torch import Tensor, nn
+from two_devices import WHOLE_BASE, assert_same_run, one_process, two_processes
 from verbs import compose_train, tiny
 
 from dsd_lightning.building import build_architecture
@@ -211,3 +212,13 @@ def test_it_trains_on_a_gpu(kind: str) -> None:
     layer(inputs).float().square().sum().backward()
     assert inputs.grad is not None
     assert bool(inputs.grad.isfinite().all())
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_a_base_in_8_bits(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    alone = one_process("parallel", tmp_path / "alone", 3, quantize="int8")
+    together = two_processes("int8", tmp_path / "alone", tmp_path)
+    for rank in (0, 1):
+        for strategy in WHOLE_BASE:
+            assert_same_run(together[f"rank{rank}"][strategy], alone)

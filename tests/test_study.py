@@ -181,10 +181,13 @@ def _collected(sweep: Path, output: Path) -> Any:
 def test_collected_runs_survive_their_folders_and_make_the_same_report(sweep: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
     (tmp_path / "report").mkdir()
-    (report / "findings.md").write_text("Parallel wins <here>.")
+    (report / "findings.md").write_text("# Who wins?\n\nParallel wins <here>.")
     main([str(sweep), "--output", str(report)])
     written = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
     assert b"Parallel wins &lt;here&gt;." in written["report.html"]
+    assert b"<h1>Who wins?</h1>" in written["report.html"]
+    assert written["report.md"].startswith(b"# Who wins?\n\nParallel wins")
+    assert written["report.md"].count(b"Who wins?") == 1
     files = sorted(path.name for path in (report / "runs").glob("*.json"))
     assert files == [*(f"identity-parallel-seed{seed}.json" for seed in range(3)), "identity-text_only-seed0.json"]
     # References and truths are shared among runs: two references, two architectures' results, one truth.

@@ -308,7 +308,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
         overrides = tiny_miniature(tiny_base, *overrides)
     else:
         overrides = tiny(tiny_base, "data=shards", f"data.root={some_shards}", f"{SOURCE}.workers=2", *overrides)
-    assert start(tmp_path / "straight", overrides, "null").wait() == 0
+    finish(tmp_path / "straight", *overrides)
     kill_and_resume(tmp_path / "killed", [*overrides, pace(0.05)], steps, kills=kills, seed=0)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     sheets = [sorted(path.name for path in (tmp_path / each / "samples").iterdir()) for each in ("straight", "killed")]

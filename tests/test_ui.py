@@ -9,6 +9,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,23 @@ def test_requests_wait_in_a_queue_of_bounded_length(client: Any, picture: str, p
     refused = [end for end in ends if end is not None]
     assert all("full" in str(end).lower() for end in refused)
     assert 1 <= len(refused) <= 6, "whoever was let in was served"
+
+
+def test_equal_pictures_are_one_file_that_is_never_half_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from dsd_lightning.ui.files import served as file_of
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = Image.effect_noise((256, 256), 80)
+    whole = len(Path(str(file_of(picture))).read_bytes())
+    with ThreadPoolExecutor(4) as pool:
+        files = {str(file) for file in pool.map(file_of, [picture] * 40)}
+    assert len(files) == 1
+    assert [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()] == [whole]
+    before = Path(files.pop()).stat().st_ino
+    assert Path(str(file_of(picture))).stat().st_ino == before
+    assert file_of(None) is None
 
 
 # --- A visitor.

@@ -242,7 +242,7 @@ def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: 
         corner = 3 * number
         whole[name].crop((corner, corner, corner + 280, corner + 180)).save(pictures / f"{name}{number}.png")
         (pictures / f"{name}{number}.txt").write_text(f"a piece of {name}")
-    assert start(model, pictures, tmp_path / "straight").wait() == 0
+    write(model, pictures, tmp_path / "straight", "keep_maps=true")
 
     out, log = tmp_path / "killed", tmp_path / "killed.log"
     finished: dict[str, tuple[int, int]] = {}

@@ -1,18 +1,18 @@
 """What do two processes train together, to be compared with one? Every strategy, over gloo on the CPU.
 
-`python -m torch.distributed.run --nproc-per-node 2 tests/two_devices.py SINGLE OUT` writes `OUT/rank0.pt` and `rank1.pt`;
-SINGLE holds checkpoints of one process, to be resumed from.
+`python -m torch.distributed.run --nproc-per-node 2 tests/two_devices.py float SINGLE OUT` writes `OUT/rank0.pt` and
+`rank1.pt`; SINGLE holds checkpoints of one process, to be resumed from.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tiny_run import Recorder
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from verbs import ROOT, environment
 
 from callbacks.adapter_checkpoint import AdapterCheckpoint
 from callbacks.ema import ExponentialMovingAverage
@@ -58,6 +59,9 @@ IN_PIECES = ("adapter_shard", "hybrid")
 
 WHOLE_BASE = ("ddp", "adapter_shard")
 """Strategies under which the base may lie in 8 bits."""
+
+CLOSE = 1e-5
+"""Greatest difference between what one process and two compute."""
 
 PAIRS, STEPS, HALF = 4, 20, 10
 """Pairs a global batch; optimizer steps of a run, and of the checkpoint in its middle."""
@@ -257,9 +261,6 @@ def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[
         for row in OTHERS if name != "hybrid" else ():
             if name == "ddp" or row not in INDIVISIBLE:
                 yield f"{name}/{row}", partial(fit, row, name, 2, out / f"{name}-{row}", steps=3)
-    for name in WHOLE_BASE if find_spec("torchao") else ():
-        folder = out / f"{name}-quantized"
-        yield f"{name}/quantized", partial(fit, "parallel", name, 2, folder, steps=3, quantize="int8")
     for name in ("ddp", "fsdp"):
         guard = NonFiniteGuard(out / f"nonfinite-{name}")
         yield f"nonfinite/{name}", partial(fit, "parallel", name, 2, out / f"nan-{name}", guard, Poison(), steps=3)
@@ -269,16 +270,58 @@ def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[
         yield f"signal/{rank}", partial(fit, "parallel", name, 2, out / f"signal-{rank}", Signal(rank))
 
 
+def quantized_scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield what two processes do on a base in 8 bits, by name."""
+    for name in WHOLE_BASE:
+        yield name, partial(fit, "parallel", name, 2, out / name, steps=3, quantize="int8")
+
+
+SCENARIOS = {"float": scenarios, "int8": quantized_scenarios}
+"""By how the base is stored."""
+
+
 def main() -> None:
     """Train all of it."""
-    single, out = Path(sys.argv[1]), Path(sys.argv[2])
-    results = {name: scenario() for name, scenario in scenarios(single, out)}
+    stored, single, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    results = {name: scenario() for name, scenario in SCENARIOS[stored](single, out)}
     torch.save(results, out / f"rank{os.environ['RANK']}.pt")
+
+
+def two_processes(stored: str, single: Path, out: Path) -> dict[str, Any]:
+    """Train what `SCENARIOS[stored]` says in two processes that talk over gloo; return the results of each rank."""
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", "localhost:0", __file__, stored, single, out),
+        ],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert launched.returncode == 0, launched.stderr[-4000:]
+    return {f"rank{rank}": torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)}
 
 
 def one_process(row: str, folder: Path, steps: int = STEPS, **options: Any) -> dict[str, Any]:
     """Train the same in one process."""
     return fit(row, "single", 1, folder, steps=steps, **options)
+
+
+def assert_close(left: dict[Any, Any], right: dict[Any, Any]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(
+            torch.as_tensor(value), torch.as_tensor(right[name]), rtol=0, atol=CLOSE, msg=str(name)
+        )
+
+
+def assert_same_run(left: dict[str, Any], right: dict[str, Any], first: int = 0) -> None:
+    for part in ("trained", "averages"):
+        assert_close(left[part], right[part])
+    for part in ("norms", "losses"):
+        assert_close(left[part], {step: value for step, value in right[part].items() if step >= first})
 
 
 if __name__ == "__main__":

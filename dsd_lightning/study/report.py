@@ -19,7 +19,13 @@ from dsd_lightning.study.runs import StudyError, Unfinished, collect, load, writ
 from dsd_lightning.study.table import COSTS, Table, tables
 
 FINDINGS = "findings.md"
-"""In the report's folder: what its readers should know of it, written by hand; shown on top if it is there."""
+"""In the report's folder: what its readers should know of it, written by hand; shown on top if it is there.
+
+A first line `# TITLE` is the report's title.
+"""
+
+TITLE = "What the runs say"
+"""Of a report without findings."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,13 @@ def write_pages(sections: Sequence[Section], others: Sequence[Unfinished], outpu
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    findings = output / FINDINGS
+    title, findings = _findings(output / FINDINGS)
     shared: dict[str, Any] = {
         "sections": sections,
         "others": others,
         "headings": {name: heading for name, (heading, _) in COSTS.items()},
-        "findings": findings.read_text(encoding="utf-8").strip() if findings.exists() else "",
+        "title": title,
+        "findings": findings,
     }
     inlined = {
         name: base64.b64encode((output / name).read_bytes()).decode()
@@ -98,6 +105,15 @@ def write_pages(sections: Sequence[Section], others: Sequence[Unfinished], outpu
     }
     write_whole(output / "report.json", (json.dumps(written, indent=1) + "\n").encode())
     write_whole(output / "table.csv", _csv([section.table for section in sections]).encode())
+
+
+def _findings(path: Path) -> tuple[str, str]:
+    """Return the title and the text below it."""
+    text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if not text.startswith("# "):
+        return TITLE, text
+    first, _, rest = text.partition("\n")
+    return first.removeprefix("# ").strip(), rest.strip()
 
 
 def _unit(name: str) -> float:

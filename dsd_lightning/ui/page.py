@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from dsd_lightning.generation.arguments import DEFAULT_SHEET
+from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
 from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, Picture, Settings, Studio
 from dsd_lightning.ui.telling import told
@@ -150,13 +150,13 @@ def _picture_tab(
         steps: Any,
         seed: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  how Gradio is told to follow tqdm
-    ) -> tuple[Image.Image, Image.Image | None, Image.Image, str, int, Any]:
+    ) -> tuple[Any, ...]:
         """Draw the subject of a picture as a prompt says."""
         settings = Settings(guidance, image_guidance, text_guidance, steps, seed)
         drawn = studio.generate(image, text, prompt_enhancement, settings)
         if drawn.note:
             gr.Info(drawn.note)
-        return drawn.reference, drawn.redrawn, drawn.result, drawn.prompt, drawn.seed, (drawn, text, settings)
+        return *_shown(drawn), (drawn, text, settings)
 
     fields = [reference, prompt, enhance, *shared]
     outputs = [*shown, drawn_from, used, latest]
@@ -181,16 +181,22 @@ Entry = tuple[Picture, str, Settings]
 """What the history keeps of one picture: itself, the prompt as it was typed, and the fields."""
 
 
-def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[Image.Image, str]]]:
+def _shown(picture: Picture) -> list[Any]:
+    """Return what the fields of a result show: its three pictures, what it was drawn from, its seed."""
+    files = [served(each) for each in (picture.reference, picture.redrawn, picture.result)]
+    return [*files, picture.prompt, picture.seed]
+
+
+def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[str | None, str]]]:
     history = [latest, *history][:REMEMBERED]
-    return history, [(picture.result, f"seed {picture.seed}") for picture, _, _ in history]
+    return history, [(served(picture.result), f"seed {picture.seed}") for picture, _, _ in history]
 
 
 def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
     """Return everything of a picture of the history to its place, with the seed that draws it again."""
     picture, text, settings = history[event.index]
     again = [settings.guidance, settings.image_guidance, settings.text_guidance, settings.steps, picture.seed]
-    return [picture.reference, picture.redrawn, picture.result, picture.prompt, picture.seed, text, *again]
+    return [*_shown(picture), text, *again]
 
 
 def _sheet_tab(
@@ -213,9 +219,10 @@ def _sheet_tab(
         steps: Any,
         seed: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
-    ) -> tuple[Image.Image, int]:
+    ) -> tuple[str | None, int]:
         """Draw a contact sheet over image and text guidances, all from one noise."""
-        return studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
+        drawn, chosen = studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
+        return served(drawn), chosen
 
     guidance, _, _, steps, seed = shared
     run.click(

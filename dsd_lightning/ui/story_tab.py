@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from dsd_lightning.generation.story_arguments import FEWEST, MOST, USUAL
+from dsd_lightning.ui.files import served
 from dsd_lightning.ui.studio import Settings, Studio
 from dsd_lightning.ui.telling import told
 
@@ -59,10 +59,10 @@ def story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Co
         text_guidance: Any,
         steps: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
-    ) -> Image.Image:
+    ) -> str | None:
         """Draw the panels of a table of captions, prompts and seeds, and lay them out as a page."""
         rows = [row for row in table if any(str(cell or "").strip() for cell in row)]
-        return studio.draw_story(image, idea, rows, Settings(guidance, image_guidance, text_guidance, steps, 0))
+        return served(studio.draw_story(image, idea, rows, Settings(guidance, image_guidance, text_guidance, steps, 0)))
 
     write.click(
         write_story, [reference, idea, panels, shared[-1]], [table], api_name="write_story", concurrency_id="model"
