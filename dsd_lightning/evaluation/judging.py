@@ -54,7 +54,7 @@ class Protocol:
         answer_tokens: expected length of an answer, for the estimate of what judging costs.
     """
 
-    measures: tuple[str, ...]
+    measures: Sequence[str]
     repeats: int = 1
     picture_side: int = 512
     jpeg_quality: int = 90
