@@ -252,11 +252,23 @@ def test_labels_and_scores(tmp_path: Path) -> None:
 def test_miniature_captions_never_tell_of_held_out_characters() -> None:
     from dsd_lightning.distillation.offline.writer import RuleWriter
 
-    writer = RuleWriter(seed=0, tell=True)
+    writer = RuleWriter(seed=0, tell=1.0)
     subjects = [writer._subject(text) for text in MiniatureCaptions(200, 0.2, seed=0).texts()]
     found = [subject for subject in subjects if subject is not None]
     assert 20 < len(subjects) - len(found) < 60
     assert not any(subject.held_out for subject in found)
+
+
+def test_the_writer_tells_who_in_the_share_of_prompts_that_was_asked_for() -> None:
+    from dsd_lightning.distillation.offline.writer import RuleWriter
+
+    who = draw_identity(numpy_generator("told"))
+    for share, least, most in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
+        writer = RuleWriter(seed=0, tell=share)
+        prompts = [writer._grid(who, f"caption {number}", 0) for number in range(200)]
+        assert least <= sum("one character" not in prompt for prompt in prompts) <= most
+    with pytest.raises(DistillationError, match=r"tell=1\.5: must lie in"):
+        RuleWriter(seed=0, tell=1.5)
 
 
 def rendered(identity: Identity, index: int) -> Image.Image:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from dsd_lightning.miniature import oracle, planes
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Scene, change_identity, draw_context, draw_identity
 from dsd_lightning.randomness import numpy_generator
 
-PAIRS = 6
+NOISED, BLURRED = 4, 8
+"""Pairs with noise, and pictures that are blurred as painted ones are."""
+
 NOISE = 0.06
 """Standard deviation on the [0, 1] scale."""
 
@@ -43,15 +46,15 @@ def test_planes_are_the_renderer_before_it_clips() -> None:
     assert unclipped >= 5
 
 
-def blurred(picture: np.ndarray) -> np.ndarray:
-    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    return (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] + 2 * picture) / 6
+def blurred(picture: np.ndarray, deviation: float) -> np.ndarray:
+    image = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(deviation))
+    return np.asarray(image, dtype=np.float32) / 255
 
 
 @pytest.mark.slow
 def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
     wrong = ambiguous = 0
-    for index in range(PAIRS):
+    for index in range(NOISED):
         rng = numpy_generator("oracle pair", index)
         one = scene(1000 + index)
         who = one.identity
@@ -60,14 +63,25 @@ def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
             who = change_identity(who, names[int(rng.integers(0, len(names)))], rng)
         other = Scene(who, draw_context(rng))
         seen = [
-            oracle.see((blurred(render(each).picture) + rng.normal(0, NOISE, (64, 64, 3))).clip(0, 1))
-            for each in (one, other)
+            oracle.see((render(each).picture + rng.normal(0, NOISE, (64, 64, 3))).clip(0, 1)) for each in (one, other)
         ]
         said = oracle.same_identity(*seen)
         ambiguous += said == "ambiguous"
         wrong += said not in ("ambiguous", "yes" if who == one.identity else "no")
     assert wrong == 0
-    assert ambiguous <= PAIRS // 4
+    assert ambiguous <= NOISED // 4
+
+
+@pytest.mark.slow
+def test_of_blurred_pictures_it_is_right_or_cannot_tell() -> None:
+    told = []
+    for index in range(BLURRED):
+        shown = scene(2000 + index)
+        seen = oracle.see(blurred(render(shown).picture, 0.75 + 1.25 * index / BLURRED))
+        if not seen.ambiguous:
+            told.append(seen.scene.identity == shown.identity)
+    assert all(told)
+    assert len(told) >= BLURRED // 4
 
 
 def test_what_is_no_picture_of_this_world_is_ambiguous() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from dsd_lightning.agents import Message, Sampling
 from dsd_lightning.agents.provider import Reply
+from dsd_lightning.distillation.records import DistillationError
 from dsd_lightning.miniature.captions import grid_caption, subject
 from dsd_lightning.miniature.world import (
     BACKGROUND_COLORS,
@@ -21,7 +22,7 @@ from dsd_lightning.miniature.world import (
     draw_context,
     share_light_and_style,
 )
-from dsd_lightning.randomness import numpy_generator
+from dsd_lightning.randomness import numpy_generator, uniform
 
 _CAPTION = re.compile(r"`([^`]*)`")
 _PANELS = 4
@@ -32,13 +33,19 @@ class RuleWriter:
 
     Args:
         seed: of the places, backgrounds, light and styles that it thinks of.
-        tell: whether its prompts tell who is to be drawn; without it they only ask for one character in all panels.
+        tell: share of its prompts that tell who is to be drawn, in [0, 1], by the caption; the others only ask for one
+            character in all panels, and such a teacher draws several.
+
+    Raises:
+        DistillationError: a share outside [0, 1].
     """
 
     identity = "offline"
 
-    def __init__(self, seed: int, tell: bool) -> None:
-        self.model = f"rules-{'told' if tell else 'untold'}-{seed}"
+    def __init__(self, seed: int, tell: float) -> None:
+        if not 0 <= tell <= 1:
+            raise DistillationError(f"agents.llm.provider.tell={tell}: must lie in [0, 1]")
+        self.model = f"rules-{tell:g}-{seed}"
         self.seed, self.tell = seed, tell
         self._known: dict[str, Identity] = {}
 
@@ -77,7 +84,8 @@ class RuleWriter:
         for ground in grounds:
             drawn = share_light_and_style(draw_context(rng), first)
             contexts.append(Context(**{**vars(drawn), "background_color": int(ground)}))
-        return grid_caption(identity if self.tell else None, contexts, rng)
+        told = uniform(self.seed, "told", caption) < self.tell
+        return grid_caption(identity if told else None, contexts, rng)
 
     async def close(self) -> None:
         """Nothing to give back."""
