@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from verbs import ROOT, run
 
 from dsd_lightning.flux.image_encoder import load_image_encoder
 from dsd_lightning.miniature.renderer import render
@@ -19,10 +19,9 @@ from dsd_lightning.pretraining.image_encoder import (
     SEEN_IN_DEPTH,
     PictureBatches,
     draw_pictures,
+    main,
 )
 from dsd_lightning.randomness import numpy_generator
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -57,14 +56,16 @@ def test_a_batch_depends_on_its_step_alone() -> None:
 def test_the_command_writes_an_encoder_and_repeats_itself(tmp_path: Path) -> None:
     weights = []
     for name in ("first", "second"):
-        command = [sys.executable, "-m", "dsd_lightning.pretraining.image_encoder", "steps=2", "batch_size=4"]
-        command += [
-            "measured_pictures=4",
-            "workers=0",
-            f"output={tmp_path / name}",
-            f"work_dir={tmp_path / 'work' / name}",
-        ]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        few = ["steps=2", "batch_size=4", "measured_pictures=4", "workers=0"]
+        few += [f"output={tmp_path / name}", f"work_dir={tmp_path / 'work' / name}"]
+        if name == "first":
+            assert run(*few, module=("-m", "dsd_lightning.pretraining.image_encoder")).returncode == 0
+        else:
+            main(
+                OmegaConf.merge(
+                    OmegaConf.load(ROOT / "conf" / "pretraining" / "image_encoder.yaml"), OmegaConf.from_dotlist(few)
+                )
+            )
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     encoder = load_image_encoder(str(tmp_path / "first"))
