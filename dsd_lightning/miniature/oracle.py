@@ -71,11 +71,13 @@ class Sighting:
         scene: the nearest rendering's scene.
         distance: how far that rendering is.
         rival: distance of the nearest rendering of any other identity in the same context.
+        distances: of all identities in that context, before renderings are clipped, in a fixed order [16128].
     """
 
     scene: Scene
     distance: float
     rival: float
+    distances: NDArray[np.floating[Any]]
 
     @property
     def ambiguous(self) -> bool:
@@ -133,22 +135,31 @@ def _descend(layout: Layout, distance: Measure, sweeps: int = SWEEPS) -> Layout:
 def _against_all(wanted: NDArray[np.floating[Any]], layout: Layout) -> Sighting:
     """Return the nearest identity, and how near the next one is, in the context of a layout."""
     who: dict[tuple[int, ...], tuple[float, Layout, int]] = {}
+    distances = []
     body_and_second = COLORINGS[:, 2] * _COLOR_BASE + COLORINGS[:, 3]
     for each in _changed(layout, _WHO):
         found = planes.distances(wanted, each)
         order = np.argsort(found, kind="stable")
         _, first = np.unique(body_and_second[order], return_index=True)
+        distances.append(found[order[first]])
         for coloring in order[np.sort(first)[:RENDERED]]:
             key = (*each[: len(_WHO)], int(body_and_second[coloring]))
             who[key] = (float(found[coloring]), each, int(coloring))
     scenes = [planes.scene_of(each, coloring) for _, each, coloring in sorted(who.values())[:RENDERED]]
     exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).picture) - wanted) ** 2))) for scene in scenes]
     nearest, rival = np.argsort(exact, kind="stable")[:2]
-    return Sighting(scenes[nearest], exact[nearest], exact[rival])
+    return Sighting(scenes[nearest], exact[nearest], exact[rival], np.concatenate(distances))
 
 
 def same_identity(one: Sighting, other: Sighting) -> Same:
-    """Return whether two pictures show one character; ambiguous if either is."""
-    if one.ambiguous or other.ambiguous:
+    """Return whether two pictures show one character.
+
+    Who it is must be clear in both for a yes. For a no it is enough that nobody fits both about as well as somebody fits
+    each: two blurs of different colours are not the same, whoever they are.
+    """
+    if not one.ambiguous and not other.ambiguous:
+        return "yes" if one.scene.identity == other.scene.identity else "no"
+    if max(one.distance, other.distance) > FARTHEST:
         return "ambiguous"
-    return "yes" if one.scene.identity == other.scene.identity else "no"
+    worse = np.maximum(*(each.distances / each.distances.min() for each in (one, other)))
+    return "no" if worse.min() >= CLEARLY_NEARER else "ambiguous"
