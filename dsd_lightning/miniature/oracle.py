@@ -22,14 +22,18 @@ from dsd_lightning.miniature.planes import COLORINGS, LAYOUT, Layout
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Context, Identity, Scene
 
-FARTHEST = 0.30
-"""Greatest distance of a picture from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled."""
+FARTHEST = 0.16
+"""Greatest distance of a picture from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled.
+
+Nineteen in twenty painted panels are nearer. What is farther was mostly looked for in the wrong place: the search can end
+in a local optimum.
+"""
 
 CLEARLY_NEARER = 1.1
 """Least ratio of the distance of the nearest other identity to that of the nearest one.
 
 Chosen on rendered pictures that were blurred until they were as far from any rendering as painted ones are
-(`python -m benchmarks.oracle`): of 240, it tells 62 % at this ratio, 1.4 % of them wrongly; at 1.02, 87 % and 5.3 %.
+(`python -m benchmarks.oracle`): of 160, it tells 61 % at this ratio, 2 % of them wrongly; at 1.02, 84 % and 6 %.
 """
 
 STARTS = 5
