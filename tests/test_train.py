@@ -271,7 +271,7 @@ def kill_and_resume(run_dir: Path, overrides: list[str], steps: int, kills: int,
         assert process.poll() is None, "the run ended before it was killed"
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert start(run_dir, overrides, "last").wait() == 0, (run_dir.parent / f"{run_dir.name}.log").read_text()[-3000:]
+    finish(run_dir, *overrides, "ckpt=last")
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,6 @@ def test_ctrl_c_saves_and_exits_with_130(tiny_base: Path, tmp_path: Path) -> Non
     stopped_at = max(list_steps(tmp_path / "run" / "checkpoints"))
     assert 2 <= stopped_at < 200
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == stopped_at
-    resumed = start(tmp_path / "run", [*overrides, f"trainer.max_steps={stopped_at + 1}"], "last")
-    assert resumed.wait(120) == 0
+    finish(tmp_path / "run", *overrides, f"trainer.max_steps={stopped_at + 1}", "ckpt=last")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["pairs_seen"]) == (stopped_at + 1, 4 * (stopped_at + 1))
