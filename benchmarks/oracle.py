@@ -6,7 +6,7 @@ Rendered grids are blurred, each panel by a Gaussian of its own (0.5 to 2 pixels
 comes out is about as far from the nearest rendering as what the tiny base paints. The table says, by how much nearer the
 nearest identity must be than the next one (`oracle.CLEARLY_NEARER`), which share of the pictures is told and how many of
 these wrongly; then what is said of pairs, those of different figures mostly differing in one or two attributes. About
-2 seconds a picture.
+1.5 seconds a picture.
 """
 
 from __future__ import annotations
