@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 QUANTIZE := $(abspath $(VENV))/quantize
-QUANTIZED := tests/test_quantize.py tests/test_adamw_8bit.py
+QUANTIZED := tests/flux/test_quantize.py tests/training/test_adamw_8bit.py
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 # Errors only, and no byte code: Python writes it when a module is first imported, which most never are.
 PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check
@@ -37,7 +37,7 @@ venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 .PHONY: test
 test: $(VENV)/.dev $(VENV)/.quantize ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED:%=--ignore=%)
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/test_config.py -k 'quantize or 8bit or memory'
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf/test_config.py -k 'quantize or 8bit or memory'
 
 .PHONY: check
 check: lint types contracts ## run all static checks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from dsd_lightning.errors import run_verb
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
 

@@ -7,9 +7,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from dsd_lightning.errors import run_verb
-from dsd_lightning.evaluation.verbs import taken_from
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.evaluation.subcommands import taken_from
+from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
 VERB = taken_from(sys.argv)

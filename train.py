@@ -8,8 +8,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dsd_lightning.errors import run_verb
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
 
@@ -17,8 +17,8 @@ register_resolvers()
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, train, say where the results are; or, with `plan=true`, only what it would take."""
-    from dsd_lightning.run_plan import plan
-    from dsd_lightning.training import report, train
+    from dsd_lightning.planning.of_config import plan
+    from dsd_lightning.training.run import report, train
 
     if config.plan:
         print(plan(config))

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.measure import facts, spread, write
 from benchmarks.training_step import TARGETS, transformer
-from callbacks.generators import generator_states
+from callbacks.rng_state import generator_states
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.adapter import header_of
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO

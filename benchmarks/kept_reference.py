@@ -28,12 +28,12 @@ from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.text_only import TextOnly
-from dsd_lightning.building import build_architecture
-from dsd_lightning.errors import message_for_user
+from dsd_lightning.cli.errors import message_for_user
+from dsd_lightning.models.build import build_architecture
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import NoShift
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.runs.folder import register_resolvers
 from dsd_lightning.sampler import SamplerSettings, sample
 
 CONF = Path(__file__).parents[1] / "conf"

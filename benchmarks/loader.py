@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import facts, interleaved, ratio, spread, write
 from datamodules.base import PairData
-from datamodules.encode_shards import encode_shards
+from datamodules.commands.encode_shards import encode_shards
 from datamodules.identity import IdentityPairs
-from datamodules.shards import Shards
-from dsd_lightning.building import build_module
+from datamodules.sources.shards import Shards
+from dsd_lightning.images.pixels import to_pixels
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Task
-from dsd_lightning.pictures import to_pixels
-from dsd_lightning.run_folder import register_resolvers
+from dsd_lightning.runs.folder import register_resolvers
 from dsd_lightning.shards import ShardWriter
+from dsd_lightning.training.build import build_module
 
 PICTURES = ("astronaut", "cat", "coffee", "rocket")
 CONF = Path(__file__).parents[1] / "conf"

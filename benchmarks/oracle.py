@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from dsd_lightning.distillation.offline.calibrate import panels_of, through_vae
 from dsd_lightning.miniature.oracle import CLEARLY_NEARER, FARTHEST, same_identity, see
+from dsd_lightning.offline.pixel_judge.calibrate import panels_of, through_vae
 from dsd_lightning.randomness import numpy_generator
 
 BLUR = (0.5, 2.0)

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from benchmarks.measure import facts, interleaved, ratio, spread, write
 from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.compute.gradient_checkpointing import recompute
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
-from dsd_lightning.flux.cost import MODEL_ATTENTION, Operations
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
 from dsd_lightning.pairs import Encoded, PairBatch, Task, TextEmbeddings
-from dsd_lightning.parallelism.recompute import recompute
+from dsd_lightning.planning.counters import MODEL_ATTENTION, Operations
 from dsd_lightning.rectified_flow import NoShift, Uniform
 from dsd_lightning.sampler import SamplerSettings
 

@@ -11,12 +11,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks.drawing import leave_out
+from callbacks.isolated_sampling import leave_out
 from callbacks.summary import summarise
-from dsd_lightning.flux.cost import CPU_ATTENTION, LiveTensors, Operations
-from dsd_lightning.machine import uncompiled
+from dsd_lightning.compute.machine import uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
+from dsd_lightning.planning.counters import CPU_ATTENTION, LiveTensors, Operations
 
 log = logging.getLogger(__name__)
 

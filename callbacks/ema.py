@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from dsd_lightning.pieces import divided_like
+from dsd_lightning.compute.dtensors import divided_like
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,17 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.drawing import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, drawing
 from dsd_lightning.agents import Agent, AgentFailure
-from dsd_lightning.evaluation.benchmark import Benchmark
-from dsd_lightning.evaluation.judgements import MEASURES, Record
-from dsd_lightning.evaluation.judging import Judging, Protocol
-from dsd_lightning.evaluation.making import Model, Sampling, make
-from dsd_lightning.evaluation.rubrics import Rubrics
-from dsd_lightning.evaluation.samples import Samples
-from dsd_lightning.evaluation.scores import collect, figures
+from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
+from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.samples.benchmark import Benchmark
+from dsd_lightning.evaluation.samples.generate import Model, Sampling, make
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.scores.estimates import collect, figures
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.module import DiffusionSelfDistillation
-from dsd_lightning.pictures import load_rgb
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.pipeline.schedule import scheduler_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from callbacks.stopping import Diverged
-from dsd_lightning.checkpoints.whole import write_json_atomically
-from dsd_lightning.pieces import whole
+from dsd_lightning.compute.dtensors import whole
+from dsd_lightning.files.folders import write_json_atomically
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import lightning as L
 from torch import Tensor
 
-from callbacks.drawing import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, drawing
 from callbacks.summary import summarise
-from dsd_lightning.figures import Figure
+from dsd_lightning.miniature.metrics.base import Figure
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
 

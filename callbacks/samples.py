@@ -16,11 +16,11 @@ from jaxtyping import Float
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from callbacks.drawing import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, drawing
+from dsd_lightning.images.pixels import load_rgb, to_image, to_pixels
+from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, REDRAWN, ROWS, TRUTH, Row, draw_sheet, save_whole
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, TARGET
-from dsd_lightning.pictures import load_rgb, to_image, to_pixels
-from dsd_lightning.sheet import FINAL, GENERATED, GIVEN, REDRAWN, ROWS, TRUTH, Row, draw_sheet, save_whole
 
 log = logging.getLogger(__name__)
 

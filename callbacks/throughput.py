@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.summary import summarise
-from dsd_lightning.pieces import whole
+from dsd_lightning.compute.dtensors import whole
 
 
 class Throughput(L.Callback):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.pool import Pairs, batches_of
 from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
+from datamodules.sources.pool import Pairs, batches_of
 from datamodules.stream import PairLoader, SampleOrder, Size
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from datamodules.base import PairData
-from datamodules.miniature import to_pixels
+from datamodules.sources.miniature import to_pixels
 from dsd_lightning.miniature.captions import depth_caption
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Identity, Scene, draw_context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.base import PairData
-from datamodules.miniature import scene_pair
+from datamodules.sources.miniature import scene_pair
 from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.world import Identity, Scene, draw_context
 from dsd_lightning.pairs import Pair

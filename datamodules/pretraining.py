@@ -15,8 +15,8 @@ from einops import rearrange
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.miniature import to_pixels
-from datamodules.pool import EncodedPool, Pairs
+from datamodules.sources.miniature import to_pixels
+from datamodules.sources.pool import EncodedPool, Pairs
 from datamodules.stream import Size
 from dsd_lightning.miniature.captions import full_caption, grid_caption
 from dsd_lightning.miniature.renderer import RESOLUTION, render

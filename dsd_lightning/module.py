@@ -15,12 +15,12 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.adapter import check_header, header_of, load_trained
+from dsd_lightning.compute.machine import uncompiled
+from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
-from dsd_lightning.machine import uncompiled
 from dsd_lightning.objective import FrameLosses, frame_losses
 from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
-from dsd_lightning.parallelism.strategy import ShardedStrategy
 from dsd_lightning.randomness import normal, uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
 from dsd_lightning.sampler import SamplerSettings, Shift, sample

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from verbs import ROOT, compose_train, environment, tiny_miniature
+from support.commands import ROOT, compose_train, environment, tiny_miniature
 
 from dsd_lightning.checkpoints.folder_io import list_steps
-from dsd_lightning.training import train
+from dsd_lightning.training.run import train
 
 STEPS, STOPS = 40, 3
 
@@ -60,7 +60,7 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
         "REQUEUED": str(requeued),
         "SLURM_JOB_ID": tmp_path.name,
     }
-    pace = "+callbacks.pace={_target_:verbs.Pace,seconds:0.1}"
+    pace = "+callbacks.pace={_target_:support.commands.Pace,seconds:0.1}"
     for stop in range(STOPS + 1):
         job = subprocess.Popen(
             ["bash", "launch/slurm.sbatch", *small, *choices, f"hydra.run.dir={tmp_path / 'run'}", pace],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_run import Run, TextOnly, make_architecture, make_module
+from support.tiny_run import Run, TextOnly, make_architecture, make_module
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.toy_models import ToyOneFrame, ToyTwoFrames, text_of
 from torch import Tensor
-from toys import ToyOneFrame, ToyTwoFrames, text_of
 
 from dsd_lightning.objective import FrameLosses, frame_losses
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, Encoded, Task

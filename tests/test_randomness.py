@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import make_architecture, make_module
+from support.tiny_run import make_architecture, make_module
 
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.architectures.text_only import TextOnly

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.toy_models import NULL_TEXT, Field, ToyTwoFrames, text_of
 from torch import Tensor
-from toys import NULL_TEXT, Field, ToyTwoFrames, text_of
 
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal

@@ -28,7 +28,7 @@ from dsd_lightning.agents.limits import Limits
 from dsd_lightning.agents.many import ask_all
 from dsd_lightning.agents.messages import Answer, Message, Request, Sampling
 from dsd_lightning.agents.prices import Prices, Size
-from dsd_lightning.agents.provider import BatchProvider, Provider, Reply
+from dsd_lightning.agents.providers.provider import BatchProvider, Provider, Reply
 from dsd_lightning.agents.retries import Retries
 
 _POLL, _LONGEST_POLL = 0.02, 2.0

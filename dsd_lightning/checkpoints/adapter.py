@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints import sharded, whole
-from dsd_lightning.pieces import divided_like
+from dsd_lightning.checkpoints import sharded
+from dsd_lightning.compute.dtensors import divided_like
+from dsd_lightning.files import folders as whole
 
 log = logging.getLogger(__name__)
 

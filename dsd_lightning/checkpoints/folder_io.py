@@ -28,9 +28,10 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
-from dsd_lightning.checkpoints import sharded, whole
+from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
 from dsd_lightning.checkpoints.background import Background
+from dsd_lightning.files import folders as whole
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dsd_lightning.checkpoints import whole
+from dsd_lightning.files import folders as whole
 
 PIECES = "pieces.safetensors"
 """Name of the file of all pieces that are neither trained values nor averages."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dsd_lightning.distillation.judged import LABELS, judged, write_labels
+from dsd_lightning.distillation.judge_quality import LABELS, judged, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError
 from dsd_lightning.distillation.store import Store
 from dsd_lightning.randomness import uniform

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from dsd_lightning.distillation.judged import STAGE, Score, judged, label_files, read_labels, scores
+from dsd_lightning.distillation.judge_quality import STAGE, Score, judged, label_files, read_labels, scores
 from dsd_lightning.distillation.records import GRID, SIDES, Record, Rejection, Usage
 from dsd_lightning.distillation.store import Manifest, Store
 from dsd_lightning.randomness import uniform

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from dsd_lightning.agents import Agent
-from dsd_lightning.console import tidy
-from dsd_lightning.evaluation import published
-from dsd_lightning.evaluation.aggregate import require_rule
-from dsd_lightning.evaluation.comparison import compare
+from dsd_lightning.cli.console import tidy
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.formats import to_csv, to_html, to_latex, to_markdown, to_text
-from dsd_lightning.evaluation.judgements import Record
-from dsd_lightning.evaluation.judging import Judging, Protocol
-from dsd_lightning.evaluation.making import make
-from dsd_lightning.evaluation.rubrics import Rubrics
-from dsd_lightning.evaluation.samples import Samples
-from dsd_lightning.evaluation.scores import Scores, collect
-from dsd_lightning.evaluation.serving import served
-from dsd_lightning.evaluation.tables import tables
+from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.samples.generate import make
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.scores.aggregate import require_rule
+from dsd_lightning.evaluation.scores.comparison import compare
+from dsd_lightning.evaluation.scores.estimates import Scores, collect
+from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
+from dsd_lightning.evaluation.scores.tables import tables
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +44,7 @@ def score(config: DictConfig) -> str:
     if not config.judging:
         return f"pictures  {samples.folder}"
     record = Record(Path(config.out) / "judgements" / f"{samples.method}.jsonl")
-    with judge(config) as agent:
+    with instantiate(config.judge) as agent:
         judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
     row = collect(judgements, rule)
     row.require_coverage(config.coverage)
@@ -57,20 +54,6 @@ def score(config: DictConfig) -> str:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         wandb_report.send(row, judgements, samples, cases, Path(config.out), **config.wandb)
     return _report([row], Path(config.out) / "tables", samples.method)
-
-
-@contextmanager
-def judge(config: DictConfig) -> Iterator[Agent]:
-    """Yield the judge that the configuration names, with the server that it may need."""
-    if config.serve is None:
-        with instantiate(config.judge) as agent:
-            yield agent
-        return
-    with served(config.serve) as url:
-        with open_dict(config):
-            config.judge.provider.base_url = f"{url}/v1"
-        with instantiate(config.judge) as agent:
-            yield agent
 
 
 def table(config: DictConfig) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dsd_lightning.generation import arguments, models, story_arguments
+from dsd_lightning.generation import arguments, models
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line, parse_size, read_jobs, with_seed
+from dsd_lightning.generation.story import arguments as story_arguments
 
 if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
@@ -33,12 +34,12 @@ def main(given: Sequence[str] | None = None) -> int:
     is_story = list(given[:1]) == [STORY]
     chosen = story_arguments.parser().parse_args(given[1:]) if is_story else arguments.parser().parse_args(given)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    from dsd_lightning.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
+    from dsd_lightning.cli.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
     from dsd_lightning.pipeline import memory
 
     try:
         if is_story:
-            from dsd_lightning.generation.story_command import run
+            from dsd_lightning.generation.story.command import run
 
             run(chosen, say)
         else:
@@ -107,9 +108,9 @@ def _jobs(chosen: Any) -> list[Job]:
 def _draw(
     pipeline: TwoFramePipeline, job: Job, given: str, guidances: tuple[list[float], list[float]] | None, metadata: bool
 ) -> None:
-    from dsd_lightning.generation.drawing import draw, draw_sheet, provenance
-    from dsd_lightning.generation.pictures import save_png
-    from dsd_lightning.pictures import load_rgb
+    from dsd_lightning.generation.generate import draw, draw_sheet, provenance
+    from dsd_lightning.generation.provenance import save_png
+    from dsd_lightning.images.pixels import load_rgb
 
     reference = load_rgb(job.image)
     if guidances is None:
@@ -123,7 +124,7 @@ def _draw(
 
 def check_files(jobs: Sequence[Job]) -> None:
     """Refuse pictures that cannot be read and places that cannot be written, before anything is loaded."""
-    from dsd_lightning.pictures import load_rgb
+    from dsd_lightning.images.pixels import load_rgb
 
     for image in dict.fromkeys(job.image for job in jobs):
         if not image.is_file():

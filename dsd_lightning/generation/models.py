@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsd_lightning.console import tidy
+from dsd_lightning.cli.console import tidy
 from dsd_lightning.generation.jobs import GenerationError
 
 if TYPE_CHECKING:

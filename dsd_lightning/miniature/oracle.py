@@ -3,7 +3,7 @@
 The oracle sees pixels alone: neither a caption nor what was asked for. It finds the context by descent over layouts (with
 all colours tried in each, `planes`), then holds the picture against every identity in that context: 288 layouts with 56
 colourings, each under all colours of light and ground. A picture is *ambiguous* if even the nearest rendering is far from
-it, or if another identity comes nearly as near. tests/test_oracle.py and benchmarks/oracle.py measure its error
+it, or if another identity comes nearly as near. tests/miniature/test_oracle.py and benchmarks/oracle.py measure its error
 rate.
 """
 

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_lightning.images.pixels import WHITE_16, PictureError, load_rgb, shrink
 from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
 from dsd_lightning.packing.sources import TASK_WITHOUT_REFERENCE, open_source
-from dsd_lightning.pictures import WHITE_16, PictureError, load_rgb, shrink
 from dsd_lightning.shards import DamagedSample, PairShards, encode_picture
 
 _METRIC_TYPES = ("zoedepth", "glpn", "depth_pro")

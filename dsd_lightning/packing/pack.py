@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from dsd_lightning.images.pixels import PictureError, load_picture, shrink, stored_format
 from dsd_lightning.packing.candidates import Candidate, Keys, Orphan, PackingError, Picture, Source
-from dsd_lightning.pictures import PictureError, load_picture, shrink, stored_format
 from dsd_lightning.shards import ShardIndex, ShardWriter, encode_picture
 from dsd_lightning.shards.writer import ImageFormat
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from dsd_lightning.images.pixels import PictureError, load_rgb
 from dsd_lightning.packing.candidates import Candidate, Orphan, clean_text
 from dsd_lightning.packing.tables import Table, name_of, picture_from
-from dsd_lightning.pictures import PictureError, load_rgb
 
 PADDING = 16
 """Pixels by which a composite is higher than its panels: 8 above and 8 below."""

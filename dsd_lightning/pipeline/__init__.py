@@ -1,6 +1,6 @@
 """Using a trained model: a diffusers pipeline from a reference picture and a prompt to pictures of the same subject."""
 
-from dsd_lightning.pipeline.drawing import TwoFrameOutput
+from dsd_lightning.pipeline.denoising import TwoFrameOutput
 from dsd_lightning.pipeline.two_frame import TwoFramePipeline
 
 __all__ = ["TwoFrameOutput", "TwoFramePipeline"]

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dsd_lightning.images.pixels import to_rgb
 from dsd_lightning.pairs import TextEmbeddings
-from dsd_lightning.pictures import to_rgb
 
 Picture = Image.Image | Tensor | np.ndarray
 """A PIL picture of any mode and size; pixels [3, h, w] in [-1, 1]; or 8-bit RGB [h, w, 3]."""

@@ -17,7 +17,7 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
-from dsd_lightning.pipeline.drawing import DrawingCodec, TwoFrameOutput, as_output, run_sampler
+from dsd_lightning.pipeline.denoising import DrawingCodec, TwoFrameOutput, as_output, run_sampler
 from dsd_lightning.pipeline.inputs import (
     Generator,
     InputError,

@@ -22,9 +22,9 @@ from dsd_lightning.architectures.text_only import TextOnly
 from dsd_lightning.checkpoints.adapter import load_adapter
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.images.pixels import to_image
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
 from dsd_lightning.pairs import Task
-from dsd_lightning.pictures import to_image
 from dsd_lightning.pretraining.quality import attribute_accuracy, grid_consistency
 from dsd_lightning.rectified_flow import Uniform
 from dsd_lightning.sampler import SamplerSettings

@@ -31,10 +31,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from dsd_lightning.miniature.renderer import RESOLUTION, render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
-from dsd_lightning.muon import MuonWithAdamW
 from dsd_lightning.pretraining.fitting import fit, scheduled
 from dsd_lightning.pretraining.text import AttributeReadout
 from dsd_lightning.randomness import key_to_int, numpy_generator
+from dsd_lightning.training.muon import MuonWithAdamW
 
 log = logging.getLogger(__name__)
 

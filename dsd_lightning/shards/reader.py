@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from dsd_lightning.pictures import PictureError, load_picture
+from dsd_lightning.images.pixels import PictureError, load_picture
 from dsd_lightning.shards.catalogue import Verification, read_catalogue
 from dsd_lightning.shards.format import PARTS, DamagedSample, SampleRecord
 

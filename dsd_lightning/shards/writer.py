@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from dsd_lightning.pictures import STORED_FORMATS, is_sixteen_bit, stored_format, to_stored_mode
+from dsd_lightning.images.pixels import STORED_FORMATS, is_sixteen_bit, stored_format, to_stored_mode
 from dsd_lightning.shards.format import (
     INDEX_NAME,
     PARTIAL,

@@ -50,7 +50,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; return the exit code."""
     chosen = parser().parse_args(given)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    from dsd_lightning.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
+    from dsd_lightning.cli.errors import FULL_ERROR, message_for_user  # here, for --help to be quick
 
     try:
         with TemporaryDirectory(prefix="dsd-page-") as folder:

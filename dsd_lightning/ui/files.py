@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dsd_lightning.generation.pictures import PROVENANCE
+from dsd_lightning.generation.provenance import PROVENANCE
 
 
 def served(picture: Image.Image | None) -> str | None:

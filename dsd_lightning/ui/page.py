@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from dsd_lightning.generation.arguments import DEFAULT_SHEET
+from dsd_lightning.ui.errors import told
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
 from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, Picture, Settings, Studio
-from dsd_lightning.ui.telling import told
 
 WAITING = 16
 """Requests in the queue; who comes later is told so."""

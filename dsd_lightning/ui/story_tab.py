@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from dsd_lightning.generation.story_arguments import FEWEST, MOST, USUAL
+from dsd_lightning.generation.story.arguments import FEWEST, MOST, USUAL
+from dsd_lightning.ui.errors import told
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.studio import Settings, Studio
-from dsd_lightning.ui.telling import told
 
 
 def story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Component]) -> None:

@@ -16,16 +16,16 @@ from PIL import Image
 
 from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.generation.arguments import sheet_of
-from dsd_lightning.generation.asking import find_agent
-from dsd_lightning.generation.comic import comic_page
-from dsd_lightning.generation.drawing import AT_ONCE, draw, draw_prompts, draw_sheet, provenance
+from dsd_lightning.generation.generate import AT_ONCE, draw, draw_prompts, draw_sheet, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line
-from dsd_lightning.generation.pictures import PROVENANCE
+from dsd_lightning.generation.language_model import find_agent
 from dsd_lightning.generation.prompts import enhance, shown
-from dsd_lightning.generation.story import Panel, Story, next_step, story_of, tell, with_seeds
-from dsd_lightning.generation.story_arguments import FEWEST, MOST
-from dsd_lightning.generation.storytellers import AgentStoryteller, MiniatureStoryteller
-from dsd_lightning.pictures import PictureError, load_rgb
+from dsd_lightning.generation.provenance import PROVENANCE
+from dsd_lightning.generation.story.arguments import FEWEST, MOST
+from dsd_lightning.generation.story.comic import comic_page
+from dsd_lightning.generation.story.story import Panel, Story, next_step, story_of, tell, with_seeds
+from dsd_lightning.generation.story.tellers import AgentStoryteller, MiniatureStoryteller
+from dsd_lightning.images.pixels import PictureError, load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
 if TYPE_CHECKING:

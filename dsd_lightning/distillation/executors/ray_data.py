@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from dsd_lightning.cli.errors import message_for_user
 from dsd_lightning.distillation.records import DistillationError
 from dsd_lightning.distillation.runner import Worker
 from dsd_lightning.distillation.store import Manifest
-from dsd_lightning.errors import message_for_user
 
 PARTITION, RESULT = "partition", "result"
 """Columns of what goes to the actors and of what comes back: a partition's number; its manifest, or why there is none."""

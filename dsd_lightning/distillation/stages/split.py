@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsd_lightning.distillation import panels
 from dsd_lightning.distillation.records import GRID, PANELS, DistillationError, Outcome, Record, Rejection, png
-from dsd_lightning.pictures import covering_size
+from dsd_lightning.images.pixels import covering_size
 
 
 class Split:

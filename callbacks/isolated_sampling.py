@@ -1,0 +1,74 @@
+"""How does a callback draw from a model in training without leaving a trace on the training?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Protocol, cast, runtime_checkable
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from callbacks.ema import averaged_weights
+from dsd_lightning.compute.machine import uncompiled
+from dsd_lightning.module import DiffusionSelfDistillation
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """A callback that measures training time."""
+
+    def leave_out(self) -> None:
+        """Do not count the time until the next batch."""
+        ...
+
+
+@contextmanager
+def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> Iterator[None]:
+    """Hold the module in evaluation mode without gradients, its encoders at hand, with its averaged weights if asked.
+
+    On exit every part is in the mode it was in (frozen parts are never in training mode), and the global random states
+    are what they were.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    weights = averaged_weights(trainer) if averaged else nullcontext()
+    encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
+    try:
+        with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders:
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        leave_out(trainer)
+
+
+def leave_out(trainer: L.Trainer) -> None:
+    """Tell the callbacks that measure training time that the time since the last step was spent on something else."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Clock):
+            callback.leave_out()
+
+
+class EveryNSteps:
+    """Says once a step whether it is time: after every `interval` optimizer steps, not at the run's last one.
+
+    The run's last step is left to `on_train_end`, when all callbacks (the averages among them) have seen the step.
+    """
+
+    def __init__(self, interval: int | None, name: str) -> None:
+        if interval is not None and interval < 1:
+            raise ValueError(f"{name}={interval} must be at least 1 optimizer step, or null for never")
+        self.interval = interval
+        self.last_step = 0
+
+    def start(self, trainer: L.Trainer) -> None:
+        """Count from where the run starts or resumes."""
+        self.last_step = trainer.global_step
+
+    def due(self, trainer: L.Trainer) -> bool:
+        """Return whether the optimizer has just made a step after which it is time."""
+        step = trainer.global_step
+        is_new, self.last_step = step != self.last_step, step
+        return bool(self.interval and is_new and step % self.interval == 0 and step != trainer.max_steps)

@@ -1,0 +1,99 @@
+"""Which of the sets that `distill.py` made are encoded already, and which are to be encoded (anew)?
+
+ROOT/train/                  the set with its encodings
+ROOT/train.made_from.json    the tars that it was made from, and the settings that decide the encodings
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.commands.encode_shards import encode_shards
+from dsd_lightning.runs.folder import flattened
+from dsd_lightning.shards import ShardError, ShardIndex
+
+log = logging.getLogger(__name__)
+
+_OF_MODEL = ("path", "dtype", "initialise", "text_length")
+"""Settings of `base.model` that decide encodings."""
+
+
+class RunEncoder:
+    """Encodes a run's sets into a folder of their own, with what `conf/encode_shards.yaml` names.
+
+    A set that was made from the same tars with the same settings is left as it is. One whose tars have changed is made
+    anew; one of other encoders is not touched.
+
+    Args:
+        root: folder of the encoded sets.
+        settings: the rest of `conf/encode_shards.yaml`: base, arch, task, resolution, batch_size, ...
+    """
+
+    def __init__(self, root: str, **settings: Any) -> None:
+        self.root = Path(root)
+        self.settings: DictConfig = OmegaConf.create(settings)
+
+    def encode(self, pictures: Path) -> Path:
+        """Encode the set in the folder `pictures`, unless it is encoded; return the folder of the encoded set.
+
+        Raises:
+            ShardError: a set of other encoders is there, or one that is of no run.
+            DamagedDataError, ValueError: see `encode_shards`.
+        """
+        out = self.root / pictures.name
+        note = self.root / f"{pictures.name}.made_from.json"
+        index = ShardIndex.read(pictures)
+        if index is None:
+            raise ShardError(f"{pictures} holds no set of shards to encode")
+        made_from: dict[str, Any] = {"tars": [shard.sha256 for shard in index.shards], "encoders": self._encoders()}
+        known: dict[str, Any] | None = json.loads(note.read_text()) if note.exists() else None
+        finished = ShardIndex.read(out) is not None
+        if known == made_from and finished:
+            return out
+        waiting = out.with_name(f"{out.name}.waiting")
+        if known != made_from:
+            if known is None and finished:
+                raise ShardError(f"{out} holds a set that is not of a run; give another encoding.root=FOLDER")
+            if known is not None:
+                if finished:
+                    self._require_same_encoders(known["encoders"], made_from["encoders"], out)
+                shutil.rmtree(out, ignore_errors=True)
+                shutil.rmtree(waiting, ignore_errors=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            partial = note.with_name(f"{note.name}.partial")
+            partial.write_text(json.dumps(made_from, indent=1))
+            partial.replace(note)
+        log.info("encoding %s", pictures)
+        config = self.settings.copy()
+        config.update({"root": str(pictures), "out": str(out), "waiting": str(waiting)})
+        encode_shards(config)
+        return out
+
+    def _encoders(self) -> dict[str, Any]:
+        """Return the settings that decide the encodings, by dotted name."""
+        plain: Any = OmegaConf.to_container(self.settings, resolve=True)
+        deciding = {
+            "base.model": {name: plain["base"]["model"][name] for name in _OF_MODEL},
+            "arch": {name: value for name, value in plain["arch"].items() if name != "lora"},
+            "task": {"name": plain["task"]["name"], "captions": sorted(plain["task"]["relation"]["captions"])},
+            "encoding": {name: plain[name] for name in ("resolution", "buckets")},
+        }
+        return flattened(deciding)
+
+    def _require_same_encoders(self, known: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+        changed = [
+            f"{name}={known.get(name)} (now {asked.get(name)})"
+            for name in sorted({*known, *asked})
+            if known.get(name) != asked.get(name)
+        ]
+        if changed:
+            raise ShardError(
+                f"{out} was encoded with {', '.join(changed)}: give another encoding.root=FOLDER, or remove {self.root} to "
+                "encode anew"
+            )

@@ -1,0 +1,102 @@
+"""How does a study look? Learning curves, and a sheet with the same references and the same noise down the columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dsd_lightning.ablation.runs import PROBE, RUNS, Run
+from dsd_lightning.ablation.table import LOSS, estimate
+from dsd_lightning.images.sheet import GENERATED, GIVEN, TRUTH, Row, draw_sheet
+
+LEAST_POINTS = 2
+"""Of a curve that is worth drawing."""
+
+PANEL = (4.6, 3.2)
+"""Width and height of a panel, inches."""
+
+COLUMNS, RESOLUTION = 3, 110
+"""Panels beside each other; pixels an inch."""
+
+
+def curve_names(runs: Sequence[Run]) -> list[str]:
+    """Return the metrics whose course can be drawn: the validation loss, then the probes."""
+    names = [LOSS, *sorted({name for run in runs for name in run.curves if name.startswith(PROBE)})]
+    return [name for name in names if any(len(run.curves.get(name, ())) >= LEAST_POINTS for run in runs)]
+
+
+def draw_curves(runs: Sequence[Run]) -> bytes | None:
+    """Return the learning curves of one task's runs as a PNG; None if no metric has two points.
+
+    A thin line a seed, a thick one for their mean at the steps that all seeds of the architecture have.
+    """
+    names = curve_names(runs)
+    if not names:
+        return None
+    labels = sorted({run.label for run in runs})
+    colours = mpl.colormaps["tab10"]
+    across = min(COLUMNS, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down + 0.4), dpi=RESOLUTION, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for panel, name in zip(panels, names, strict=False):
+        for index, label in enumerate(labels):
+            courses = [dict(run.curves[name]) for run in runs if run.label == label and run.curves.get(name)]
+            shared = sorted(set.intersection(*map(set, courses))) if courses else []
+            for course in courses if len(courses) > 1 else ():
+                panel.plot(list(course), list(course.values()), color=colours(index), alpha=0.35, linewidth=0.8)
+            means = [estimate([course[step] for course in courses]) for step in shared]
+            heights = [each.mean for each in means if each is not None]
+            panel.plot(shared, heights, color=colours(index), linewidth=1.8, marker=".", label=label)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("optimizer steps", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.25)
+    for panel in list(figure.axes)[len(names) :]:
+        panel.set_visible(False)
+    handles, texts = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def sheet_seed(runs: Sequence[Run]) -> int | None:
+    """Return the seed whose samples most architectures have, the smallest of several; None if there are no samples."""
+    seeds = [run.seed for run in runs if run.samples]
+    return min(seeds, key=lambda seed: (-seeds.count(seed), seed)) if seeds else None
+
+
+def draw_samples(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None, list[str]]:
+    """Return the sheet of one task's runs, and the labels of those that are not on it.
+
+    A row is a held-out pair, a column an architecture, all of one seed, whose noise is keyed by seed and pair. A run whose
+    references are not those of the others (other data) is left out rather than laid beside them.
+    """
+    seed = sheet_seed(runs)
+    shown = [run for run in runs if run.seed == seed and run.samples]
+    absent = sorted({run.label for run in runs} - {run.label for run in shown})
+    if not shown:
+        return None, absent
+    first = shown[0]
+    given = [(sample.key, sample.pictures.get(GIVEN)) for sample in first.samples]
+    alike = [run for run in shown if [(each.key, each.pictures.get(GIVEN)) for each in run.samples] == given]
+    absent += [run.label for run in shown if run not in alike]
+    rows = []
+    for index, sample in enumerate(first.samples):
+        files = {column: sample.pictures[column] for column in (GIVEN, TRUTH) if column in sample.pictures}
+        files |= {run.label: run.samples[index].pictures[GENERATED] for run in alike}
+        rows.append(Row({name: _open(output / RUNS / file) for name, file in files.items()}, sample.caption))
+    columns = [GIVEN, *(run.label for run in alike), TRUTH]
+    title = f"task={first.task}, seed {seed}: the same references, captions and noise"
+    return draw_sheet([name for name in columns if any(name in row.pictures for row in rows)], rows, title), absent
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

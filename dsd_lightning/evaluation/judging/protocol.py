@@ -1,0 +1,270 @@
+"""How is a method judged? Every question once, answers recorded as they come, failures as kinds of their own.
+
+The turns are DreamBench++'s: the rubric (user), an acknowledgement (assistant), the payload (user). Concept preservation
+shows the reference first and the generated picture second, without a text. Prompt following shows the prompt and the
+generated picture; debiased, also the reference, as the second picture (paper, supplement B).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from dsd_lightning.agents import Agent, AgentFailure, Answer, Message, Picture, Refused, Request
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.judging.judgements import (
+    API,
+    NO_PICTURE,
+    PROVIDER_REFUSED,
+    UNPARSABLE,
+    UNREADABLE,
+    Judgement,
+    Record,
+)
+from dsd_lightning.evaluation.judging.replies import Score, parse
+from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.samples.benchmark import Case
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.images.pixels import PictureError, load_rgb
+
+log = logging.getLogger(__name__)
+
+ENCODED_IN_MEMORY = 512
+"""Pictures that are kept as the judge gets them; the questions about one picture follow each other."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is asked.
+
+    Attributes:
+        measures: of `judgements.MEASURES`.
+        repeats: how often each question is put.
+        picture_side: of the squares that the judge sees, pixels. DreamBench++: 512.
+        jpeg_quality: of these pictures, 1 to 95.
+        answer_tokens: expected length of an answer, for the estimate of what judging costs.
+    """
+
+    measures: Sequence[str]
+    repeats: int = 1
+    picture_side: int = 512
+    jpeg_quality: int = 90
+    answer_tokens: int = 120
+
+    def __post_init__(self) -> None:
+        if not self.measures or self.repeats < 1 or self.picture_side < 1 or not 1 <= self.jpeg_quality <= 95:
+            raise EvaluationError(
+                f"measures={list(self.measures)}, repeats={self.repeats}, picture_side={self.picture_side}, "
+                f"jpeg_quality={self.jpeg_quality}: at least one measure, repeat and pixel, and a quality of 1 to 95"
+            )
+
+
+@lru_cache(maxsize=ENCODED_IN_MEMORY)
+def _encoded_once(file: Path, digest: str, side: int, quality: int) -> Picture:
+    buffer = io.BytesIO()
+    load_rgb(file).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    return Picture(buffer.getvalue())
+
+
+def _encoded(file: Path, side: int, quality: int) -> Picture:
+    # By its digest, too: a file that was drawn anew is another picture.
+    return _encoded_once(file, _sha256(file), side, quality)
+
+
+@cache
+def _digest(file: Path, modified: int, size: int, number: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    # By size and inode, too: the clock of a file system may stand still between two writes.
+    found = file.stat()
+    return _digest(file, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def payload(measure: str, text: str, generated: Picture, reference: Picture) -> Message:
+    """Return the last turn: what is to be judged, in the order that the measure wants."""
+    if measure.endswith("cp"):
+        return Message.user(reference, generated)
+    prompt = f"Text prompt: {text}"
+    return Message.user(prompt, generated) if measure == "pf" else Message.user(prompt, generated, reference)
+
+
+class Judging:
+    """Judges methods' pictures of one benchmark.
+
+    Args:
+        agent: who judges.
+        rubrics: what it is told.
+        protocol: what is asked.
+        record: where judgements are kept; those that are there are not asked again.
+    """
+
+    def __init__(self, agent: Agent, rubrics: Rubrics, protocol: Protocol, record: Record) -> None:
+        self.agent = agent
+        self.rubrics = rubrics
+        self.protocol = protocol
+        self.record = record
+
+    def questions(self, samples: Samples, cases: Sequence[Case]) -> Iterator[tuple[Judgement, Path | None, Path]]:
+        """Yield every judgement to make, without a score yet, with the files of the picture and of the reference."""
+        for case in cases:
+            picture = samples.picture(case)
+            for measure in self.protocol.measures:
+                for repeat in range(self.protocol.repeats):
+                    yield (
+                        Judgement(
+                            method=samples.method,
+                            subject=case.subject.name,
+                            category=case.subject.category,
+                            prompt=case.prompt.index,
+                            kind=case.prompt.kind,
+                            copy=case.copy,
+                            measure=measure,
+                            repeat=repeat,
+                            image=None if picture is None else _sha256(picture),
+                            reference=_sha256(case.subject.reference),
+                            text=case.prompt.text,
+                            rubric=self.rubrics.of(measure, case).sha256,
+                            judge=f"{self.agent.provider.identity}/{self.agent.model}",
+                        ),
+                        picture,
+                        case.subject.reference,
+                    )
+
+    def open_questions(
+        self, samples: Samples, cases: Sequence[Case]
+    ) -> tuple[list[Judgement], list[tuple[Judgement, Path, Path]]]:
+        """Return the judgements that are there already, and the questions that are still to be put."""
+        known = self.record.read()
+        done, left = [], []
+        for question, picture, reference in self.questions(samples, cases):
+            before = known.get(question.question)
+            if before is not None and before.is_final:
+                done.append(before)
+            elif picture is None:
+                absent = replace(question, failure=NO_PICTURE, reply="there is no picture to judge")
+                if before is None:
+                    self.record.append(absent)
+                done.append(absent)
+            else:
+                left.append((question, picture, reference))
+        return done, left
+
+    def request(self, question: Judgement, picture: Path, reference: Path) -> Request:
+        """Return the conversation of one question."""
+        side, quality = self.protocol.picture_side, self.protocol.jpeg_quality
+        rubric = self.rubrics.by_hash(question.rubric)
+        shown = payload(
+            question.measure,
+            question.text,
+            _encoded(picture, side, quality),
+            _encoded(reference, side, quality),
+        )
+        turns = (Message.user(rubric.text), Message.assistant(rubric.acknowledgement), shown)
+        return Request(turns, attempt=question.repeat)
+
+    def estimate(self, left: Sequence[tuple[Judgement, Path, Path]]) -> str:
+        """Return what the open questions would take, for people."""
+        return str(self.agent.dry_run(self._readable(left), answer_tokens=self.protocol.answer_tokens))
+
+    def _readable(self, left: Sequence[tuple[Judgement, Path, Path]]) -> Iterator[Request]:
+        for question in left:
+            with suppress(PictureError):
+                yield self.request(*question)
+
+    def run(self, samples: Samples, cases: Sequence[Case], estimate: bool = True) -> list[Judgement]:
+        """Judge a method; return all judgements, those of earlier runs among them.
+
+        Args:
+            samples: the method's pictures.
+            cases: of the benchmark.
+            estimate: whether to say first what it will take.
+
+        Raises:
+            AgentFailure: one that every further question would meet, too (budget, quota, key). What was answered before
+                is recorded; the same command goes on with the rest.
+        """
+        with self.record:
+            return self._run(samples, cases, estimate)
+
+    def _run(self, samples: Samples, cases: Sequence[Case], estimate: bool) -> list[Judgement]:
+        done, left = self.open_questions(samples, cases)
+        self.record.plan(len(done) + len(left))
+        log.info("%s: %d judgements are there, %d to make", samples.method, len(done), len(left))
+        if not left:
+            return done
+        if estimate:
+            log.info("%s: %s", samples.method, self.estimate(left))
+        made: list[Judgement] = []
+        spent = 0.0
+        with tqdm(
+            total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
+        ) as bar:
+            asked: list[Judgement] = []
+
+            def add(judgement: Judgement) -> None:
+                made.append(judgement)
+                self.record.append(judgement)
+                bar.update()
+
+            def requests() -> Iterator[Request]:
+                for question, picture, reference in left:
+                    try:
+                        request = self.request(question, picture, reference)
+                    except PictureError as error:
+                        add(replace(question, failure=UNREADABLE, reply=str(error)))
+                        continue
+                    asked.append(question)
+                    yield request
+
+            def keep(index: int, result: Answer | AgentFailure) -> None:
+                nonlocal spent
+                if isinstance(result, AgentFailure) and result.stops_everything:
+                    return
+                if isinstance(result, Answer) and not result.cached:
+                    spent += result.cost_usd or 0.0
+                bar.set_postfix_str(f"{spent:.4f} USD", refresh=False)
+                add(judged(asked[index], result))
+
+            try:
+                self.agent.ask_all(requests(), keep)
+            except AgentFailure as failure:
+                raise type(failure)(
+                    f"judging stopped ({API}:{type(failure).__name__}) with {len(made)} of {len(left)} answers: {failure}"
+                ) from None
+        return done + made
+
+
+def judged(question: Judgement, result: Answer | AgentFailure) -> Judgement:
+    """Return a question with what came of it."""
+    if isinstance(result, AgentFailure):
+        kind = PROVIDER_REFUSED if isinstance(result, Refused) else f"{API}:{type(result).__name__}"
+        return replace(question, failure=kind, reply=str(result))
+    reply = parse(result.text)
+    if isinstance(reply, Score):
+        score, failure = reply.value, None
+    elif reply.problem == "refused":
+        score, failure = None, PROVIDER_REFUSED
+    else:
+        score, failure = None, f"{UNPARSABLE}:{reply.problem}"
+    return replace(
+        question,
+        served=result.served_model,
+        score=score,
+        failure=failure,
+        reply=result.text,
+        input_tokens=result.input_tokens,
+        output_tokens=result.output_tokens,
+        cost_usd=result.cost_usd,
+        answer=result.key,
+    )

@@ -1,0 +1,83 @@
+"""What is a judge told? Rubrics as text files, by measure and category, and the hash by which every score names its words.
+
+A folder holds, for each rubric, `NAME.txt` (the first turn) and `NAME.acknowledgement.txt` (the turn that is put into the
+judge's mouth). The shipped ones follow DreamBench++'s criteria and, debiased, the paper's (supplement B), in our own words;
+style subjects have rubrics of their own, which the paper leaves out. Whoever has the originals can use them verbatim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.judging.judgements import MEASURES
+from dsd_lightning.evaluation.samples.benchmark import STYLE, Case
+
+SHIPPED = Path(__file__).parent / "rubrics"
+
+_NAMES = {
+    "cp": "concept_preservation",
+    "pf": "prompt_following",
+    "debiased_cp": "debiased_concept_preservation",
+    "debiased_pf": "debiased_prompt_following",
+}
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is told before the payload, and what it is held to have answered."""
+
+    name: str
+    text: str
+    acknowledgement: str
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of all its words."""
+        return hashlib.sha256(f"{self.text}\x1f{self.acknowledgement}".encode()).hexdigest()
+
+
+class Rubrics:
+    """The rubrics of a folder.
+
+    Args:
+        folder: of text files; None takes the shipped ones.
+        measures: which are needed.
+
+    Raises:
+        EvaluationError: an unknown measure, or a file that is missing or empty.
+    """
+
+    def __init__(self, folder: str | Path | None = None, measures: tuple[str, ...] = MEASURES) -> None:
+        root = SHIPPED if folder is None else Path(folder)
+        if unknown := [name for name in measures if name not in _NAMES]:
+            raise EvaluationError(
+                f"measures={list(measures)}: {unknown[0]!r} is unknown; choose of {', '.join(_NAMES)}"
+            )
+        self._rubrics: dict[tuple[str, bool], Rubric] = {}
+        for measure in measures:
+            for style in (False, True) if measure.endswith("cp") else (False,):
+                name = _NAMES[measure] + ("_style" if style else "")
+                texts = [_text(root / f"{name}{ending}.txt") for ending in ("", ".acknowledgement")]
+                self._rubrics[measure, style] = Rubric(name, *texts)
+
+    def of(self, measure: str, case: Case) -> Rubric:
+        """Return the rubric for a measure of a case: style subjects have their own for concept preservation."""
+        return self._rubrics[measure, measure.endswith("cp") and case.subject.category == STYLE]
+
+    def by_hash(self, sha256: str) -> Rubric:
+        """Return the rubric of these words."""
+        return next(rubric for rubric in self._rubrics.values() if rubric.sha256 == sha256)
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise EvaluationError(
+            f"the rubric {file} is missing; a folder needs all files of {SHIPPED.name}/, or rubrics=null"
+        )
+    text = file.read_text(encoding="utf-8").strip()
+    if not text:
+        raise EvaluationError(f"the rubric {file} is empty")
+    return text

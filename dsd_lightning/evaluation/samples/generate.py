@@ -1,0 +1,183 @@
+"""How are a method's pictures made? In units of fixed cases with a seed each, so that no picture depends on when or where.
+
+A unit is always drawn as the same batch: after a kill it is drawn anew unless all its pictures are there, and with several
+processes each takes whole units. So neither resuming nor the number of devices changes a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import Case
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.images.pixels import load_rgb
+from dsd_lightning.pipeline import TwoFramePipeline
+from dsd_lightning.randomness import normal, torch_generator
+
+log = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+"""In a method's folder: how its pictures were made; other settings are refused there."""
+
+
+_FINGERPRINT_VALUES = 16
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What draws pictures."""
+
+    def described(self) -> dict[str, Any]:
+        """Return everything that determines its pictures, as plain JSON."""
+        ...
+
+    def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        """Return a picture a case; what is random is keyed by `seed` and the case."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which share of the units this process makes, where several share the work."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise EvaluationError(f"part.index={self.index}, part.of={self.of}: index counts from 0 to of - 1")
+
+
+def make(
+    method: Method, samples: Samples, cases: Sequence[Case], seed: int, batch_size: int, part: Part | None = None
+) -> None:
+    """Draw what is missing among the pictures of all cases.
+
+    Args:
+        method: what draws.
+        samples: where the pictures go.
+        cases: all of the benchmark's, in its order.
+        seed: of the whole run.
+        batch_size: cases of a unit.
+        part: this process's share; None makes all.
+
+    Raises:
+        EvaluationError: the folder holds pictures that were made otherwise.
+    """
+    if batch_size < 1:
+        raise EvaluationError(f"batch_size={batch_size}: at least 1 picture at once")
+    _require_settings(samples, {**method.described(), "seed": seed, "batch_size": batch_size})
+    part = part or Part()
+    units = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
+    open_units = [unit for unit in units if any(samples.picture(case) is None for case in unit)]
+    log.info("%s: %d of %d batches are drawn already", samples.method, len(units) - len(open_units), len(units))
+    for unit in tqdm(open_units, desc=f"drawing {samples.method}", unit="batch", disable=not open_units):
+        references = [load_rgb(case.subject.reference) for case in unit]
+        for case, reference, picture in zip(unit, references, method.draw(unit, references, seed), strict=True):
+            samples.write(case, picture, reference)
+
+
+def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
+    file = samples.folder / SETTINGS
+    plain = json.loads(json.dumps(settings))
+    if file.is_file():
+        if (before := json.loads(file.read_text(encoding="utf-8"))) != plain:
+            changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
+            raise EvaluationError(
+                f"{samples.folder} holds pictures that were made with another {', '.join(changed)} "
+                f"({file}); give another method.name, or remove the folder"
+            )
+        return
+    samples.folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(plain, sort_keys=True, indent=1), encoding="utf-8")
+    partial.replace(file)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model draws.
+
+    Attributes:
+        steps: Euler steps.
+        guidance_scale: value of the guidance embedding.
+        image_guidance, text_guidance: true guidance; 1.0 is none.
+        side: of a frame, pixels; None for that of the model's training.
+    """
+
+    steps: int
+    guidance_scale: float = 3.5
+    image_guidance: float = 1.0
+    text_guidance: float = 1.0
+    side: int | None = None
+
+
+class Model:
+    """Any of our models, or the authors', through the one pipeline.
+
+    Args:
+        pipeline: loaded.
+        sampling: how it draws.
+        damage: standard deviations of noise that is added to each of its transformer's matrices, relative to that
+            matrix's own; 0 leaves it whole. For a deliberately bad model that a judge must tell from a good one.
+    """
+
+    def __init__(self, pipeline: TwoFramePipeline, sampling: Sampling, damage: float = 0.0) -> None:
+        self.pipeline, self.sampling, self.damage = pipeline, sampling, damage
+        if damage:
+            _damage(pipeline, damage)
+
+    def described(self) -> dict[str, Any]:
+        """Return the model's name, a fingerprint of its weights, its sampling and its damage."""
+        return {
+            "model": self.pipeline.config.model_name,
+            "weights": _fingerprint(self.pipeline),
+            "sampling": asdict(self.sampling),
+            "damage": self.damage,
+        }
+
+    def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        """Return a picture a case, from noise of its own."""
+        sampling = self.sampling
+        generators = [
+            torch_generator("evaluation", seed, case.subject.name, case.prompt.index, case.copy) for case in cases
+        ]
+        output: Any = self.pipeline(
+            list(references),
+            [case.prompt.text for case in cases],
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            image_guidance=sampling.image_guidance,
+            text_guidance=sampling.text_guidance,
+            height=sampling.side,
+            width=sampling.side,
+            generator=generators,
+        )
+        return list(output.images)
+
+
+def _fingerprint(pipeline: TwoFramePipeline) -> str:
+    """Return a digest of the first values of every matrix: other weights have another one."""
+    digest = hashlib.sha256()
+    for name, weight in pipeline.transformer.named_parameters():
+        values = weight.detach().flatten()[:_FINGERPRINT_VALUES].float().cpu().numpy()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _damage(pipeline: TwoFramePipeline, amount: float) -> None:
+    for name, weight in pipeline.transformer.named_parameters():
+        if weight.ndim >= 2:
+            noise = normal(weight.shape, "evaluation", "damage", name).to(weight)
+            weight += amount * weight.std() * noise

@@ -1,0 +1,132 @@
+"""Does one method beat another, and may rows of figures stand together at all?
+
+Methods are compared on the subjects that both have, by exchanging them subject by subject at random: if they were alike, an
+exchange would change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL, Array, Scores, bootstrap_draws, figures_of
+from dsd_lightning.randomness import numpy_generator
+
+EXCHANGES = 10_000
+"""Random exchanges of a comparison; the least p that it can show is 1 / 10,001."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another in one figure.
+
+    Attributes:
+        figure: such as `debiased_cp_pf`.
+        first, second: methods.
+        difference: first - second, over the subjects that both have.
+        low, high: bounds of its 95% bootstrap interval over subjects.
+        p: of a two-sided permutation test that exchanges the methods subject by subject.
+        subjects: how many both have.
+    """
+
+    figure: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    subjects: int
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        return (
+            f"{self.figure}: {self.first} - {self.second} = {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], "
+            f"p = {self.p:.4f} (permutation over {self.subjects} subjects)"
+        )
+
+
+def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "debiased_cp_pf")) -> list[Comparison]:
+    """Return how two methods differ, in those of the figures `names` that both have.
+
+    Raises:
+        EvaluationError: other judges, rubrics or rules, or no common subject.
+    """
+    require_alike([first, second])
+    common = [name for name in first.subjects if name in set(second.subjects)]
+    if not common or first.kinds != second.kinds:
+        raise EvaluationError(f"{first.method} and {second.method} have no subjects and prompt kinds in common")
+    one, other = _restricted(first, common), _restricted(second, common)
+    ones = np.ones((1, len(common)))
+    weights = bootstrap_draws(one, DRAWS)
+    signs = numpy_generator("evaluation", "exchange").integers(0, 2, (EXCHANGES, len(common))).astype(np.float64)
+    both = _joined(one, other)
+    kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
+    truth = {name: figures_of(one, ones)[name] - figures_of(other, ones)[name] for name in figures_of(one, ones)}
+    drawn = {name: value - figures_of(other, weights)[name] for name, value in figures_of(one, weights).items()}
+    against = figures_of(both, exchanged)
+    chance = {name: value - against[name] for name, value in figures_of(both, kept).items()}
+    found = []
+    for name in names:
+        if name not in truth:
+            continue
+        difference = float(truth[name][0])
+        low, high = np.nanpercentile(drawn[name], INTERVAL)
+        # Equal differences that rounding tells apart count as equal.
+        extreme = int((np.abs(chance[name]) >= abs(difference) - 1e-12).sum())
+        p = (1 + extreme) / (1 + EXCHANGES)
+        found.append(Comparison(name, first.method, second.method, difference, float(low), float(high), p, len(common)))
+    return found
+
+
+def _restricted(scores: Scores, subjects: Sequence[str]) -> Scores:
+    rows = [scores.subjects.index(name) for name in subjects]
+    return replace(
+        scores,
+        subjects=tuple(subjects),
+        categories=tuple(scores.categories[row] for row in rows),
+        sums={name: value[rows] for name, value in scores.sums.items()},
+        counts={name: value[rows] for name, value in scores.counts.items()},
+        scored={name: value[rows] for name, value in scores.scored.items()},
+        missing={name: value[rows] for name, value in scores.missing.items()},
+    )
+
+
+def _joined(one: Scores, other: Scores) -> Scores:
+    """Return both methods' subjects, one after the other, as if they were one method's."""
+
+    def stacked(left: Mapping[str, Array], right: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: np.concatenate([left[name], right[name]]) for name in left if name in right}
+
+    return replace(
+        one,
+        subjects=one.subjects + other.subjects,
+        categories=one.categories + other.categories,
+        sums=stacked(one.sums, other.sums),
+        counts=stacked(one.counts, other.counts),
+    )
+
+
+def require_alike(rows: Sequence[Scores]) -> None:
+    """Refuse rows that cannot stand in one table.
+
+    Raises:
+        EvaluationError: they are of different judges, rubrics or rules.
+    """
+    for name in ("judge", "rule"):
+        if len(values := sorted({getattr(row, name) for row in rows})) > 1:
+            raise EvaluationError(
+                f"rows of different {name}s cannot stand in one table or be compared: {', '.join(values)}; "
+                f"score them all with one {name}"
+            )
+    known: dict[tuple[str, str], str] = {}
+    for row in rows:
+        for measure, kind, digest in row.rubric:
+            if known.setdefault((measure, kind), digest) != digest:
+                raise EvaluationError(
+                    f"rows of different rubrics cannot stand in one table or be compared: {measure} of {kind} subjects was "
+                    f"judged by {known[measure, kind][:12]} and by {digest[:12]}; judge them all with one folder of rubrics"
+                )

@@ -1,0 +1,243 @@
+"""Which figures do a method's judgements make, how sure are they?
+
+Every figure is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are 95% bootstrap
+percentiles over subjects, drawn anew within each category; prompts of one subject are not independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.judging.judgements import Judgement, failures
+from dsd_lightning.evaluation.judging.replies import HIGHEST
+from dsd_lightning.evaluation.scores.aggregate import Rule, Totals, mean_of, overall
+from dsd_lightning.randomness import numpy_generator
+
+DRAWS = 2000
+"""Bootstrap draws of an interval."""
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the bootstrap."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean score with its interval.
+
+    Attributes:
+        value: in [0, 1]; NaN where nothing was scored.
+        low, high: bounds of the 95% interval.
+        scored: judgements with a score.
+        missing: judgements without one.
+    """
+
+    value: float
+    low: float
+    high: float
+    scored: int
+    missing: int
+
+    def __str__(self) -> str:
+        """Return value, interval and numbers for people."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (N={self.scored}, missing {self.missing})"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One method's judgements, summed by subject and prompt kind.
+
+    Attributes:
+        method: whose pictures.
+        judge: who judged: the served model, or several.
+        rubric: hashes of the rubrics by measure and category.
+        rule: how figures become overalls.
+        subjects: names, sorted; the first axis of all arrays.
+        categories: of each subject.
+        kinds: of prompts; the second axis.
+        sums, counts: by measure: summed scores in [0, 1] of samples, and how many [subjects, kinds].
+        scored, missing: by measure: judgements with and without a score [subjects, kinds].
+        failures: judgements without a score by kind.
+    """
+
+    method: str
+    judge: str
+    rubric: tuple[tuple[str, str, str], ...]
+    rule: Rule
+    subjects: tuple[str, ...]
+    categories: tuple[str, ...]
+    kinds: tuple[str, ...]
+    sums: Mapping[str, Array]
+    counts: Mapping[str, Array]
+    scored: Mapping[str, NDArray[np.int64]]
+    missing: Mapping[str, NDArray[np.int64]]
+    failures: Mapping[str, int]
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Return the share of judgements with a score by measure."""
+        return {
+            name: float(self.scored[name].sum() / max(1, (self.scored[name] + self.missing[name]).sum()))
+            for name in self.scored
+        }
+
+    def require_coverage(self, least: float) -> None:
+        """Refuse to make figures of too few judgements.
+
+        Raises:
+            CoverageTooLow: naming measure, share and failures.
+        """
+        for measure, share in self.coverage.items():
+            if share < least:
+                kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.items())
+                raise CoverageTooLow(
+                    f"{self.method}, {measure}: {share:.1%} of the judgements have a score, and coverage={least:g} is "
+                    f"needed; without one: {kinds}. No table is made; mend the cause and run the same command again"
+                )
+
+
+def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
+    """Return the scores of one method.
+
+    Raises:
+        EvaluationError: no judgements, or of several methods or judges.
+    """
+    # In the order of the questions, so that sums round alike however the lines came to be written.
+    ordered = sorted(judgements, key=lambda each: (each.subject, each.prompt, each.copy, each.measure, each.repeat))
+    if not ordered:
+        raise EvaluationError("there are no judgements to make figures of")
+    methods = sorted({each.method for each in ordered})
+    judges = sorted({each.served for each in ordered if each.served})
+    if len(methods) > 1 or len(judges) > 1:
+        raise EvaluationError(
+            f"judgements of methods {', '.join(methods)} by judges {', '.join(judges)} cannot make one row: "
+            "a row is of one method and one judge"
+        )
+    rubrics = {(each.measure, _rubric_kind(each), each.rubric) for each in ordered}
+    if len({(measure, kind) for measure, kind, _ in rubrics}) < len(rubrics):
+        raise EvaluationError(f"{methods[0]} was judged by several rubrics; judge all of it with one folder of rubrics")
+    category = {each.subject: each.category for each in ordered}
+    subjects = tuple(sorted(category))
+    kinds = tuple(dict.fromkeys(each.kind for each in sorted(ordered, key=lambda each: each.prompt)))
+    measures = tuple(dict.fromkeys(sorted((each.measure for each in ordered), key=_order)))
+    shape = (len(subjects), len(kinds))
+    sums, counts = ({name: np.zeros(shape) for name in measures} for _ in range(2))
+    scored, missing = ({name: np.zeros(shape, dtype=np.int64) for name in measures} for _ in range(2))
+    place = {name: index for index, name in enumerate(subjects)}
+    samples: dict[tuple[str, str, str, int, int], list[int]] = {}
+    for each in ordered:
+        cell = place[each.subject], kinds.index(each.kind)
+        if each.score is None:
+            missing[each.measure][cell] += 1
+            continue
+        scored[each.measure][cell] += 1
+        samples.setdefault((each.measure, each.subject, each.kind, each.prompt, each.copy), []).append(each.score)
+    for (measure, subject, kind, *_), values in samples.items():
+        cell = place[subject], kinds.index(kind)
+        sums[measure][cell] += sum(values) / len(values) / HIGHEST
+        counts[measure][cell] += 1
+    return Scores(
+        method=methods[0],
+        judge=judges[0] if judges else ordered[0].judge,
+        rubric=tuple(sorted(rubrics)),
+        rule=rule,
+        subjects=subjects,
+        categories=tuple(category[name] for name in subjects),
+        kinds=kinds,
+        sums=sums,
+        counts=counts,
+        scored=scored,
+        missing=missing,
+        failures=failures(ordered),
+    )
+
+
+def _order(measure: str) -> tuple[bool, str]:
+    return measure.startswith("debiased"), measure
+
+
+def _rubric_kind(judgement: Judgement) -> str:
+    return "style" if judgement.category == "style" and judgement.measure.endswith("cp") else "subject"
+
+
+def figures(scores: Scores) -> dict[str, Figure]:
+    """Return every figure by name: `cp`, `cp/animal`, `pf/imaginative`, `cp_pf`, `debiased_cp_pf` and so on."""
+    ones = np.ones((1, len(scores.subjects)))
+    values = figures_of(scores, ones)
+    bootstrap = figures_of(scores, bootstrap_draws(scores, DRAWS))
+    found = {}
+    for name, value in values.items():
+        with np.errstate(all="ignore"):
+            drawn = bootstrap[name][~np.isnan(bootstrap[name])]
+            low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (np.nan, np.nan)
+        scored, missing = _numbers(scores, name)
+        found[name] = Figure(float(value[0]), float(low), float(high), scored, missing)
+    return found
+
+
+def bootstrap_draws(scores: Scores, draws: int) -> Array:
+    """Return how often each subject is drawn [draws, subjects], each category with as many as it has."""
+    weights = np.zeros((draws, len(scores.subjects)))
+    for category in sorted(set(scores.categories)):
+        members = np.asarray([index for index, each in enumerate(scores.categories) if each == category])
+        rng = numpy_generator("evaluation", "bootstrap", category)
+        shares = np.full(len(members), 1 / len(members))
+        weights[:, members] = rng.multinomial(len(members), shares, size=draws)
+    return weights
+
+
+def figures_of(scores: Scores, weights: Array) -> dict[str, Array]:
+    """Return all figures for each row of weights [draws, subjects]."""
+    found: dict[str, Array] = {}
+    for measure in scores.sums:
+        sums, counts = scores.sums[measure], scores.counts[measure]
+        if measure.endswith("cp"):
+            totals = _by_category(scores.categories, sums.sum(axis=1), counts.sum(axis=1), weights)
+        else:
+            totals = Totals(
+                {kind: weights @ sums[:, index] for index, kind in enumerate(scores.kinds)},
+                {kind: weights @ counts[:, index] for index, kind in enumerate(scores.kinds)},
+            )
+        for group in totals.sums:
+            found[f"{measure}/{group}"] = mean_of(totals, group)
+        found[measure] = overall(totals, scores.rule)
+    for prefix in ("", "debiased_"):
+        if f"{prefix}cp" in found and f"{prefix}pf" in found:
+            found[f"{prefix}cp_pf"] = found[f"{prefix}cp"] * found[f"{prefix}pf"]
+    return found
+
+
+def _by_category(categories: Sequence[str], sums: Array, counts: Array, weights: Array) -> Totals:
+    members = {name: np.asarray([each == name for each in categories]) for name in dict.fromkeys(sorted(categories))}
+    return Totals(
+        {name: weights[:, chosen] @ sums[chosen] for name, chosen in members.items()},
+        {name: weights[:, chosen] @ counts[chosen] for name, chosen in members.items()},
+    )
+
+
+def _numbers(scores: Scores, name: str) -> tuple[int, int]:
+    """Return how many judgements a figure is of, and how many are missing."""
+    if name.endswith("cp_pf"):
+        both = [_numbers(scores, name.removesuffix("_pf")), _numbers(scores, name.removesuffix("cp_pf") + "pf")]
+        return both[0][0] + both[1][0], both[0][1] + both[1][1]
+    measure, _, group = name.partition("/")
+    here = np.ones(scores.scored[measure].shape, dtype=bool)
+    if measure.endswith("cp"):
+        rows = np.asarray([_counts_in(each, group, scores, by_kind=False) for each in scores.categories])
+        here &= rows[:, None]
+    else:
+        here &= np.asarray([_counts_in(each, group, scores, by_kind=True) for each in scores.kinds])[None]
+    return int(scores.scored[measure][here].sum()), int(scores.missing[measure][here].sum())
+
+
+def _counts_in(name: str, group: str, scores: Scores, by_kind: bool) -> bool:
+    if group:
+        return name == group
+    others = set(scores.kinds if by_kind else scores.categories) - {"style"}
+    return not (scores.rule == "as-published" and name == "style" and others)

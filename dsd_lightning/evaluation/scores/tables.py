@@ -1,0 +1,182 @@
+"""Which rows stand together, in the paper's layout? One judge, one set of rubrics and one rule a table, or it is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_figures
+from dsd_lightning.evaluation.scores.comparison import require_alike
+from dsd_lightning.evaluation.scores.estimates import Figure, Scores, figures
+
+HEADINGS = {"photorealistic": "Real.", "imaginative": "Imag."}
+"""Headings of the paper where they differ from the groups' names."""
+
+Cell = tuple[str, ...]
+"""Lines: the figure, and where they are known its interval, and how many judgements it is of and how many are missing."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one judge and one rule.
+
+    Attributes:
+        title: of the table.
+        judge, rule: of every figure in it.
+        columns: (heading of the group, heading) of every column.
+        rows: (method, cells).
+        notes: lines below it.
+    """
+
+    title: str
+    judge: str
+    rule: Rule
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def joined(self, other: Table) -> Table:
+        """Return a table with the rows of both.
+
+        Raises:
+            EvaluationError: they are of different judges, rules or columns.
+        """
+        for name in ("judge", "rule", "columns"):
+            if getattr(self, name) != getattr(other, name):
+                raise EvaluationError(
+                    f"rows of different {name}s cannot stand in one table: {getattr(self, name)} and "
+                    f"{getattr(other, name)}; print them as tables of their own"
+                )
+        return Table(self.title, self.judge, self.rule, self.columns, self.rows + other.rows, self.notes + other.notes)
+
+
+def tables(rows: Sequence[Scores]) -> list[Table]:
+    """Return the tables of methods, plain and debiased, each followed by the published rows under the same rule.
+
+    Raises:
+        EvaluationError: rows of different judges, rubrics or rules.
+    """
+    require_alike(rows)
+    found = []
+    known = [figures(row) for row in rows]
+    for prefix, title in (("", "Plain"), ("debiased_", "Debiased")):
+        columns = _columns(rows, prefix)
+        if not columns:
+            continue
+        body = tuple(
+            (row.method, tuple(_cell(each.get(name)) for name in columns))
+            for row, each in zip(rows, known, strict=True)
+        )
+        headings = tuple((_group(name), _heading(name)) for name in columns)
+        found.append(Table(title, rows[0].judge, rows[0].rule, headings, body, _notes(rows)))
+        found += published_tables(rows[0].rule, debiased=bool(prefix))
+    return found
+
+
+def _columns(rows: Sequence[Scores], prefix: str) -> list[str]:
+    """Return the names of the figures that a table shows, in the paper's order."""
+    names = []
+    for measure, order in ((f"{prefix}cp", SUBJECTS_OF), (f"{prefix}pf", PROMPTS_OF)):
+        there = [row for row in rows if measure in row.sums]
+        if not there:
+            continue
+        axis = "categories" if measure.endswith("cp") else "kinds"
+        groups = sorted({name for row in there for name in getattr(row, axis)})
+        groups.sort(key=lambda name: list(order).index(name) if name in order else len(order))
+        names += [f"{measure}/{group}" for group in groups] if len(groups) > 1 else []
+        names.append(measure)
+    if {f"{prefix}cp", f"{prefix}pf"} <= set(names):
+        names.append(f"{prefix}cp_pf")
+    return names
+
+
+def _group(name: str) -> str:
+    if name.endswith("cp_pf"):
+        return ""
+    return "Concept preservation" if name.split("/")[0].endswith("cp") else "Prompt following"
+
+
+def _heading(name: str) -> str:
+    if name.endswith("cp_pf"):
+        return "CP x PF"
+    group = name.partition("/")[2]
+    return HEADINGS.get(group, group.capitalize()) if group else "Overall"
+
+
+def _cell(figure: Figure | None) -> Cell:
+    if figure is None or math.isnan(figure.value):
+        return ("-",) if figure is None else ("-", "", f"N {figure.scored}, -{figure.missing}")
+    interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
+    return (f"{figure.value:.3f}", interval, f"N {figure.scored}, -{figure.missing}")
+
+
+def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
+    notes = [
+        "[..]: 95% bootstrap interval over subjects. N: judgements with a score; after the minus, those without one."
+    ]
+    for row in rows:
+        if row.failures:
+            notes.append(f"{row.method}, without a score: " + ", ".join(f"{k} {n}" for k, n in row.failures.items()))
+    return tuple(notes)
+
+
+# --- Published rows. Their N and missing counts were not published.
+
+
+def published_tables(rule: Rule, debiased: bool) -> list[Table]:
+    """Return what has been published, under a rule; nothing where the rule cannot be applied to it.
+
+    Under `sample` and `category` the overalls are computed of the leaderboard's figures by category and kind. Under
+    `as-published` the paper's Table 1 stands as it is printed, with a mark where no rule reproduces it.
+    """
+    if rule == "as-published":
+        return [_table1(debiased)]
+    return [] if debiased else [_leaderboard(rule)]
+
+
+def _leaderboard(rule: Rule) -> Table:
+    rows = []
+    for row in published.leaderboard():
+        cp, pf = published.leaderboard_figures(row)
+        totals = overall_of_figures(cp, SUBJECTS_OF, rule), overall_of_figures(pf, PROMPTS_OF, rule)
+        values = [*cp.values(), totals[0], *pf.values(), totals[1], totals[0] * totals[1]]
+        rows.append((row["method"], tuple((f"{value:.3f}",) for value in values)))
+    columns = (
+        *(("Concept preservation", name.capitalize()) for name in SUBJECTS_OF),
+        ("Concept preservation", "Overall"),
+        *(("Prompt following", HEADINGS.get(name, name.capitalize())) for name in PROMPTS_OF),
+        ("Prompt following", "Overall"),
+        ("", "CP x PF"),
+    )
+    note = "Overalls computed of the published figures. N and missing counts were not published."
+    return Table(f"Published: {published.LEADERBOARD}", published.JUDGE, rule, columns, tuple(rows), (note,))
+
+
+def _table1(debiased: bool) -> Table:
+    prefix = "d" if debiased else ""
+    names = ("cp_animal", "cp_human", "cp_object", "cp_overall", "pf_real", "pf_imag", "pf_overall", "cp_pf")
+    unexplained = {(cell.method, cell.column) for cell in published.table1_cells() if cell.rule is None}
+    rows = tuple(
+        (
+            row["method"],
+            tuple(
+                (row[f"{prefix}{name}"] + ("*" if (row["method"], f"{prefix}{name}") in unexplained else ""),)
+                for name in names
+            ),
+        )
+        for row in published.table1()
+    )
+    columns = (
+        *(("Concept preservation", name) for name in ("Animal", "Human", "Object", "Overall")),
+        *(("Prompt following", name) for name in ("Real.", "Imag.", "Overall")),
+        ("", "CP x PF"),
+    )
+    note = (
+        "As printed. The rows mix rules (docs/evaluate.md). *: no rule reproduces the figure. N and missing counts were not "
+        "published."
+    )
+    title = f"Published: {published.PAPER}, {'debiased' if debiased else 'plain'}"
+    return Table(title, published.JUDGE, "as-published", columns, rows, (note,))

@@ -1,0 +1,204 @@
+"""How alike are results, references and prompts to an image encoder? Similarities, copying, diversity, stories' consistency.
+
+All are cosines, 0 to 1 as they are published (not times 100), means of subjects' means, with 95% bootstrap intervals over
+subjects. Each is named with the backbone that it depends on: figures of two backbones cannot be compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import PICTURES, Case
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
+from dsd_lightning.evaluation.similarity.encoders import Clip, Encoder, Pixels
+from dsd_lightning.images.pixels import load_rgb
+from dsd_lightning.randomness import numpy_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """One figure of one method.
+
+    Attributes:
+        name: such as CLIP-I, with the backbone beside it.
+        value, low, high: mean over subjects and bounds of its 95% bootstrap interval.
+        pictures: how many it is of; missing: how many are not there.
+    """
+
+    method: str
+    name: str
+    backbone: str
+    value: float
+    low: float
+    high: float
+    pictures: int
+    missing: int
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        return (
+            f"{self.method}  {self.name} ({self.backbone}): {self.value:.3f} [{self.low:.3f}, {self.high:.3f}] "
+            f"(N={self.pictures}, missing {self.missing})"
+        )
+
+
+def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]) -> list[Similarity]:
+    """Return, for each encoder, the similarity to the reference, to the prompt (CLIP), copying and diversity.
+
+    `copying` is how much more alike results are to their own reference than to the other subjects': 0 for results that
+    their reference has no part in. `diversity` is 1 minus the similarity of every two results for one subject.
+
+    Raises:
+        EvaluationError: no pictures.
+    """
+    there = [(case, file) for case in cases if (file := samples.picture(case)) is not None]
+    missing = len(cases) - len(there)
+    if not there:
+        raise EvaluationError(f"{samples.folder} has none of the {len(cases)} pictures of the benchmark")
+    subjects = list(dict.fromkeys(case.subject for case, _ in there))
+    owner = torch.tensor([subjects.index(case.subject) for case, _ in there])
+    found = []
+
+    def add(encoder: Encoder, name: str, by_subject: list[float]) -> None:
+        low, high = _interval(by_subject)
+        mean = float(np.mean(by_subject)) if by_subject else float("nan")
+        found.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, len(there), missing))
+
+    for encoder in encoders:
+        log.info("%s: %s (%s)", samples.method, encoder.name, encoder.backbone)
+        results = encoder.images(load_rgb(file) for _, file in there)
+        references = encoder.images(load_rgb(subject.reference) for subject in subjects)
+        table = results @ references.T
+        own = table[torch.arange(len(there)), owner]
+        add(encoder, encoder.name, _means(own, owner))
+        if isinstance(encoder, Clip):
+            texts = encoder.texts(case.prompt.text for case, _ in there)
+            add(encoder, "CLIP-T", _means((results * texts).sum(dim=1), owner))
+        if len(subjects) > 1:
+            others = (table.sum(dim=1) - own) / (len(subjects) - 1)
+            add(encoder, f"copying, {encoder.name}", _means(own - others, owner))
+        groups = [results[owner == index] for index in range(len(subjects))]
+        add(encoder, f"diversity, {encoder.name}", [1 - mean_of_pairs(group) for group in groups if len(group) > 1])
+    return found
+
+
+def _means(values: Tensor, owner: Tensor) -> list[float]:
+    return [float(values[owner == index].mean()) for index in owner.unique()]
+
+
+def mean_of_pairs(vectors: Tensor) -> float:
+    """Return the mean similarity of every two of at least two unit vectors [n, d]."""
+    count = len(vectors)
+    return float(((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return float("nan"), float("nan")
+    rng = numpy_generator("evaluation", "similarity")
+    drawn = np.asarray(values)[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
+    low, high = np.percentile(drawn, INTERVAL)
+    return float(low), float(high)
+
+
+def run(config: DictConfig) -> str:
+    """Measure a method's pictures with the encoders that the configuration names; write and return the figures."""
+    cases = instantiate(config.benchmark).cases(config.copies)
+    found = measure(Samples(config.samples, config.name), cases, encoders(config))
+    short = found[0].pictures / len(cases)
+    if short < config.coverage:
+        raise CoverageTooLow(
+            f"{config.samples} has {short:.1%} of the pictures, and coverage={config.coverage:g} is needed"
+        )
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = tuple(Similarity.__dataclass_fields__)
+    writer.writerow(columns)
+    writer.writerows([getattr(each, column) for column in columns] for each in found)
+    file = out / f"{found[0].method}.csv"
+    partial = file.with_suffix(".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(file)
+    return "\n".join([*map(str, found), "", f"figures  {file}"])
+
+
+def encoders(config: DictConfig) -> list[Any]:
+    """Return the encoders named in `config.use`, built of `config.encoders`; pixels come first.
+
+    Raises:
+        EvaluationError: a name that is not there, or weights that cannot be loaded.
+    """
+    if unknown := [name for name in config.use if name not in config.encoders]:
+        raise EvaluationError(
+            f"use={list(config.use)}: {unknown[0]!r} is unknown; choose of {', '.join(config.encoders)}"
+        )
+    return [Pixels(), *(instantiate(config.encoders[name]) for name in config.use)]
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How consistent the panels of a story are, by one encoder.
+
+    Attributes:
+        self_similarity: mean cosine of every two panels (ViStoryBench: self similarity).
+        neighbours: mean cosine of panels that follow each other.
+        cross_similarity: mean cosine of panels and references (ViStoryBench: cross similarity); NaN without any.
+        panels: how many.
+    """
+
+    name: str
+    backbone: str
+    self_similarity: float
+    neighbours: float
+    cross_similarity: float
+    panels: int
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        return (
+            f"{self.name} ({self.backbone}): self {self.self_similarity:.3f}, neighbours {self.neighbours:.3f}, "
+            f"cross {self.cross_similarity:.3f} (N={self.panels})"
+        )
+
+
+def consistency(panels: Sequence[Path], references: Sequence[Path], encoder: Encoder) -> Consistency:
+    """Return how consistent panels are with each other, and with the references.
+
+    Raises:
+        EvaluationError: fewer than two panels.
+    """
+    if len(panels) < 2:
+        raise EvaluationError(f"{len(panels)} panels: a story has at least 2")
+    vectors = encoder.images(load_rgb(file) for file in panels)
+    following = float((vectors[:-1] * vectors[1:]).sum(dim=1).mean())
+    cross = float("nan")
+    if references:
+        cross = float((vectors @ encoder.images(load_rgb(file) for file in references).T).mean())
+    return Consistency(encoder.name, encoder.backbone, mean_of_pairs(vectors), following, cross, len(panels))
+
+
+def story(config: DictConfig) -> str:
+    """Measure the panels of a folder, in the order of their names; return the figures."""
+    folder = Path(config.panels)
+    panels = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    references = [Path(file) for file in config.references]
+    panels = [file for file in panels if file.resolve() not in {each.resolve() for each in references}]
+    return "\n".join(str(consistency(panels, references, each)) for each in encoders(config))

@@ -1,0 +1,211 @@
+"""How is a user study made and scored? A page that needs nothing else, a key that stays at home, and a table of opinions.
+
+As in the paper (Section 4): a random subset of the benchmark, every method's picture of it rated from 1 to 5 by concept
+preservation, prompt following and creativity. The page does not tell which method has made a picture: names are random, the
+order is shuffled, and the key is in a file of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import Case
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.user_study.ratings import Opinion, agreement, opinions, read, read_pages, with_overall
+from dsd_lightning.images.pixels import load_rgb
+from dsd_lightning.randomness import numpy_generator
+
+PAGE, KEY = "study.html", "key.json"
+
+CRITERIA = {
+    "cp": ("Concept preservation", "Is it the subject of the reference? 1: another one. 5: exactly this one."),
+    "pf": ("Prompt following", "Does it show what the text says? 1: nothing of it. 5: all of it."),
+    "creativity": (
+        "Creativity",
+        "Was the subject understood and shown anew? 1: copied or senseless. 5: transformed with understanding.",
+    ),
+}
+"""The paper's criteria (Section 4, user study): heading and question."""
+
+SCALE = (1, 5)
+_TEMPLATE = Path(__file__).with_name("study_page.html")
+
+
+def make(config: DictConfig) -> str:
+    """Write the page and its key; return where they are."""
+    benchmark = instantiate(config.benchmark)
+    page = make_page(
+        [Samples(folder) for folder in config.methods],
+        benchmark.cases(),
+        config.samples,
+        config.seed,
+        Path(config.out),
+        config.side,
+    )
+    return f"page  {page}\nkey   {page.with_name(KEY)} (keep it: without it, ratings cannot be told apart)"
+
+
+def make_page(
+    methods: Sequence[Samples], cases: Sequence[Case], count: int, seed: int, folder: Path, side: int = 512
+) -> Path:
+    """Write `study.html` and `key.json` and return the page.
+
+    Args:
+        methods: whose pictures are rated.
+        cases: of the benchmark.
+        count: cases to draw at random.
+        seed: of subset, names and order.
+        folder: where both files go.
+        side: longest side of a picture in the page, pixels; larger ones are shrunk.
+
+    Raises:
+        EvaluationError: no methods, too few cases, or a picture that is missing.
+    """
+    if not methods or not 1 <= count <= len(cases):
+        raise EvaluationError(
+            f"methods={[each.method for each in methods]}, samples={count}: at least one method as methods=[FOLDER], and "
+            f"1 to {len(cases)} samples"
+        )
+    rng = numpy_generator("evaluation", "study", seed)
+    chosen = [cases[int(index)] for index in sorted(rng.choice(len(cases), count, replace=False))]
+    pictures: dict[str, str] = {}
+    items, hidden = [], {}
+    for case in chosen:
+        for samples in methods:
+            file = samples.picture(case)
+            if file is None:
+                raise EvaluationError(
+                    f"{samples.folder} has no picture of {case.name}; draw all before a study is made"
+                )
+            # Random, because a digest of the method's name could be guessed.
+            name = rng.bytes(6).hex()
+            items.append(
+                {
+                    "id": name,
+                    "prompt": case.prompt.text,
+                    "reference": _embedded(case.subject.reference, side, pictures),
+                    "picture": _embedded(file, side, pictures),
+                }
+            )
+            hidden[name] = {"case": case.name, "method": samples.method}
+    order = [items[int(index)] for index in rng.permutation(len(items))]
+    study = hashlib.sha256(json.dumps([order, sorted(pictures)]).encode()).hexdigest()[:12]
+    content = {
+        "study": study,
+        "scale": SCALE,
+        "criteria": [{"name": name, "title": title, "question": text} for name, (title, text) in CRITERIA.items()],
+        "items": order,
+        "pictures": pictures,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    key = {"study": study, "scale": SCALE, "criteria": list(CRITERIA), "pictures": hidden}
+    _write(folder / KEY, json.dumps(key, indent=1))
+    # A text must not end the script element that it stands in.
+    told = json.dumps(content).replace("<", "\\u003c")
+    _write(folder / PAGE, _TEMPLATE.read_text(encoding="utf-8").replace("STUDY_JSON", told))
+    return folder / PAGE
+
+
+def _embedded(file: Path, side: int, pictures: dict[str, str]) -> str:
+    """Add a picture to those of the page and return its name there."""
+    image = load_rgb(file)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    name = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    pictures[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return name
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def score(config: DictConfig) -> str:
+    """Aggregate raters' files; write and return the table of opinions."""
+    files = list(config.ratings)
+    if files and all(str(file).endswith(".json") for file in files):
+        if config.key is None:
+            raise EvaluationError("key=null: ratings of the page need the key.json that was written beside it")
+        ratings = read_pages(files, config.key)
+    else:
+        scale = None if config.scale is None else (float(config.scale[0]), float(config.scale[1]))
+        ratings = read(files, list(config.criteria), scale)
+    found = opinions(with_overall(ratings) if config.overall else ratings)
+    agreeing = agreement(ratings)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "opinions.csv", to_csv(found))
+    _write(folder / "opinions.md", to_markdown(found, agreeing))
+    return f"{to_text(found, agreeing)}\ntables  {folder}/opinions.{{csv,md}}"
+
+
+_COLUMNS = tuple(Opinion.__dataclass_fields__)
+
+
+def to_csv(found: Sequence[Opinion]) -> str:
+    """Return opinions as CSV, a line a method and criterion."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for each in found:
+        values: list[Any] = [getattr(each, name) for name in _COLUMNS]
+        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
+    return out.getvalue()
+
+
+_HEADINGS = ("method", "criterion", "mean [95% interval]", "std", "raters' mean ± std", "alpha", "ratings", "missing")
+
+
+def _rows(found: Sequence[Opinion]) -> list[tuple[str, ...]]:
+    return [
+        (
+            each.method,
+            each.criterion,
+            f"{each.mean:.3f} [{each.low:.3f}, {each.high:.3f}]",
+            f"{each.std:.3f}",
+            f"{each.rater_mean:.3f} ± {each.rater_std:.3f}",
+            "-" if math.isnan(each.alpha) else f"{each.alpha:.3f}",
+            f"{each.ratings} by {each.raters}",
+            str(each.missing),
+        )
+        for each in found
+    ]
+
+
+def _told(agreeing: Mapping[str, float]) -> str:
+    alphas = ", ".join(f"{name} {value:.3f}" for name, value in agreeing.items())
+    impossible = "; ".join(published.impossible_ratings())
+    return (
+        f"Krippendorff's alpha (ordinal) over all methods: {alphas}. Deviations are those of a population. "
+        f"In the paper's own Table 2, {impossible.removeprefix('Table 2: ')}."
+    )
+
+
+def to_text(found: Sequence[Opinion], agreeing: Mapping[str, float]) -> str:
+    """Return opinions for a terminal."""
+    rows = [_HEADINGS, *_rows(found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", _told(agreeing)])
+
+
+def to_markdown(found: Sequence[Opinion], agreeing: Mapping[str, float]) -> str:
+    """Return opinions for Markdown."""
+    rows = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(found)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{_told(agreeing)}\n"

@@ -1,0 +1,199 @@
+"""From a run to a folder for others: what was trained, in this project's layout or in somebody else's, and a model card.
+
+python -m dsd_lightning.export.command RUN_DIR OUT [--format official] [--dtype bfloat16] [--raw]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from omegaconf import DictConfig, OmegaConf
+
+from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
+from dsd_lightning.export.card import CARD, FIGURES, Licence, licence_of, write_card, write_companions
+from dsd_lightning.export.hub import push
+from dsd_lightning.export.layouts import LAYOUTS, Made
+from dsd_lightning.export.stock import FP8, ExportError
+from dsd_lightning.export.usage import usage_of
+from dsd_lightning.files import folders as whole
+from dsd_lightning.flux.base import DTYPES, FluxBase
+from dsd_lightning.models.restore import CONFIG, find_run, restore
+
+STORED_AS = DTYPES | {"fp8": FP8}
+
+
+def export_adapter(run: Path, out: Path, dtype: torch.dtype, ema: bool) -> Path:
+    """Write the adapter of a run's last whole checkpoint to `out` and return the checkpoint.
+
+    Args:
+        run: a run folder, or one of its checkpoint folders.
+        out: adapter folder; other files in it stay.
+        dtype: of the written weights.
+        ema: the averaged weights rather than the last ones.
+
+    Raises:
+        FileNotFoundError: if the run has no whole checkpoint.
+    """
+    folder, checkpoint = find_run(run)
+    header, weights = read_adapter(checkpoint, ema)
+    write_adapter(out, header, weights, dtype)
+    summary = folder / "summary.json"
+    if summary.is_file():
+        shutil.copyfile(summary, out / FIGURES)
+    return checkpoint
+
+
+def export_layout(
+    run: Path,
+    out: Path,
+    layout: str,
+    dtype: torch.dtype | None = None,
+    ema: bool = True,
+    merged: bool = False,
+    base_path: str | None = None,
+    base_model: str | None = None,
+) -> Path:
+    """Write a run in somebody else's layout, with its model card, and return the checkpoint it was made from.
+
+    The folder is filled beside its place and renamed: it is there whole or not at all.
+
+    Args:
+        run: a run folder, or one of its checkpoint folders.
+        out: must be new, empty, or an earlier export, which is replaced.
+        layout: a key of `LAYOUTS`.
+        dtype: of the written weights; None keeps the base's, and float32 for factors.
+        ema: the averaged weights rather than the last ones.
+        merged: official and comfyui: add the factors to the transformer's weights (the other layouts always do).
+        base_path: where the base lies now, if not where the run found it.
+        base_model: the base's hub id for the card, where its folder does not tell.
+
+    Raises:
+        ExportError: if the layout cannot hold this run: why, and which can.
+        FileExistsError: if `out` holds something else.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / whole.MANIFEST).is_file())):
+        raise FileExistsError(f"{out} holds something that is no export; give a new folder")
+    restored = restore(run, ema, base_path)
+    header, _ = read_adapter(restored.checkpoint, ema)
+    licence = licence_of(restored.base, base_model)
+    title = out.resolve().name
+    made = Made(restored.architecture, restored.base, dtype, merged, title, licence.fields["license"])
+    with _removed_if_refused(out), whole.whole_folder(out) as folder:
+        LAYOUTS[layout](made, folder)
+        write_companions(folder, restored.run, restored.config)
+        usage = usage_of(layout, header, folder, restored.architecture.stock_pipeline)
+        write_card(folder, title, header, licence, layout, usage)
+    return restored.checkpoint
+
+
+@contextmanager
+def _removed_if_refused(out: Path) -> Iterator[None]:
+    """Leave nothing half-filled behind where a layout refuses a run."""
+    try:
+        yield
+    except ExportError:
+        shutil.rmtree(out.with_name(out.name + whole.PARTIAL), ignore_errors=True)
+        raise
+
+
+def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: str | None) -> Licence | None:
+    """Put a model card beside an adapter, unless somebody wrote one; return the base's licence, if the run tells its base."""
+    folder, checkpoint = find_run(run)
+    if not (folder / CONFIG).is_file():
+        return None
+    config: Any = OmegaConf.load(folder / CONFIG)
+    assert isinstance(config, DictConfig)
+    path, dtype = str(base_path or config.base.model.path), str(config.base.model.dtype)
+    licence = licence_of(FluxBase(path=path, dtype=dtype), base_model)
+    if not (out / CARD).is_file():
+        header: Mapping[str, Any] = whole.read_json(checkpoint / "adapter.json")
+        write_companions(out, folder, config)
+        write_card(out, out.resolve().name, header, licence, "adapter", usage_of("adapter", header, out))
+    return licence
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dsd_lightning.export.command", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("run", type=Path, help="run folder, or one checkpoint folder of it")
+    parser.add_argument("out", type=Path, help="folder of the export")
+    parser.add_argument("--format", choices=("adapter", *LAYOUTS), default="adapter", help="docs/export.md tells which")
+    parser.add_argument(
+        "--dtype",
+        choices=sorted(STORED_AS),
+        help="of the weights (default: float32 for what was trained, else the base's)",
+    )
+    parser.add_argument("--raw", action="store_true", help="the last weights instead of their averages")
+    parser.add_argument("--merged", action="store_true", help="official, comfyui: factors added to the transformer")
+    parser.add_argument("--base", metavar="PATH", help="where the base lies now (default: where the run found it)")
+    parser.add_argument("--base-model", metavar="OWNER/NAME", help="the base's hub id, for the model card")
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload the export (adapters only; default: do not)"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: not a private repository")
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> str:
+    dtype = None if chosen.dtype is None else STORED_AS[chosen.dtype]
+    if chosen.format == "adapter":
+        if dtype == FP8:
+            raise ExportError(
+                "--dtype fp8 would round away what was learned; it is for formats with whole weights: official"
+            )
+        if chosen.merged:
+            raise ExportError(
+                "--merged adds the factors to the base's weights, which an adapter does not hold; see --format"
+            )
+        checkpoint = export_adapter(chosen.run, chosen.out, dtype or torch.float32, ema=not chosen.raw)
+        licence = _describe_adapter(chosen.run, chosen.out, chosen.base, chosen.base_model)
+        header = read_header(chosen.out)
+        told = (
+            f"{checkpoint} -> {chosen.out}: the {header['parameters']:,} trained values of arch={header['architecture']}, in "
+            f"this project's layout; init_from={chosen.out} loads them"
+        )
+    else:
+        checkpoint = export_layout(
+            *(chosen.run, chosen.out, chosen.format, dtype, not chosen.raw),
+            *(chosen.merged, chosen.base, chosen.base_model),
+        )
+        licence = None
+        told = f"{checkpoint} -> {chosen.out}"
+    if chosen.push_to_hub is None:
+        return told
+    if chosen.format != "adapter":
+        raise ExportError(
+            f"{told}, but --push-to-hub uploads adapters only: --format {chosen.format} may hold the base's own weights, whose "
+            "licence may forbid it; use --format adapter"
+        )
+    if licence is None or not licence.known:
+        raise ExportError(
+            f"{told}, but --push-to-hub needs to know the base's licence, which binds these weights: give --base-model"
+        )
+    return f"{told}\n{push(chosen.out, chosen.push_to_hub, private=not chosen.public)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0 is success, 2 a refusal."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        told = _run(chosen)
+    except (OSError, ValueError, HfHubHTTPError, whole.DamagedError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(told)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""How does an order become pictures, and what is noted about each?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from dsd_lightning.generation.jobs import Job
+from dsd_lightning.generation.provenance import guidance_sheet
+from dsd_lightning.pipeline.inputs import fit
+
+if TYPE_CHECKING:
+    from dsd_lightning.pipeline import TwoFramePipeline
+
+AT_ONCE = 4
+"""Pictures that are drawn as one batch."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture, the reference as the model redrew it beside it (where it does), and the noise's seed."""
+
+    image: Image.Image
+    redrawn: Image.Image | None
+    seed: int
+
+
+def draw(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterator[Drawn]:
+    """Yield the pictures of a job, whose seed is not -1, as they are finished."""
+    for first in range(0, job.num_images, AT_ONCE):
+        seeds = [job.seed + index for index in range(first, min(first + AT_ONCE, job.num_images))]
+        yield from draw_prompts(pipeline, job, reference, [job.text] * len(seeds), seeds)
+
+
+def draw_prompts(
+    pipeline: TwoFramePipeline, job: Job, reference: Image.Image, prompts: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Drawn]:
+    """Yield a picture for every prompt and seed, drawn as one batch, with the settings of `job`."""
+    output: Any = pipeline(
+        reference,
+        list(prompts) if len(set(prompts)) > 1 else prompts[0],
+        image_guidance=job.i_guidance,
+        text_guidance=job.t_guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_images_per_prompt=1 if len(set(prompts)) > 1 else len(seeds),
+        return_reference=True,
+        **_options(job),
+    )
+    redrawn = output.references or [None] * len(seeds)
+    for image, beside, seed in zip(output.images, redrawn, seeds, strict=True):
+        yield Drawn(image, beside, seed)
+
+
+def draw_sheet(
+    pipeline: TwoFramePipeline, job: Job, reference: Image.Image, image: Sequence[float], text: Sequence[float]
+) -> Image.Image:
+    """Return a sheet over image and text guidances, all from the noise of the job's seed."""
+    height, width = job.size or (None, None)
+    latents = pipeline.draw_latents(1, height, width, torch.Generator().manual_seed(job.seed))
+
+    def cell(i: float, t: float) -> Image.Image:
+        output: Any = pipeline(reference, job.text, image_guidance=i, text_guidance=t, latents=latents, **_options(job))
+        cell: Image.Image = output.images[0]
+        return cell
+
+    rows = [[cell(i, t) for t in text] for i in image]
+    return guidance_sheet(fit(reference, rows[0][0].height, rows[0][0].width), rows, image, text)
+
+
+def _options(job: Job) -> dict[str, Any]:
+    size = dict(zip(("height", "width"), job.size, strict=True)) if job.size else {}
+    return {"num_inference_steps": job.steps, "guidance_scale": job.guidance, **size}
+
+
+def provenance(pipeline: TwoFramePipeline, job: Job, seed: int, given: str | None = None) -> dict[str, Any]:
+    """Return what a picture's metadata say; `given` is the user's prompt, where it is not the one that was drawn from."""
+    facts = {
+        "model": pipeline.config.model_name,
+        "seed": seed,
+        "prompt": job.text,
+        "reference": job.image.name,
+        "guidance_scale": job.guidance,
+        "image_guidance": job.i_guidance,
+        "text_guidance": job.t_guidance,
+        "steps": job.steps,
+        "generated": True,
+    }
+    return facts if given in (None, job.text) else {**facts, "given_prompt": given}

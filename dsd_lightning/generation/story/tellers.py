@@ -1,0 +1,200 @@
+"""Who tells stories? A language model that looks at the first panel; or the miniature world, which has one of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from dsd_lightning.agents import Agent, Message, Picture, Request
+from dsd_lightning.generation.jobs import GenerationError
+from dsd_lightning.generation.language_model import NoAnswer, instruction, line_of
+from dsd_lightning.generation.story.story import Panel, Story
+from dsd_lightning.miniature.captions import context_phrases
+from dsd_lightning.miniature.world import Context
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often an answer that is none of the asked form is asked for."""
+
+Told = TypeVar("Told")
+
+
+class AgentStoryteller:
+    """A language model, asked in one conversation of three turns, as the paper does (section C.3).
+
+    The answers before a turn are put to it as they stand in the story, so that edits are followed.
+
+    Raises:
+        GenerationError: no usable answer in `ATTEMPTS` attempts. AgentFailure: see `agents`.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def character(self, image: Image.Image, story: Story) -> str:
+        return self._ask(self._turns(image, story)[:1], lambda text: text)
+
+    def story(self, image: Image.Image, story: Story) -> list[str]:
+        def parsed(text: str) -> list[str]:
+            entries = _json_list(text, story.panel_count)
+            return [_text_of(entry) for entry in entries]
+
+        return self._ask(self._turns(image, story)[:3], parsed)
+
+    def panels(self, image: Image.Image, story: Story) -> list[Panel]:
+        def parsed(text: str) -> list[Panel]:
+            entries = _json_list(text, story.panel_count)
+            if not all(isinstance(entry, dict) for entry in entries):
+                raise NoAnswer("the list holds no objects")
+            return [Panel(_text_of(entry.get("caption")), _text_of(entry.get("prompt"))) for entry in entries]
+
+        return self._ask(self._turns(image, story), parsed)
+
+    def close(self) -> None:
+        self._agent.close()
+
+    def _turns(self, image: Image.Image, story: Story) -> list[Message]:
+        idea = f" It is about: {story.idea}" if story.idea else ""
+        return [
+            Message.user(instruction("story_character"), Picture.of(image)),
+            Message.assistant(story.character),
+            Message.user(instruction("story_panels", panels=story.panel_count, idea=idea)),
+            Message.assistant(json.dumps(story.story, ensure_ascii=False)),
+            Message.user(instruction("story_prompts", panels=story.panel_count)),
+        ]
+
+    def _ask(self, turns: list[Message], parse: Callable[[str], Told]) -> Told:
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            answer = self._agent.ask(Request(tuple(turns), attempt=attempt))
+            try:
+                return parse(line_of(answer))
+            except NoAnswer as failure:
+                reason = str(failure)
+                log.warning("%s gave no usable answer: %s", answer.served_model, reason)
+        raise GenerationError(
+            f"{self._agent.model} gave no usable answer in {ATTEMPTS} attempts ({reason}); choose another model with --agents"
+        )
+
+
+def _json_list(text: str, count: int) -> list[Any]:
+    """Return the list in a text, which may have a fence or words around it.
+
+    Raises:
+        NoAnswer: there is none, or it has another length.
+    """
+    start, end = text.find("["), text.rfind("]")
+    try:
+        entries = json.loads(text[start : end + 1]) if 0 <= start < end else None
+    except ValueError:
+        entries = None
+    if not isinstance(entries, list):
+        raise NoAnswer("no JSON list")
+    if len(entries) != count:
+        raise NoAnswer(f"{len(entries)} panels instead of {count}")
+    return entries
+
+
+def _text_of(entry: Any) -> str:
+    if not isinstance(entry, str) or not entry.strip():
+        raise NoAnswer(f"an entry without text: {entry!r}")
+    return entry.strip()
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One moment of the miniature's story: its words, where it happens, and how soon it is left out (highest first)."""
+
+    caption: str
+    context: dict[str, str]
+    rank: int
+
+
+_BEATS = (
+    Beat("Somebody lived in a picture and had never left it.", {}, 0),
+    Beat("One morning the wall behind it was gone. Everything was green.", {"background_color": "green"}, 2),
+    Beat(
+        "A blue road led off to the left. It followed.",
+        {"place": "left", "size": "small", "background_kind": "striped", "light_direction": "left"},
+        3,
+    ),
+    Beat(
+        "The road climbed and climbed, up to the very top.",
+        {"place": "top", "size": "small", "background_color": "yellow", "light_direction": "above"},
+        7,
+    ),
+    Beat(
+        "Up there the sun was warm, and the view was good.",
+        {"place": "top", "background_color": "yellow", "light_color": "warm", "light_direction": "above"},
+        9,
+    ),
+    Beat(
+        "Then the floor began to tilt!",
+        {"rotation": "right", "background_kind": "checkered", "background_color": "brown"},
+        4,
+    ),
+    Beat(
+        "Down it rolled, all the way to the bottom.",
+        {
+            "place": "bottom",
+            "size": "small",
+            "rotation": "left",
+            "background_kind": "striped",
+            "background_color": "brown",
+        },
+        5,
+    ),
+    Beat(
+        "It was a gray place, and the light was cold.",
+        {"place": "bottom", "size": "small", "background_color": "gray", "light_color": "cool"},
+        10,
+    ),
+    Beat(
+        "Pink tiles! It had always wanted to dance.",
+        {"rotation": "left", "background_kind": "checkered", "background_color": "pink"},
+        6,
+    ),
+    Beat(
+        "Evening came, and the low sun made everything glow.",
+        {"place": "right", "background_color": "pink", "light_direction": "right", "light_color": "warm"},
+        8,
+    ),
+    Beat(
+        "It walked back through the blue night.",
+        {"place": "right", "size": "small", "light_direction": "left", "light_color": "cool"},
+        11,
+    ),
+    Beat("Home again. Tomorrow it would look behind the other wall.", {}, 1),
+)
+
+
+class MiniatureStoryteller:
+    """The miniature world's own story, in the words that its models know; the idea has no part in it."""
+
+    def character(self, image: Image.Image, story: Story) -> str:
+        return "this character, as the first panel shows it"
+
+    def story(self, image: Image.Image, story: Story) -> list[str]:
+        return [beat.caption for beat in self._beats(story)]
+
+    def panels(self, image: Image.Image, story: Story) -> list[Panel]:
+        drawn = [", ".join(["this character", *context_phrases(_context(beat))]) for beat in self._beats(story)[1:]]
+        prompts = [story.character, *drawn]
+        return [Panel(caption, prompt) for caption, prompt in zip(story.story, prompts, strict=True)]
+
+    def close(self) -> None:
+        pass
+
+    def _beats(self, story: Story) -> list[Beat]:
+        return [beat for beat in _BEATS if beat.rank < story.panel_count]
+
+
+def _context(beat: Beat) -> Context:
+    words = Context.vocabulary
+    return Context(**{name: words[name].index(beat.context[name]) if name in beat.context else 0 for name in words})

@@ -1,0 +1,105 @@
+"""Builds base and architecture from a configuration, and refuses what does not go together before weights are loaded."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.compute.machine import AUTO
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
+from dsd_lightning.models.restore import start_from
+from dsd_lightning.rectified_flow import ResolutionShift
+
+log = logging.getLogger(__name__)
+
+
+def shift_of_base(base: FluxBase) -> ResolutionShift:
+    """Return the timestep shift that the base's scheduler asks for (`shift=resolution`)."""
+    return base.resolution_shift()
+
+
+def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Architecture:
+    """Return the architecture of a configuration, complete: transformer loaded, reference parts and factors added.
+
+    Needs no other part of the base; with `base.model.initialise=meta` no weights either, and no memory.
+
+    Args:
+        config: as `train.py` composes it.
+        base: built from `config` if None.
+
+    Raises:
+        BaseModelError, LoraError, AdapterMismatchError, OfficialWeightsError, QuantizationError: see there.
+        ValueError: if nothing would be trained.
+    """
+    require_combinable(config)
+    base = base or build_base(config)
+    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are told at once.
+    build: Any = instantiate(config.arch)
+    torch.manual_seed(config.seed)
+    transformer = base.transformer()
+    with transformer.device if transformer.device.type == "meta" else nullcontext():
+        architecture: Architecture = build(transformer=transformer)
+    if config.init_from is not None:
+        start_from(config.init_from, architecture)
+    trained = sum(parameter.numel() for _, parameter in architecture.trainable())
+    if trained == 0:
+        raise ValueError("nothing would be trained: give arch.lora, or arch.train_base=true")
+    if config.base.get("quantize") is not None:
+        # After the factors are attached, and after other weights have taken the base's place.
+        quantize_(architecture.shard_units(), config.base.quantize)
+    log.info("%s on %s: %s parameters are trained", architecture.name, base.path, f"{trained:,}")
+    return architecture
+
+
+def require_combinable(config: DictConfig) -> None:
+    """Refuse settings that are sound by themselves and do not go together: 8 or 4 bits with what is trained or divided.
+
+    Raises:
+        QuantizationError: naming both settings and the remedy.
+    """
+    divides = OmegaConf.select(config, "trainer.strategy.divide_frozen")  # None: every device has the whole model
+    if divides is not None and "8bit" in config.optimizer["_target_"].lower():
+        raise QuantizationError(
+            "an optimizer with moments of 8 bits, and a strategy that divides them: blocks of moments that share a scale "
+            "cannot be put together; choose trainer/strategy=single or ddp, or optimizer=adamw"
+        )
+    kind = config.base.get("quantize")
+    if kind is None:
+        return
+    require_known(kind)
+    if config.arch.get("train_base", False):
+        raise QuantizationError(
+            f"base.quantize={kind} with arch.train_base=true: what is trained cannot be stored in so few bits; set "
+            "base.quantize=null, or arch.train_base=false"
+        )
+    if divides:
+        raise QuantizationError(
+            f"base.quantize={kind} with a strategy that divides the base: quantised weights stay whole; choose "
+            "trainer/strategy=single, ddp or adapter_shard, or base.quantize=null"
+        )
+
+
+def build_base(config: DictConfig) -> FluxBase:
+    """Return the base model's place, none of it loaded yet; a local folder that lacks a part is refused."""
+    base: FluxBase = instantiate(config.base.model)
+    base.require_parts()
+    return base
+
+
+def parks_encoders(config: DictConfig) -> bool:
+    """Return whether VAE and text encoders wait in main memory: as `park_encoders` says, or if pairs come encoded.
+
+    Raises:
+        ValueError: another value.
+    """
+    wanted = config.park_encoders
+    if wanted not in (True, False, AUTO):
+        raise ValueError(f"park_encoders={wanted} is unknown; choose true, false or {AUTO}")
+    return bool(config.data.get("encoded", False)) if wanted == AUTO else bool(wanted)

@@ -1,0 +1,188 @@
+"""What does a step cost, in operations and in memory? Counted on the tensors themselves, with or without their contents."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+
+FLOAT32 = 4
+"""Bytes of a trained value, of its gradient, and of each moment."""
+
+
+# --- Operations. Kernels that torch's counter does not know; without them attention would be free on the CPU.
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _twice_forward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""As kernels execute it: five products backward, because the scores are computed again."""
+
+MODEL_ATTENTION: dict[Any, Callable[..., int]] = CPU_ATTENTION | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _twice_forward
+}
+"""As MFU counts it: twice the forward pass backward."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations: those of torch's registry, and attention on the CPU, which is not in it.
+
+    (`torch.utils.flop_counter.FlopCounterMode` hangs hooks on the graph that keep what a block computes again alive until
+    the backward pass is over, and so hides what recomputing saves.)
+
+    Args:
+        attention: `CPU_ATTENTION` or `MODEL_ATTENTION`.
+
+    Attributes:
+        total: operations; a multiply-add counts two.
+    """
+
+    def __init__(self, attention: Mapping[Any, Callable[..., int]]) -> None:
+        super().__init__()
+        self._formulas = flop_registry | {kernel: shape_wrapper(formula) for kernel, formula in attention.items()}
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        outputs = func(*args, **kwargs)
+        if formula := self._formulas.get(func.overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=outputs)
+        return outputs
+
+
+# --- Memory.
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive: those given, and those that operations make while it is active.
+
+    (`torch.distributed._tools.mem_tracker.MemTracker` does the same and more, but stops at frozen parameters.)
+
+    Attributes:
+        now, peak: bytes.
+        history: (storage, bytes) of each one that came, and (storage, -bytes) of each that went, in their order.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.history: list[tuple[int, int]] = []
+        self._alive: dict[int, tuple[int, Any]] = {}
+        self._count = 0
+        for tensor in tensors:
+            self._note(tensor)
+
+    @property
+    def alive(self) -> set[int]:
+        """The storages that are alive, by their numbers in `history`."""
+        return {number for number, _ in self._alive.values()}
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive:
+            return
+        self._count += 1
+        number = self._count
+
+        def free(_: Any) -> None:
+            del self._alive[address]
+            self.now -= size
+            self.history.append((number, -size))
+
+        self._alive[address] = (number, weakref.ref(storage, free))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self.history.append((number, size))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, outputs)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one sample costs in training.
+
+    Attributes:
+        forward: floating-point operations of a forward pass; a multiply-add counts two.
+        training: of forward and backward together, and of what is recomputed.
+        moments: (bytes of activations, bytes of gradients) alive at the moments of a step that may be its peak. The first
+            grow with the batch, the second do not.
+    """
+
+    forward: float
+    training: float
+    moments: tuple[tuple[int, int], ...]
+
+    def activations(self, samples: int, gradients: float = 1.0) -> float:
+        """Return the bytes beyond weights and all gradients at the peak of a step of so many samples.
+
+        Args:
+            samples: a device's batch.
+            gradients: share of them that the device holds.
+        """
+        whole = max(gradient for _, gradient in self.moments)
+        return max(samples * kept - gradients * (whole - gradient) for kept, gradient in self.moments)
+
+
+def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Cost:
+    """Return what one sample costs, from running its step on tensors without contents.
+
+    Args:
+        weights: of the model that `step` uses, without contents as `without_memory` makes them.
+        step: returns the loss of a sample.
+    """
+    live = LiveTensors(weights)
+    live.history.clear()
+    operations = Operations(MODEL_ATTENTION)
+    with live, operations:
+        loss = step()
+        forward = operations.total
+        loss.backward()
+    del loss
+    return Cost(float(forward), float(operations.total), tuple(_moments(live.history, live.alive)))
+
+
+def _moments(history: list[tuple[int, int]], gradients: set[int]) -> list[tuple[int, int]]:
+    """Return the (activations, gradients) that no other moment exceeds in both; what outlives the step is a gradient."""
+    kept = gradient = 0
+    largest: dict[int, int] = {}
+    for number, size in history:
+        if number in gradients:
+            gradient += size
+        else:
+            kept += size
+        largest[gradient] = max(largest.get(gradient, 0), kept)
+    moments: list[tuple[int, int]] = []
+    for held in sorted(largest, reverse=True):
+        if not moments or largest[held] > moments[-1][0]:
+            moments.append((largest[held], held))
+    return moments
+
+
+def without_memory() -> FakeTensorMode:
+    """Return the mode in which tensors have shapes and take no memory; attention is that of a kernel that keeps no scores."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

@@ -1,0 +1,86 @@
+"""What would one training step of an architecture cost? It is run once, on tensors that have shapes and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.flux.codec import Codec
+from dsd_lightning.flux.image_encoder import ImageEncoder, Preprocessing
+from dsd_lightning.objective import frame_losses
+from dsd_lightning.pairs import Condition, TextEmbeddings
+from dsd_lightning.planning.counters import Cost, trace, without_memory
+
+
+class _Shapes(Codec):
+    """Stands where encodings have been cached: its latents have a shape and nothing else."""
+
+    def __init__(self, channels: int, downsampling: int, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self._channels, self._downsampling, self._dtype = channels, downsampling, dtype
+
+    @property
+    def downsampling(self) -> int:
+        return self._downsampling
+
+    @property
+    def channels(self) -> int:
+        return self._channels
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"], *, sample: object = None) -> Float[Tensor, "b c lh lw"]:
+        batch, _, height, width = pixels.shape
+        shape = (batch, self.channels, height // self.downsampling, width // self.downsampling)
+        return torch.empty(shape, dtype=self._dtype, device=pixels.device)
+
+
+def step_cost(
+    architecture: Architecture,
+    frame_size: tuple[int, int],
+    text_tokens: int,
+    frame_weights: Mapping[str, float],
+    *,
+    pixels_per_token: int = 16,
+    autocast: bool = False,
+    batch: int = 1,
+) -> Cost:
+    """Return what a step on `batch` pairs costs with this architecture, encodings and embeddings being cached.
+
+    Args:
+        architecture: on meta; blocks to be recomputed are chosen. Of no use afterwards.
+        frame_size: (height, width), pixels.
+        text_tokens: T5 tokens.
+        frame_weights: weight of each frame's error.
+        pixels_per_token: side of the square of pixels that is one image token.
+        autocast: whether operations run in bfloat16 whatever their weights are (`trainer.precision=bf16-mixed`).
+        batch: pairs.
+    """
+    config = architecture.transformer.config
+    for module in architecture.modules():
+        if isinstance(module, ImageEncoder) and module.preprocessing is None:
+            side = int(module.tower.config.image_size)
+            module.preprocessing = Preprocessing((side, side), None, (0.0,) * 3, (1.0,) * 3, "bilinear")
+    with without_memory():
+        architecture.to_empty(device="cpu")
+        dtype = architecture.transformer.context_embedder.weight.dtype
+        # A token is a square of 2 x 2 latents.
+        codec = _Shapes(int(config.in_channels) // 4, pixels_per_token // 2, dtype)
+        pictures = torch.empty(batch, 3, *frame_size)
+        with torch.no_grad():
+            encoded = architecture.encode(pictures, pictures, codec)
+        text = TextEmbeddings(
+            torch.empty(batch, text_tokens, int(config.joint_attention_dim), dtype=dtype),
+            torch.empty(batch, int(config.pooled_projection_dim), dtype=dtype),
+        )
+        condition = Condition(text, torch.ones(batch), encoded.reference)
+        noise, timestep = torch.empty_like(encoded.clean), torch.empty(batch)
+
+        def step() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+                return frame_losses(architecture, encoded, condition, noise, timestep, frame_weights).total
+
+        return trace([*architecture.parameters(), *architecture.buffers()], step)

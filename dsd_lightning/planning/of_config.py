@@ -1,0 +1,147 @@
+"""Does the configured run fit, and how long will it take? What the planner is told about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import FluxTransformer2DModel
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.strategy import ShardedStrategy
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
+from dsd_lightning.models.build import build_architecture, build_base, parks_encoders, require_combinable
+from dsd_lightning.planning.counters import Cost
+from dsd_lightning.planning.meta_step import step_cost
+from dsd_lightning.planning.plan import (
+    ENCODERS,
+    Division,
+    DoesNotFitError,
+    Planner,
+    Run,
+    count_stored,
+    fits,
+    table,
+)
+
+
+def plan(config: DictConfig) -> str:
+    """Return what the configured run needs and how long it takes, as a table; see docs/planning.md. Nothing is loaded.
+
+    Raises:
+        ValueError: if the configuration leaves open what has to be known, naming the setting.
+    """
+    planner: Planner = instantiate(config.planner)
+    return table(_count(config, planner), planner)
+
+
+def require_fit(config: DictConfig, memory_gib: float) -> None:
+    """Refuse a run that a device of `memory_gib` cannot hold.
+
+    Raises:
+        DoesNotFitError: with the plan, and settings that would fit.
+    """
+    planner: Planner = replace(instantiate(config.planner), gpu_memory_gib=memory_gib)
+    run = _count(config, planner)
+    if not fits(run, planner):
+        raise DoesNotFitError(f"this run does not fit (force=true starts it all the same):\n{table(run, planner)}")
+
+
+def _count(config: DictConfig, planner: Planner) -> Run:
+    resolution = planner.resolution or OmegaConf.select(config, "data.datamodule.source.resolution")
+    if resolution is None:
+        raise ValueError("this data source has no one resolution: give planner.resolution=[HEIGHT,WIDTH]")
+    require_combinable(config)
+    gpus = planner.gpus
+    if gpus is None:
+        if not isinstance(config.trainer.devices, int) or config.trainer.devices < 1:
+            raise ValueError(f"trainer.devices={config.trainer.devices} is no number of devices: give planner.gpus")
+        gpus = config.trainer.devices * int(config.trainer.num_nodes)
+    architecture, base = _on_meta(config, quantize=None)
+    linear = [layer.weight for unit in architecture.shard_units() for _, _, layer in linear_layers(unit)]
+    encoders = planner.encoder_parameters
+
+    def cost(choice: str | int) -> Cost:
+        # A new one each time: a traced one has lost its place on meta.
+        traced, _ = _on_meta(config, config.base.get("quantize"))
+        recompute(traced, choice)
+        return step_cost(
+            traced,
+            planner.frame_size(resolution),
+            base.text_length,
+            config.task.relation.frame_weights,
+            pixels_per_token=planner.pixels_per_token,
+            autocast=config.trainer.precision == "bf16-mixed",
+        )
+
+    run = Run(
+        frozen=sum(p.numel() for p in architecture.parameters() if not p.requires_grad),
+        trained=sum(p.numel() for _, p in architecture.trainable()),
+        base_bytes=base.torch_dtype.itemsize,
+        encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
+        averaged=config.callbacks.get("ema") is not None,
+        costs={str(config.recompute): cost(config.recompute)},
+        batch_size=int(config.data.datamodule.batch_size),
+        accumulate=int(config.trainer.accumulate_grad_batches),
+        steps=int(config.trainer.max_steps),
+        gpus=gpus,
+        division=_division(config, architecture, gpus),
+        rank=None if architecture.lora is None else architecture.lora.rank,
+        parked=parks_encoders(config),
+        quantize=config.base.get("quantize"),
+        linear=sum(weight.numel() for weight in linear),
+        stored={kind: sum(stored_bytes(kind, *weight.shape) for weight in linear) for kind in LIBRARIES},
+    )
+    if not fits(run, planner) and config.recompute != "all":
+        more = [choice for choice in (2, "all") if choice != config.recompute]
+        run = replace(run, costs={**run.costs, **{str(choice): cost(choice) for choice in more}})
+    return run
+
+
+def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Division:
+    """Return what lies in pieces under the configured strategy."""
+    strategy = config.trainer.strategy
+    if isinstance(strategy, str):
+        if strategy != "auto" and not strategy.startswith("ddp"):
+            raise ValueError(
+                f"plan=true does not know trainer.strategy={strategy}: choose trainer/strategy=single, ddp, fsdp, "
+                "adapter_shard or hybrid"
+            )
+        return Division()
+    built: Any = instantiate(strategy)
+    if not isinstance(built, ShardedStrategy) or gpus == built.replicas:
+        return Division()
+    if gpus % built.replicas:
+        raise ValueError(f"trainer.strategy.replicas={built.replicas} does not divide the {gpus} GPUs")
+
+    def size(module: nn.Module) -> int:
+        kept = (p for p in module.parameters() if p.requires_grad or built.divide_frozen)
+        return sum(p.numel() * p.element_size() for p in kept)
+
+    units = sorted((size(unit) for unit in architecture.shard_units()), reverse=True)
+    everything = size(architecture)
+    # The block at work, the next one on its way, and what belongs to no block.
+    held = sum(units[:2]) + everything - sum(units) if built.reshard_after_forward else everything
+    return Division(gpus // built.replicas, built.divide_frozen, held / everything)
+
+
+def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, FluxBase]:
+    """Return the configured architecture without memory, as it starts on the bare base stored as `quantize` says."""
+    config = config.copy()
+    with open_dict(config):
+        config.base.quantize = quantize
+        # What a run starts from changes values, not counts.
+        config.init_from, config.base.model.initialise = None, "meta"
+        if config.base.model.attention_backend != "_native_math":
+            config.base.model.attention_backend = None  # all others keep as much
+        if config.base.model.get("transformer_config") is None:
+            known = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
+            config.base.model.transformer_config = {k: v for k, v in known.items() if not k.startswith("_")}
+    base = build_base(config)
+    return build_architecture(config, base), base

@@ -1,0 +1,275 @@
+"""Does a training run fit, and how long will it take? From counts and a traced step; nothing is loaded, no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dsd_lightning.planning.counters import FLOAT32, Cost
+
+GIB = 2**30
+TERA = 1e12
+DAY = 86_400.0
+
+ENCODERS = ("text_encoder", "text_encoder_2", "vae")
+"""Parts of a base, beside its transformer, that stay in memory while training."""
+
+
+class DoesNotFitError(ValueError):
+    """A run that needs more memory than a device has; the message is its plan, with settings that would fit."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What the plan assumes of the machine (`planner` in the configuration).
+
+    Attributes:
+        gpus: number of GPUs; None: what the trainer is told.
+        gpu_memory_gib: memory of one that is free for the run, GiB.
+        peak_tflops: of one GPU, in the precision of training, TFLOP/s.
+        mfu: share of the peak that is reached by all operations, recomputed ones included.
+        resolution: height, width of a frame, pixels; None: the data source's.
+        pixels_per_token: side of the square of pixels that is one image token.
+        encoder_parameters: of both text encoders and the VAE; None: counted in the base's folder.
+        optimizer_bytes: bytes that the optimizer keeps for each trained value; AdamW keeps two float32 moments.
+    """
+
+    gpu_memory_gib: float | int
+    peak_tflops: float | int
+    mfu: float
+    gpus: int | None = None
+    resolution: Sequence[int] | None = None
+    pixels_per_token: int = 16
+    encoder_parameters: int | None = None
+    optimizer_bytes: float | int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_memory_gib", "peak_tflops"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"planner.{name}={getattr(self, name)} must be > 0")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"planner.mfu={self.mfu} must be in (0, 1]; tuned LoRA training reaches about 0.4")
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for what the trainer is told")
+
+    def frame_size(self, resolution: Sequence[int]) -> tuple[int, int]:
+        """Return the (height, width) of a frame, pixels.
+
+        Raises:
+            ValueError: if tokens do not divide it.
+        """
+        height, width = resolution
+        if height % self.pixels_per_token or width % self.pixels_per_token:
+            raise ValueError(f"a frame of {height} x {width} is not made of squares of {self.pixels_per_token} pixels")
+        return height, width
+
+
+def count_stored(base: Path, parts: Iterable[str]) -> int:
+    """Return the number of values in the safetensors files of a base's parts; only their headers are read.
+
+    Raises:
+        ValueError: if a part has no such file here, as that of a hub id has not.
+    """
+    count = 0
+    for part in parts:
+        files = sorted((base / part).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{base / part} holds no safetensors file to count: give planner.encoder_parameters")
+        for file in files:
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            count += sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+    return count
+
+
+@dataclass(frozen=True)
+class Division:
+    """What of a model lies in pieces, as the strategy has it.
+
+    Attributes:
+        pieces: devices among which it is divided; 1 for whole replicas.
+        frozen: whether the frozen base is divided too, or what is trained alone.
+        gathered: share of what is divided that is whole on a device at its peak: two blocks of all, or 1.
+    """
+
+    pieces: int = 1
+    frozen: bool = False
+    gathered: float = 1.0
+
+    def share(self) -> float:
+        """Return the share of a divided part that a device holds."""
+        return 1 / self.pieces
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is counted of a configuration.
+
+    Attributes:
+        frozen, trained: parameters.
+        base_bytes: bytes of a frozen parameter.
+        encoders: parameters of the text encoders and the VAE.
+        parked: whether they wait in main memory while a step is made.
+        averaged: whether averages (EMA) of the trained parameters are kept.
+        costs: of one sample, by the choice of `recompute`; the run's own is the first.
+        batch_size: pairs a batch, all devices together.
+        accumulate: batches an optimizer step.
+        steps: optimizer steps.
+        gpus: devices.
+        division: what of the model lies in pieces.
+        rank: of the factors; None without any.
+        quantize: how the linear layers of the base's blocks are stored (`base.quantize`); None: as all frozen parameters.
+        linear: parameters of those layers' weights.
+        stored: bytes of them, by the choice of `quantize`.
+    """
+
+    frozen: int
+    trained: int
+    base_bytes: int
+    encoders: int
+    averaged: bool
+    costs: Mapping[str, Cost]
+    batch_size: int
+    accumulate: int
+    steps: int
+    gpus: int
+    division: Division = field(default_factory=Division)
+    rank: int | None = None
+    parked: bool = False
+    quantize: str | None = None
+    linear: int = 0
+    stored: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.gpus:
+            raise ValueError(
+                f"data.datamodule.batch_size={self.batch_size} is not divisible among {self.gpus} GPUs; nearest is "
+                f"{max(1, round(self.batch_size / self.gpus)) * self.gpus}"
+            )
+
+    @property
+    def base(self) -> float:
+        """Bytes of the frozen parameters."""
+        if self.quantize is None:
+            return float(self.frozen * self.base_bytes)
+        return float((self.frozen - self.linear) * self.base_bytes + self.stored[self.quantize])
+
+    @property
+    def recompute(self) -> str:
+        """The run's own choice of blocks that are recomputed."""
+        return next(iter(self.costs))
+
+    @property
+    def cost(self) -> Cost:
+        """Of one sample."""
+        return self.costs[self.recompute]
+
+
+def memory(run: Run, planner: Planner) -> dict[str, float]:
+    """Return the peak memory of one device by part, bytes. Trained values are float32, as are their gradients and moments."""
+    share = run.division.share()
+    base, trained = run.base, float(run.trained * FLOAT32)
+    divided = trained + base * run.division.frozen
+    activations, encoders = (
+        run.cost.activations(run.batch_size // run.gpus, share),
+        float(run.encoders * run.base_bytes),
+    )
+    parts = {
+        "base": base * (share if run.division.frozen else 1),
+        "adapters": trained * share,
+        "gradients": trained * share,
+        "optimizer": run.trained * planner.optimizer_bytes * share,
+        "averages": trained * run.averaged * share,
+        # Parked, they come between steps, in the activations' place.
+        "encoders": max(0.0, encoders - activations) if run.parked else encoders,
+        "activations": activations,
+    }
+    if run.division.pieces > 1:
+        parts["put together"] = divided * run.division.gathered
+    return parts
+
+
+def fits(run: Run, planner: Planner) -> bool:
+    """Return whether a device's memory holds its peak."""
+    return sum(memory(run, planner).values()) <= planner.gpu_memory_gib * GIB
+
+
+def step_seconds(run: Run, planner: Planner) -> float:
+    """Return the time of an optimizer step, seconds; encoding, sending and data reading not counted."""
+    return run.cost.training * run.batch_size * run.accumulate / (run.gpus * planner.peak_tflops * TERA * planner.mfu)
+
+
+def checkpoint_bytes(run: Run, planner: Planner) -> float:
+    """Return the size of a checkpoint: trained values, averages and the optimizer's; never the base."""
+    return float(run.trained * (FLOAT32 * (1 + run.averaged) + planner.optimizer_bytes))
+
+
+def alternatives(run: Run, planner: Planner) -> Iterator[str]:
+    """Yield the nearest settings that would fit, each with as many pairs an optimizer step as before."""
+    pairs = run.batch_size * run.accumulate
+    changed = {"": run}
+    for choice, cost in list(run.costs.items())[1:]:
+        changed[f"recompute={choice}"] = replace(run, costs={choice: cost})
+    if run.averaged:
+        changed["callbacks.ema=null"] = replace(run, averaged=False)
+    if run.base_bytes == FLOAT32:
+        changed["base.model.dtype=bfloat16"] = replace(run, base_bytes=FLOAT32 // 2)
+    for kind in ("int8", "nf4") if run.stored and not run.division.frozen else ():
+        if kind != run.quantize:
+            changed[f"base.quantize={kind}"] = replace(run, quantize=kind)
+    if run.division.pieces == 1 and run.gpus > 1:
+        for name, divided in (("adapter_shard", Division(run.gpus)), ("fsdp", Division(run.gpus, True, 0.1))):
+            changed[f"trainer/strategy={name}"] = replace(run, division=divided)
+    for setting, other in changed.items():
+        for per_device in range(run.batch_size // run.gpus, 0, -1):
+            batch = per_device * run.gpus
+            candidate = replace(other, batch_size=batch, accumulate=pairs // batch)
+            if pairs % batch == 0 and fits(candidate, planner):
+                values = [
+                    f"data.datamodule.batch_size={batch}" if batch != run.batch_size else "",
+                    f"trainer.accumulate_grad_batches={pairs // batch}" if pairs // batch != run.accumulate else "",
+                ]
+                yield " ".join(each for each in (setting, *values) if each)
+                break
+    one = replace(run, batch_size=run.gpus, accumulate=max(1, pairs // run.gpus))
+    if fits(one, planner):
+        return
+    rank = run.rank
+    while rank is not None and rank > 1:
+        rank //= 2
+        # The activations of the larger rank, which bound those of the smaller.
+        if fits(replace(one, trained=run.trained * rank // (run.rank or 1)), planner):
+            yield f"arch.lora.rank={rank} data.datamodule.batch_size={one.batch_size} " + (
+                f"trainer.accumulate_grad_batches={one.accumulate}"
+            )
+            break
+    yield f"a device of {sum(memory(one, planner).values()) / GIB:.1f} GiB, or fewer arch.lora.targets"
+
+
+def table(run: Run, planner: Planner) -> str:
+    """Return the plan as lines of text."""
+    parts = memory(run, planner)
+    peak, seconds = sum(parts.values()), step_seconds(run, planner)
+    verdict = "fits" if peak <= planner.gpu_memory_gib * GIB else "DOES NOT FIT"
+    held = "the whole model" if run.division.pieces == 1 else f"1/{run.division.pieces} of "
+    if run.division.pieces > 1:
+        held += "the model" if run.division.frozen else "what is trained, and the whole base"
+    rows: Mapping[str, str] = {
+        "parameters": f"{run.frozen + run.trained:,} ({run.trained:,} trained)",
+        "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training "
+        f"(recompute={run.recompute})",
+        "pairs": f"{run.batch_size // run.gpus} a device and batch, {run.batch_size * run.accumulate} an optimizer step, "
+        f"{run.gpus} GPUs (each holds {held})",
+        **{f"memory: {name}": f"{value / GIB:8.2f} GiB" for name, value in parts.items()},
+        "memory: peak": f"{peak / GIB:8.2f} GiB of {planner.gpu_memory_gib:g}: {verdict} (the allocator needs some more)",
+        "optimizer step": f"{seconds:.3g} s at an MFU of {planner.mfu:g} of {planner.peak_tflops:g} TFLOP/s",
+        "run": f"{run.steps:,} steps: {seconds * run.steps / DAY:.3g} days",
+        "checkpoint": f"{checkpoint_bytes(run, planner) / 1e9:.3g} GB",
+    }
+    lines = [f"{name:<22}{value}" for name, value in rows.items()]
+    if verdict != "fits":
+        lines += ["would fit:", *(f"  {each}" for each in alternatives(run, planner))]
+    return "\n".join(lines)

@@ -1,1 +1,0 @@
-"""What do the runs of a sweep say together? `python -m dsd_lightning.study SWEEP` makes the report; see docs/ablation.md."""

@@ -1,0 +1,54 @@
+"""Builds the LightningModule of a configuration, complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.machine import compile_blocks
+from dsd_lightning.flux.placement import park
+from dsd_lightning.models.build import build_architecture, build_base, parks_encoders
+from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.sampler import Shift
+
+
+def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> DiffusionSelfDistillation:
+    """Return the module of a configuration, complete: base loaded, reference parts added, factors attached.
+
+    Args:
+        config: as `train.py` composes it.
+        sizes: (height, width) of the frames to come, pixels; sizes that the VAE cannot pack are refused before the
+            transformer is loaded.
+    """
+    parked = parks_encoders(config)
+    base = build_base(config)
+    shift: Any = instantiate(config.shift)
+    if not isinstance(shift, Shift):
+        shift = shift(base)
+    codec = base.codec()
+    for height, width in sizes:
+        codec.require_size(height, width)
+    architecture = build_architecture(config, base)
+    recompute(architecture, config.recompute)
+    compile_blocks(architecture.shard_units(), config.compile)
+    module = DiffusionSelfDistillation(
+        architecture=architecture,
+        codec=codec,
+        text_encoder=base.text_encoder(),
+        task=instantiate(config.task.relation),
+        density=instantiate(config.density),
+        shift=shift,
+        dropout=instantiate(config.dropout),
+        optimizer=instantiate(config.optimizer),
+        schedule=instantiate(config.schedule),
+        guidance_scale=base.guidance_scale,
+        sampler=instantiate(config.sampler),
+        seed=config.seed,
+    )
+    if parked:
+        park(module, ("codec", "text_encoder"), where=lambda: module.device)
+    return module

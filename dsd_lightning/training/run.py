@@ -1,0 +1,142 @@
+"""A training run from its configuration: in which order is it checked, built, run, saved and reported?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+
+from dsd_lightning.checkpoints.adapter import check_header, read_header
+from dsd_lightning.checkpoints.folder_io import find_last
+from dsd_lightning.cli.console import tidy
+from dsd_lightning.compute.machine import keep_memory
+from dsd_lightning.planning.of_config import require_fit
+from dsd_lightning.planning.plan import (
+    GIB,
+)
+from dsd_lightning.runs.folder import SUMMARY
+from dsd_lightning.runs.resume import claim, is_finished, read_summary, record, require_same
+from dsd_lightning.training.build import build_module
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The value of `ckpt` that leaves it to the run's folder whether there is anything to do, and from where."""
+
+
+def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
+    """Return the checkpoint folder that `ckpt` names, or None to start anew: null, or "auto" where there is none yet.
+
+    Raises:
+        FileNotFoundError: if there is none, naming what was looked for and where.
+    """
+    if ckpt is None:
+        return None
+    found = find_last(run_dir / "checkpoints") if ckpt in ("last", AUTO) else Path(ckpt)
+    if found is None and ckpt == AUTO:
+        return None
+    if found is None:
+        raise FileNotFoundError(
+            f"ckpt=last, but {run_dir / 'checkpoints'} holds no whole checkpoint; start anew with ckpt=null, or name a "
+            "checkpoint folder"
+        )
+    if not found.is_dir():
+        raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint folder")
+    return found
+
+
+def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Run the configured training in `run_dir` and return the figures that the callbacks measured.
+
+    With `ckpt=auto`, start anew, go on from the last checkpoint, or do nothing if the run is finished or another process
+    is at it (then the figures are empty), so that one command can be given again and again, and several times at once.
+
+    Raises:
+        OtherRunError: with `ckpt=auto`, if the folder holds a run of another configuration.
+    """
+    if config.ckpt != AUTO:
+        return _train(config, run_dir)
+    with claim(run_dir) as mine:
+        if not mine:
+            log.warning("%s: another process trains this run; it is left alone", run_dir)
+            return {}
+        require_same(config, run_dir)
+        if is_finished(run_dir):
+            log.info("%s: finished before; there is nothing to do", run_dir)
+            return {}
+        return _train(config, run_dir)
+
+
+def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Run the training.
+
+    What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
+    another architecture before the data is encoded.
+    """
+    tidy()
+    if not torch.cuda.is_available():
+        keep_memory()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    checkpoint = find_checkpoint(config.ckpt, run_dir)
+    data: L.LightningDataModule = instantiate(config.data.datamodule)
+    # An experiment may give settings to a callback that the chosen group leaves out (callbacks=minimal).
+    callbacks = [instantiate(each) for each in config.callbacks.values() if each and "_target_" in each]
+    loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
+    trainer: L.Trainer = instantiate(
+        config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[instantiate(config.checkpoint_io)]
+    )
+    if trainer.strategy.root_device.type == "cuda" and not config.force:
+        require_fit(config, torch.cuda.mem_get_info(trainer.strategy.root_device)[0] / GIB)
+    module = build_module(config, getattr(data, "sizes", ()))
+    if checkpoint is not None:
+        check_header(read_header(checkpoint), module.architecture)
+    record(config, run_dir)
+    exit_code = 1
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
+        exit_code = 0
+    finally:
+        _close(loggers, exit_code)
+    return dict(getattr(module, "summary", {}))
+
+
+def _close(loggers: Iterable[Logger], exit_code: int) -> None:
+    """End the W&B run: the next run of a sweep, in this process, would otherwise go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger.experiment.finish(exit_code=exit_code)
+
+
+HEADLINES = (
+    "identity_accuracy_before",
+    "identity_accuracy",
+    "prompt_accuracy",
+    "mask_iou_before",
+    "mask_iou",
+    "mask_iou_ceiling",
+    "depth_abs_rel",
+    "light_direction_accuracy",
+    "light_color_accuracy",
+    "copy_paste",
+    "reference_psnr",
+    "seconds",
+)
+
+
+def report(run_dir: Path) -> str:
+    """Return where the results of a finished run lie, and its headline figures."""
+    figures = read_summary(run_dir)
+    lines = [f"run folder    {run_dir}"]
+    sheets = sorted((run_dir / "samples").glob("step_*.png"))
+    if sheets:
+        lines.append(f"sample sheet  {sheets[-1]}")
+    if figures:
+        lines.append(f"figures       {run_dir / SUMMARY}")
+    lines += [f"  {name:<26}{figures[name]:.4g}" for name in HEADLINES if name in figures]
+    return "\n".join(lines)

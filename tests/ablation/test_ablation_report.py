@@ -1,0 +1,214 @@
+"""Does the report say what the runs measured, no more and no less?"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from dsd_lightning.ablation.__main__ import main
+from dsd_lightning.ablation.plots import sheet_seed
+from dsd_lightning.ablation.report import make
+from dsd_lightning.ablation.runs import StudyError, collect, load, planned
+from dsd_lightning.ablation.table import Estimate, estimate, tables
+from dsd_lightning.images.sheet import FINAL, ROWS
+from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY
+
+COLOURS = {"parallel": (200, 30, 30), "concat": (30, 200, 30), "text_only": (30, 30, 200)}
+REFERENCES = [(10, 10, 10), (90, 90, 90)]
+
+
+def write_run(
+    sweep: Path,
+    place: str,
+    accuracy: float | None,
+    finished: bool = True,
+    config: Mapping[str, Any] | None = None,
+    references: Sequence[tuple[int, int, int]] = REFERENCES,
+) -> Path:
+    """Write a run's folder by hand, as a real one lies."""
+    task, label, seed = place.split("/")
+    folder = sweep / place
+    (folder / SAMPLES / FINAL).mkdir(parents=True)
+    settings = {
+        "task": {"name": task},
+        "arch": {"_target_": label},
+        "seed": int(seed[4:]),
+        "trainer": {"max_steps": 20},
+    }
+    (folder / CONFIG).write_text(yaml.safe_dump(settings | dict(config or {})))
+    with (folder / METRICS).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "val/loss_target", "val/loss_right_bin0", "probe/identity_accuracy"])
+        rows_logged = [["10", "0.5", "0.1", ""], ["20", "0.4", "0.1", accuracy or 0.0]]
+        writer.writerows(rows_logged if finished else rows_logged[:1])
+    summary = {
+        "finished": finished, "steps": 20 if finished else 10, "pairs_seen": 80, "identity_accuracy": accuracy,
+        "val/loss_target": 0.4, "parameters_trained": 1234, "flops_per_pair": 2e9, "seconds_per_pair": 0.005,
+        "peak_memory_gib": 0.25,
+    }  # fmt: skip
+    (folder / SUMMARY).write_text(json.dumps(summary))
+    if finished:
+        rows = []
+        for index, colour in enumerate(references):
+            pictures = {}
+            for column, fill in (("reference", colour), ("generated", COLOURS[label]), ("truth", (255, 255, 0))):
+                pictures[column] = f"{index:02d}_{column}.png"
+                Image.new("RGB", (8, 8), fill).save(folder / SAMPLES / FINAL / pictures[column])
+            rows.append({"key": f"pair-{index}", "caption": f"caption {index}", "pictures": pictures})
+        (folder / SAMPLES / FINAL / ROWS).write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Return the folder of a sweep with three seeds of one architecture, one of another, and two that came to nothing."""
+    root = tmp_path / "sweep"
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+        write_run(root, f"identity/parallel/seed{seed}", accuracy)
+    write_run(root, "identity/text_only/seed0", 0.0625)
+    write_run(root, "identity/text_only/seed1", None, finished=False)
+    failed = root / "identity/concat/seed0"
+    failed.mkdir(parents=True)
+    (failed / FAILURE).write_text("out of memory\n\nTraceback ...")
+    hydra = {
+        "sweep": {"dir": "x", "subdir": "${hydra.runtime.choices.task}/${hydra.runtime.choices.arch}/seed${seed}"},
+        "sweeper": {"params": {"seed": "0,1,2", "task": "identity,depth", "arch": "parallel,text_only"}},
+        "overrides": {"task": ["task=identity", "experiment=ablation", "~callbacks.probe", "arch.lora.rank=2"]},
+    }
+    (root / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}, sort_keys=False))
+    return root
+
+
+def test_the_interval_is_students() -> None:
+    # Three values 0.5, 0.6, 0.7: t(0.975, 2) = 4.302653, times 0.1 / sqrt(3).
+    found = estimate([0.5, 0.6, 0.7])
+    assert (found.mean, found.half_width) == (pytest.approx(0.6), pytest.approx(0.2484138, abs=1e-6))
+    assert found == Estimate(found.mean, found.half_width, 3)
+    assert estimate([2.0]) == Estimate(2.0, None, 1)
+    assert estimate([]) is None
+    assert str(estimate([0.5, 0.6, 0.7])) == "0.60 ± 0.25"
+    assert str(estimate([1234.0])) == "1,234"
+    assert str(estimate([3.0, 3.0])) == "3"
+
+
+def test_the_table_says_what_the_runs_say(sweep: Path, tmp_path: Path) -> None:
+    make(sweep, tmp_path / "report")
+    (table,) = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]
+    rows = {row["label"]: row for row in table["rows"]}
+    assert list(rows) == ["parallel", "text_only"]
+    assert rows["parallel"]["seeds"] == [0, 1, 2]
+    assert rows["parallel"]["figures"]["identity_accuracy"]["mean"] == pytest.approx(0.6)
+    assert rows["parallel"]["figures"]["identity_accuracy"]["half_width"] == pytest.approx(0.2484138, abs=1e-6)
+    alone = rows["text_only"]["figures"]
+    assert alone["identity_accuracy"] == {"mean": 0.0625, "half_width": None, "count": 1}
+    assert alone["flops_per_pair"]["mean"] == pytest.approx(2e9)
+    assert alone["seconds_per_pair"]["mean"] == pytest.approx(0.005)
+    page = (tmp_path / "report" / "report.html").read_text()
+    for shown in ("0.60 ± 0.25", "0.0625", "1,234", "GFLOP a pair", "<td>0, 1, 2</td>"):
+        assert shown in page
+    assert "<script" not in page
+    assert "src=" in page
+    assert 'src="http' not in page
+    lines = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    assert {line["figure"] for line in lines} >= {"identity_accuracy", "peak_memory_gib", "parameters_trained"}
+
+
+def test_missing_runs_are_named_and_never_counted(sweep: Path, tmp_path: Path) -> None:
+    others = {(each.task, each.label, each.seed): each.state for each in make(sweep, tmp_path / "report")}
+    assert others == {
+        ("identity", "concat", 0): "failed: out of memory",
+        ("identity", "text_only", 1): "unfinished, at step 10",
+        ("identity", "text_only", 2): "not started",
+    }
+    for name in ("report.html", "report.md"):
+        page = (tmp_path / "report" / name).read_text()
+        assert "identity / text_only / seed 2: not started" in page
+        assert "concat / seed 0: failed: out of memory" in page
+    assert not list((tmp_path / "report").rglob("*text_only-seed1*"))
+
+
+def test_what_is_planned_is_what_the_last_command_asked_for(sweep: Path) -> None:
+    assert planned(sweep) == [("identity", arch, seed) for seed in range(3) for arch in ("parallel", "text_only")]
+    saved = yaml.safe_load((sweep / "multirun.yaml").read_text())
+    saved["hydra"]["sweep"]["subdir"] = "${oc.env:WHERE}"
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    assert planned(sweep) == []
+
+
+def test_pictures_stand_in_their_columns(sweep: Path, tmp_path: Path) -> None:
+    make(sweep, tmp_path / "report")
+    with Image.open(tmp_path / "report" / "samples_identity.png") as sheet:
+        colours = [colour for _, colour in sorted((n, c) for n, c in sheet.getcolors(1 << 24))[::-1]][:8]
+        for colour in (*REFERENCES, COLOURS["parallel"], COLOURS["text_only"], (255, 255, 0)):
+            assert colour in colours
+        across = [sheet.getpixel((x, sheet.height // 3)) for x in range(sheet.width)]
+    order = [REFERENCES[0], COLOURS["parallel"], COLOURS["text_only"], (255, 255, 0)]
+    assert [across.index(colour) for colour in order] == sorted(across.index(colour) for colour in order)
+    assert (tmp_path / "report" / "curves_identity.png").stat().st_size > 5000
+
+
+def test_a_run_on_other_references_is_not_laid_beside_the_rest(sweep: Path, tmp_path: Path) -> None:
+    write_run(sweep, "identity/concat/seed3", 0.5)
+    write_run(sweep, "identity/text_only/seed3", 0.5, references=REFERENCES[::-1])
+    write_run(sweep, "identity/parallel/seed3", 0.5)
+    make(sweep, tmp_path / "report")
+    assert sheet_seed(load(tmp_path / "report")) == 3
+    assert "same references at this seed: text_only" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_runs_that_differ_in_more_than_the_architecture_are_told(sweep: Path, tmp_path: Path) -> None:
+    assert not any(table.differences for table in tables(_collected(sweep, tmp_path / "before")))
+    write_run(sweep, "identity/text_only/seed5", 0.1, config={"trainer": {"max_steps": 99}, "logger": {"csv": 1}})
+    (table,) = tables(_collected(sweep, tmp_path / "after"))
+    assert set(table.differences) == {"trainer.max_steps"}
+    assert table.differences["trainer.max_steps"]["99"] == ["identity-text_only-seed5"]
+    make(sweep, tmp_path / "after")
+    assert "trainer.max_steps" in (tmp_path / "after" / "report.html").read_text()
+
+
+def _collected(sweep: Path, output: Path) -> Any:
+    collect(sweep, output)
+    return load(output)
+
+
+def test_collected_runs_survive_their_folders_and_make_the_same_report(sweep: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    (tmp_path / "report").mkdir()
+    (report / "findings.md").write_text("# Who wins?\n\nParallel wins <here>.")
+    main([str(sweep), "--output", str(report)])
+    written = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
+    assert b"Parallel wins &lt;here&gt;." in written["report.html"]
+    assert b"<h1>Who wins?</h1>" in written["report.html"]
+    assert written["report.md"].startswith(b"# Who wins?\n\nParallel wins")
+    assert written["report.md"].count(b"Who wins?") == 1
+    files = sorted(path.name for path in (report / "runs").glob("*.json"))
+    assert files == [*(f"identity-parallel-seed{seed}.json" for seed in range(3)), "identity-text_only-seed0.json"]
+    # References and truths are shared among runs: two references, two architectures' results, one truth.
+    assert len(list((report / "runs" / "pictures").iterdir())) == 5
+
+    (sweep / "identity" / "parallel").rename(tmp_path / "gone")
+    others = make(sweep, report)
+    assert not [each for each in others if each.label == "parallel"]
+    again = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
+    assert again.keys() == written.keys()
+    for name in ("report.html", "report.md", "report.json", "table.csv"):
+        assert again[name] == written[name], name
+    main(["--output", str(report)])
+    assert (report / "table.csv").read_bytes() == written["table.csv"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StudyError, match="TASK/ARCHITECTURE/seedN"):
+        make(tmp_path, tmp_path / "report")
+    write_run(tmp_path, "identity/parallel/seed0", 0.1, finished=False)
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path)])
+    assert end.value.code == 2
+    assert "identity/parallel/seed0 is unfinished, at step 10" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Does recomputing blocks change nothing but memory, and does the plan know how much?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.architecture_rows import ROWS
+from support.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
+
+from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.compute.gradient_checkpointing import is_recomputed, recompute
+from dsd_lightning.planning.counters import FLOAT32, Cost
+from dsd_lightning.planning.meta_step import step_cost
+from dsd_lightning.randomness import normal
+
+"""Pairs; T5 tokens; pixels of a frame's side (64 image tokens)."""
+
+CHOICES: tuple[str | int, ...] = ("none", 2, "all")
+
+
+def with_random_weights(architecture: Architecture) -> Architecture:
+    with torch.no_grad():
+        for name, parameter in architecture.trainable():
+            parameter.copy_(0.1 * normal(parameter.shape, "trained", name))
+    return architecture
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_do_not_change(row: str) -> None:
+    gradients = []
+    for choice in CHOICES:
+        architecture = with_random_weights(ROWS[row].build(transformer(torch.float32)))
+        recompute(architecture, choice)
+        loss = loss_of(architecture)
+        loss.backward()
+        gradients.append({"loss": loss.detach(), **{name: p.grad for name, p in architecture.trainable()}})
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        for name, value in gradients[0].items():
+            assert value is not None
+            assert torch.equal(value, other[name]), name
+
+
+def test_which_blocks_are_recomputed() -> None:
+    assert [is_recomputed(i, 3) for i in range(7)] == [True, False, False, True, False, False, True]
+    assert not any(is_recomputed(i, "none") for i in range(7))
+    assert all(is_recomputed(i, choice) for i in range(7) for choice in ("all", 1))
+    for wrong in ("some", 0, True):
+        with pytest.raises(ValueError, match=r"recompute=.*choose none, all"):
+            is_recomputed(0, wrong)
+
+
+# --- The plan's memory against a step's.
+
+
+def predicted(row: str, dtype: torch.dtype, choice: str | int) -> tuple[Cost, int]:
+    architecture = ROWS[row].build(transformer(dtype, "meta")).to("meta")
+    recompute(architecture, choice)
+    trained = sum(p.numel() for _, p in architecture.trainable())
+    weights = dict.fromkeys(architecture.frames, 1.0)
+    return step_cost(architecture, (SIDE, SIDE), TEXT, weights), trained
+
+
+CASES = [
+    *((row, torch.float32, choice) for row in ROWS for choice in CHOICES),
+    *(("parallel", torch.bfloat16, choice) for choice in CHOICES),
+]
+
+
+@pytest.mark.parametrize(("row", "dtype", "choice"), CASES)
+def test_the_planned_peak_is_that_of_a_step(row: str, dtype: torch.dtype, choice: str | int) -> None:
+    architecture = ROWS[row].build(transformer(dtype))
+    recompute(architecture, choice)
+    cost, trained = predicted(row, dtype, choice)
+    # Planned from one sample; the step has two.
+    planned = cost.activations(BATCH) + trained * FLOAT32
+    assert planned == pytest.approx(peak_of(architecture), rel=0.1)
+
+
+def test_recomputing_saves_memory_and_costs_operations() -> None:
+    none, half, everything = (predicted("parallel", torch.float32, choice)[0] for choice in CHOICES)
+    assert none.activations(1) > half.activations(1) > everything.activations(1)
+    assert none.training < half.training < everything.training
+    assert none.forward == half.forward == everything.forward
+    blocks = everything.training - none.training
+    assert blocks == pytest.approx(none.forward, rel=0.05)  # but for the embedders

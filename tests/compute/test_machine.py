@@ -1,0 +1,65 @@
+"""Is what the machine is said to do fast true, and does a machine that cannot compile go on without?"""
+
+from __future__ import annotations
+
+import logging
+import platform
+
+import pytest
+import torch
+from torch import nn
+
+from dsd_lightning.compute import machine
+from dsd_lightning.compute.machine import FULL, HALF, compile_blocks, fastest_precision, keep_memory, uncompiled
+
+
+@pytest.mark.parametrize(("amx", "precision"), [(True, HALF), (False, FULL)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_is_for_hardware_made_for_it(amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert fastest_precision() == precision
+
+
+def test_an_unknown_wish_to_compile_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compile='sometimes'.*auto"):
+        compile_blocks([nn.Linear(2, 2)], "sometimes")
+
+
+def test_nothing_is_compiled_unless_wanted() -> None:
+    block = nn.Linear(2, 2)
+    assert not compile_blocks([block], False)
+    assert block._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no compiler\nof any kind"), FileNotFoundError("g++"), ImportError("x")]
+)
+def test_auto_goes_on_where_nothing_compiles(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    block = nn.Linear(2, 2)
+    with caplog.at_level(logging.WARNING):
+        assert not compile_blocks([block], "auto")
+    assert str(error).splitlines()[0] in caplog.text
+    assert block._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_and_can_run_as_written() -> None:
+    if not machine._works(torch.compile):
+        pytest.skip("nothing can be compiled here")
+    block = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    values = torch.randn(3, 4)
+    expected = block(values)
+    assert compile_blocks([block], "auto")
+    torch.testing.assert_close(block(values), expected)
+    with uncompiled():
+        assert torch.equal(block(torch.cat([values, values]))[:3], block(values))
+
+
+def test_memory_is_kept_where_the_c_library_can() -> None:
+    assert keep_memory() == (platform.libc_ver()[0] == "glibc")

@@ -1,0 +1,257 @@
+"""Does a run make the right shards, whatever happens on the way? Over a real local server, with its faults."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rehearsal_server import RehearsalServer
+from rehearsal_server.script import Asked, Fault
+from support.distill_runs import (
+    CAPTIONS,
+    arguments,
+    captions_file,
+    compose_distill,
+    rejected,
+    rule,
+    run_here,
+    samples,
+    tars,
+)
+
+from dsd_lightning.agents import AuthenticationFailed, BudgetExceeded
+from dsd_lightning.distillation.command import distill
+
+GRIDS = len([caption for caption in CAPTIONS if "owl" not in caption])
+"""Grids of two by two: the crayons paint three columns for owls."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with RehearsalServer(rule) as server:
+        run_here(folder / "run", captions_file(folder), server)
+    return folder / "run"
+
+
+def test_captions_become_shards(undisturbed: Path) -> None:
+    assert list(rejected(undisturbed, "filter")) == ["no_subject"]
+    assert {reason: len(ids) for reason, ids in rejected(undisturbed, "split").items()} == {"not_two_by_two": 3}
+    made = samples(undisturbed)
+    keys = [key for split in made.values() for key, *_ in split]
+    kept = sum(1 for _ in (undisturbed / "caption").glob("part-*/records.jsonl") for _ in _.open())
+    assert len(keys) == len(set(keys)) == 2 * kept > 0
+    assert kept + len(rejected(undisturbed, "verify")["not_identical"]) == 6 * GRIDS
+
+
+def test_no_subject_is_in_both_sets(undisturbed: Path) -> None:
+    made = samples(undisturbed)
+    assert set(made) == {"train", "validation"}
+    pairs = {split: {key.partition("-")[0] for key, *_ in found} for split, found in made.items()}
+    assert pairs["train"].isdisjoint(pairs["validation"])
+
+
+def test_a_finished_run_asks_and_paints_nothing(undisturbed: Path) -> None:
+    before = tars(undisturbed)
+    with RehearsalServer(rule) as server:
+        run_here(undisturbed, undisturbed.parent / "captions.txt", server)
+        assert server.counts["asked"] == 0
+    assert tars(undisturbed) == before
+
+
+def test_another_threshold_asks_nothing_and_changes_what_is_kept(undisturbed: Path, tmp_path: Path) -> None:
+    root = f"shards.root={tmp_path / 'strict'}"
+    with RehearsalServer(rule) as server:
+        captions = undisturbed.parent / "captions.txt"
+        strict = run_here(undisturbed, captions, server, "stages.verify.least_confidence=0.7", root)
+        again = run_here(undisturbed, captions, server, f"shards.root={tmp_path / 'again'}")
+        assert server.counts["asked"] == 0
+    assert 0 < sum(strict.values()) < sum(again.values())
+
+
+def test_tasks_of_an_array_make_the_same_shards(undisturbed: Path, tmp_path: Path) -> None:
+    captions = captions_file(tmp_path)
+    with RehearsalServer(rule) as server:
+        for task in (1, 0):
+            shares = ("executor.tasks=2", f"executor.task={task}")
+            assert run_here(tmp_path / "run", captions, server, *shares) == {}
+        asked = server.counts["asked"]
+        run_here(tmp_path / "run", captions, server)
+        assert server.counts["asked"] == asked
+    assert tars(tmp_path / "run") == tars(undisturbed)
+
+
+def test_shards_of_others_are_not_replaced(undisturbed: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "index.json").write_text("precious")
+    captions = undisturbed.parent / "captions.txt"
+    with RehearsalServer(rule) as server:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="not of a run"):
+                run_here(undisturbed, captions, server, f"shards.root={tmp_path}")
+    assert (tmp_path / "train" / "index.json").read_text() == "precious"
+
+
+MENDED: dict[str, Fault] = {
+    "429 with Retry-After": Fault("rate_limited", first=1, retry_after=0.05, every=3),
+    "503": Fault("unavailable", first=1, match="clear subject"),
+    "reset": Fault("reset", first=1, match="grid of four"),
+    "cut": Fault("cut", first=1, match="one and the same, only"),
+    "malformed": Fault("malformed", first=1, match="Which character"),
+}
+
+
+@pytest.mark.parametrize("fault", MENDED)
+def test_faults_that_pass_leave_no_trace(fault: str, undisturbed: Path, tmp_path: Path) -> None:
+    met = MENDED[fault]
+
+    def answer(asked: Asked) -> str | Fault:
+        return met if met.applies(asked) else rule(asked)
+
+    with RehearsalServer(answer) as server:
+        run_here(tmp_path / "run", captions_file(tmp_path), server)
+        assert server.counts["faults"][met.fault] > 0
+    assert tars(tmp_path / "run") == tars(undisturbed)
+
+
+def test_a_slow_body_is_given_up_and_asked_again(undisturbed: Path, tmp_path: Path) -> None:
+    slow = Fault("slow", first=1, match="`a red cup`", seconds=7.0)
+
+    def answer(asked: Asked) -> str | Fault:
+        return slow if slow.applies(asked) else rule(asked)
+
+    with RehearsalServer(answer) as server:
+        run_here(tmp_path / "run", captions_file(tmp_path), server, "agents.llm.timeout=5.0")
+    assert tars(tmp_path / "run") == tars(undisturbed)
+
+
+LASTING: dict[str, tuple[str, str, Callable[[Asked], str | Fault | None]]] = {
+    "refusal": ("filter", "refused", lambda asked: Fault("refusal") if "clear subject" in asked.text else None),
+    "nonsense": (
+        "filter",
+        "unclear_answer",
+        lambda asked: Fault("nonsense") if "clear subject" in asked.text else None,
+    ),
+    "90 tokens": (
+        "prompts",
+        "prompt_breaks_rules",
+        lambda asked: "a grid of " + "cat " * 90 if "clear subject" not in asked.text else None,
+    ),
+    "outage": ("filter", "provider_failed", lambda asked: Fault("unavailable") if "subject" in asked.text else None),
+}
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_a_record_that_cannot_be_mended_is_quarantined_with_its_reason(fault: str, tmp_path: Path) -> None:
+    stage, reason, react = LASTING[fault]
+
+    def answer(asked: Asked) -> str | Fault:
+        of_one = any("`a red cup`" in text for _, text in asked.turns)
+        return (react(asked) if of_one else None) or rule(asked)
+
+    with RehearsalServer(answer) as server:
+        few = captions_file(tmp_path, CAPTIONS[:5])
+        made = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0.0")
+        assert made["train"] > 0
+        assert {name: len(ids) for name, ids in rejected(tmp_path / "run", stage).items()} == {reason: 1}
+    if fault == "outage":
+        with RehearsalServer(rule) as server:
+            run_here(tmp_path / "run", few, server)
+            assert server.counts["asked"] == 0
+            run_here(tmp_path / "run", few, server, "retry_failed=true")
+            assert server.counts["asked"] > 0
+        assert rejected(tmp_path / "run", stage) == {}
+
+
+def test_a_yes_and_no_is_asked_again_and_then_rejected(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> str | Fault:
+        return "Hard to say: yes and no" if "one and the same, only" in asked.text else rule(asked)
+
+    with RehearsalServer(answer) as server, pytest.raises(ValueError, match="not one pair is left"):
+        run_here(tmp_path / "run", captions_file(tmp_path, CAPTIONS[:1]), server)
+    assert {reason: len(ids) for reason, ids in rejected(tmp_path / "run", "verify").items()} == {"unclear_verdict": 6}
+    verdicts = [each for each in server.counts["requests"] if each["text"].startswith("Is it one and the same")]
+    assert sum(each["asked"] for each in verdicts) == 12
+
+
+def test_a_full_disk_leaves_whole_partitions_and_the_run_goes_on(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, syncs = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal syncs
+        syncs += "/verify/" in os.readlink(f"/proc/self/fd/{descriptor}")
+        if syncs > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    captions = captions_file(tmp_path)
+    with RehearsalServer(rule) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space left"):
+                run_here(tmp_path / "run", captions, server)
+        assert not list((tmp_path / "run").glob("*/*.partial"))
+        run_here(tmp_path / "run", captions, server)
+    assert tars(tmp_path / "run") == tars(undisturbed)
+
+
+def priced(model: str, usd: float) -> list[str]:
+    price = f"{{model: {model}, input_usd: {usd}, output_usd: {usd}, picture_tokens: 100, source: here, date: '2026-01-01'}}"
+    return [
+        f"agents.{role}.prices={{_target_: dsd_lightning.agents.prices.Prices, models: [{price}], free: false}}"
+        for role in ("llm", "vlm")
+    ]
+
+
+def test_a_budget_is_not_crossed_and_a_raised_one_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    captions = captions_file(tmp_path)
+    with RehearsalServer(rule, latency=0.01) as server:
+        with pytest.raises(BudgetExceeded, match=r"raise agents.budget.budget_usd"):
+            run_here(tmp_path / "run", captions, server, *priced("m", 10.0), "agents.budget.budget_usd=0.1")
+        ledger = (tmp_path / "run" / "agents" / "spending.jsonl").read_text().splitlines()
+        assert 0 < sum(json.loads(line).get("spent_usd", 0.0) for line in ledger) <= 0.1
+        run_here(tmp_path / "run", captions, server, *priced("m", 10.0), "agents.budget.budget_usd=null")
+        assert all(each["answered"] == 1 for each in server.counts["requests"])
+    assert tars(tmp_path / "run") == tars(undisturbed)
+
+
+def test_no_file_holds_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = "sk-canary-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    wrong = Fault("unauthorized")
+    answers = iter([wrong])
+
+    def answer(asked: Asked) -> str | Fault:
+        return rule(asked) if "subject" not in asked.text else next(answers, None) or rule(asked)
+
+    with RehearsalServer(answer) as server:
+        config = [
+            each.replace("agents=local", "agents=openai")
+            for each in arguments(tmp_path / "run", captions_file(tmp_path, CAPTIONS[:4]), server.url)
+        ]
+        config.append("agents.prices.free=true")
+        with pytest.raises(AuthenticationFailed, match="401") as failed:
+            distill(compose_distill(*config))
+        said = str(failed.value) + distill(compose_distill(*config))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert canary not in said
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+
+
+def test_a_dry_run_asks_nothing_and_bounds_what_the_run_takes(tmp_path: Path) -> None:
+    captions = captions_file(tmp_path)
+    with RehearsalServer(rule) as server:
+        given = arguments(tmp_path / "run", captions, server.url)
+        told = distill(compose_distill(*given, "dry_run=true"))
+        assert server.counts["asked"] == 0
+        run_here(tmp_path / "run", captions, server)
+        assert server.counts["asked"] <= int(told.splitlines()[-2].split()[1])
+    assert not (tmp_path / "run" / "report.html").exists()

@@ -1,0 +1,253 @@
+"""Is every question put once, in the right words and order, through kills and failures of every kind?"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rehearsal_server import Asked, Fault, RehearsalServer
+from support.judge_images import judge
+from support.rehearsals import ROOT
+
+from dsd_lightning.agents import QuotaExhausted
+from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
+from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.judging.rubrics import SHIPPED, Rubrics
+from dsd_lightning.evaluation.samples.benchmark import Case, Prompt, Subject, dreambenchpp, folder, table
+from dsd_lightning.evaluation.samples.layout import Samples, save_jpeg
+
+SUBJECTS, PROMPTS = 3, 4
+QUESTIONS = SUBJECTS * PROMPTS * 4
+
+
+def picture(*color: int) -> Image.Image:
+    return Image.new("RGB", (16, 16), color)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """Return a folder with a benchmark of three subjects and a method's pictures, all different."""
+    for number in range(SUBJECTS):
+        file = tmp_path / "benchmark" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        picture(255, 40 * number, 0).save(file)
+        file.with_suffix(".txt").write_text("\n".join(f"prompt {number} {each}" for each in range(PROMPTS)))
+    samples = Samples(tmp_path / "samples", "method")
+    for case in folder(tmp_path / "benchmark").cases():
+        samples.write(case, picture(0, 40 * int(case.subject.name), 60 * case.prompt.index), picture(255, 0, 0))
+    return tmp_path
+
+
+def by_digest(asked: Asked) -> str:
+    return f"Analysis: none.\nScore: {int(asked.digest, 16) % 5}"
+
+
+def test_every_question_is_put_once_in_the_papers_turns_and_order(world: Path) -> None:
+    seen: list[Asked] = []
+
+    def rule(asked: Asked) -> str:
+        seen.append(asked)
+        return by_digest(asked)
+
+    with RehearsalServer(rule) as server:
+        first = judge(server.url, world)
+        assert judge(server.url, world) == first
+        assert server.counts["asked"] == QUESTIONS
+    red = []
+    for asked in seen:
+        assert [role for role, _ in asked.turns] == ["user", "assistant", "user"]
+        red.append(tuple(_is_red(data) for data in asked.pictures))
+        debiased = "copying" in asked.turns[0][1]
+        if "prompt" not in asked.text:
+            assert asked.text == ""
+            assert red[-1] == (True, False)  # the reference first
+        else:
+            assert red[-1] == ((False, True) if debiased else (False,))
+    assert Counter(red) == {(True, False): 24, (False, True): 12, (False,): 12}
+    lines = [json.loads(line) for line in (world / "judgements.jsonl").read_text().splitlines()]
+    assert len(lines) == QUESTIONS
+    assert all(
+        line["score"] is not None and line["image"] and line["rubric"] and line["served"] and line["reply"]
+        for line in lines
+    )
+
+
+def _is_red(data: bytes) -> bool:
+    import io
+
+    red, _, _ = Image.open(io.BytesIO(data)).convert("RGB").getpixel((8, 8))  # type: ignore[misc]
+    return bool(red > 128)
+
+
+@pytest.mark.slow
+def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_figures(world: Path) -> None:
+    with RehearsalServer(by_digest) as server:
+        whole = judge(server.url, world)
+    (world / "judgements.jsonl").unlink()
+    (world / "answers").rename(world / "answers before")
+    with RehearsalServer(by_digest, latency=0.1) as server:
+        command = [sys.executable, str(ROOT / "tests" / "support" / "judge_images.py"), server.url, str(world)]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        for wanted in (5, 20):
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 300
+            while server.counts["answered"] < wanted and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert 20 <= server.counts["answered"] < QUESTIONS
+        with (world / "judgements.jsonl").open("a") as file:
+            file.write('{"method": "method", "subj')  # as a power cut may leave it
+        last = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        counts = server.counts
+    assert last.stdout == whole, last.stderr
+    assert len(counts["requests"]) == QUESTIONS
+    # Only what was on the wire at a kill, at most the four under way, may come twice.
+    assert counts["asked"] <= QUESTIONS + 2 * 4
+
+
+STOPS = {"quota": QuotaExhausted, "unauthorized": AuthenticationFailed}
+
+
+@pytest.mark.parametrize("fault", STOPS)
+def test_quota_and_key_stop_the_run_by_name_and_nothing_is_lost(fault: str, world: Path) -> None:
+    def rule(asked: Asked) -> str | Fault:
+        return Fault(fault) if asked.number > 10 else by_digest(asked)
+
+    with RehearsalServer(rule) as server, pytest.raises(AgentFailure, match=f"api:{STOPS[fault].__name__}"):
+        judge(server.url, world, concurrency=1)
+    assert len(Record(world / "judgements.jsonl").read()) == 10
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        assert server.counts["asked"] == QUESTIONS - 10
+
+
+FAILING: dict[str, tuple[str | Fault, str]] = {
+    "a filter": (Fault("refusal"), "refused"),
+    "words of refusal": ("I'm sorry, I can't help with that.", "refused"),
+    "nonsense": (Fault("nonsense"), "unparsable:no_score"),
+    "two scores": ("Score: 1\nScore: 4", "unparsable:several_scores"),
+    "rejected": (Fault("rejected"), "api:RequestRejected"),
+    "rate limit": (Fault("rate_limited", retry_after=0.01), "api:RateLimited"),
+    "server error": (Fault("unavailable"), "api:ProviderFailed"),
+    "broken protocol": (Fault("malformed"), "api:ProviderFailed"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_failures_are_kinds_of_their_own_and_make_no_table(name: str, world: Path) -> None:
+    said, kind = FAILING[name]
+    with RehearsalServer(lambda _: said) as server, pytest.raises(CoverageTooLow, match=kind):
+        judge(server.url, world)
+    found = Record(world / "judgements.jsonl").read().values()
+    assert {(each.failure, each.score) for each in found} == {(kind, None)}
+    # Only what may pass by itself is asked again.
+    again = kind in ("api:RateLimited", "api:ProviderFailed")
+    with RehearsalServer(by_digest) as server:
+        if again:
+            judge(server.url, world)
+        else:
+            with pytest.raises(CoverageTooLow):
+                judge(server.url, world)
+        assert server.counts["asked"] == (QUESTIONS if again else 0)
+
+
+def test_missing_and_unreadable_pictures_are_missing_judgements(world: Path) -> None:
+    (world / "samples" / "tgt_image" / "0" / "0_0.jpg").unlink()
+    (world / "samples" / "tgt_image" / "1" / "0_0.jpg").write_bytes(b"no picture")
+    with RehearsalServer(by_digest) as server:
+        figures = judge(server.url, world)
+        assert server.counts["asked"] == QUESTIONS - 8
+    assert next(line for line in figures.splitlines() if line.startswith("method,cp,")).split(",")[5:7] == ["10", "2"]
+
+
+def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(world: Path) -> None:
+    record = Record(world / "judgements.jsonl")
+
+    def rule(asked: Asked) -> str | Fault:
+        return by_digest(asked) if asked.number <= 10 else Fault("quota")
+
+    with RehearsalServer(rule) as server, pytest.raises(AgentFailure):
+        judge(server.url, world, concurrency=1)
+    with pytest.raises(EvaluationError, match="10 of 48"):
+        record.latest()
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        assert len(record.latest()) == QUESTIONS
+        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        judge(server.url, world)
+    assert len(record.read()) == QUESTIONS + 4
+    assert len(record.latest()) == QUESTIONS
+
+
+def test_another_picture_or_rubric_is_another_question(world: Path) -> None:
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        judge(server.url, world)
+        assert server.counts["asked"] == QUESTIONS + 4
+
+
+def test_a_folder_of_rubrics_replaces_the_shipped_ones_and_changes_their_hash(tmp_path: Path) -> None:
+    case = Case(Subject("a", "animal", tmp_path / "a.png", ()), Prompt(0, "text", "prompt"))
+    style = Case(Subject("a", "style", tmp_path / "a.png", ()), Prompt(0, "text", "prompt"))
+    for file in SHIPPED.glob("*.txt"):
+        (tmp_path / file.name).write_text(file.read_text())
+    assert (
+        Rubrics(tmp_path).of("cp", case).sha256 == Rubrics().of("cp", case).sha256 != Rubrics().of("cp", style).sha256
+    )
+    (tmp_path / "concept_preservation.txt").write_text("other words")
+    assert Rubrics(tmp_path).of("cp", case).sha256 != Rubrics().of("cp", case).sha256
+    (tmp_path / "prompt_following.txt").unlink()
+    with pytest.raises(EvaluationError, match=r"prompt_following\.txt is missing"):
+        Rubrics(tmp_path)
+
+
+def test_a_dreambenchpp_checkout_is_read_with_its_collection_ids(tmp_path: Path) -> None:
+    for place in ("live_subject/animal/00", "style/19"):
+        captions = tmp_path / "data" / "captions" / f"{place}.txt"
+        captions.parent.mkdir(parents=True)
+        captions.write_text("\n".join(["Polar Bear", *(f"prompt {each}" for each in range(9))]))
+        save_jpeg(picture(200, 100, 50), tmp_path / "data" / "images" / f"{place}.jpg")
+    bear, style = dreambenchpp(tmp_path).subjects
+    assert (bear.name, bear.category) == ("live_subject_animal_00_polar_bear", "animal")
+    assert (style.name, style.category) == ("style_19_polar_bear", "style")
+    assert [each.kind for each in bear.prompts] == ["photorealistic"] * 4 + ["style"] * 3 + ["imaginative"] * 2
+    (tmp_path / "data" / "images" / "style" / "19.jpg").unlink()
+    with pytest.raises(EvaluationError, match=r"19\.jpg is missing"):
+        dreambenchpp(tmp_path)
+
+
+def test_a_table_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    picture(200, 100, 50).save(tmp_path / "cat.png")
+    file = tmp_path / "cases.csv"
+    file.write_text("reference,prompt,category\ncat.png,on the moon,animal\ncat.png,in a hat,animal\n")
+    (cat,) = table(file).subjects
+    assert (cat.name, cat.category, [each.text for each in cat.prompts]) == (
+        "cat",
+        "animal",
+        ["on the moon", "in a hat"],
+    )
+    file.write_text("reference,prompt\ndog.png,on the moon\n")
+    with pytest.raises(EvaluationError, match=r"row 1: there is no picture .*dog\.png"):
+        table(file)
+
+
+def test_records_of_a_question_are_replaced_by_later_ones(tmp_path: Path) -> None:
+    one = Judgement("m", "s", "c", 0, "k", 0, "cp", 0, "i", "r", "t", "h", "j", failure="api:RateLimited")
+    with Record(tmp_path / "a.jsonl") as record:
+        record.append(one)
+        record.append(Judgement(*list(one.__dict__.values())[:13], served="j", score=3))
+    (only,) = Record(tmp_path / "a.jsonl").read().values()
+    assert (only.score, only.failure) == (3, None)

@@ -1,0 +1,108 @@
+"""Does the parser take from a judge's reply the score that its text states, and none where it states none?"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsd_lightning.evaluation.judging.replies import HIGHEST, LOWEST, Score, Unscored, parse
+
+REPLIES = Path(__file__).parents[1] / "data" / "evaluation" / "dreambenchpp_fewshot"
+SCORES = st.integers(LOWEST, HIGHEST)
+
+
+def real_replies() -> list[dict[str, Any]]:
+    return [each for file in sorted(REPLIES.glob("*.json")) for each in json.loads(file.read_text())]
+
+
+def test_all_real_replies_are_parsed_as_their_text_says() -> None:
+    replies = real_replies()
+    assert len(replies) == 82
+    other_than_stored = 0
+    for each in replies:
+        stated = {int(digit) for digit in re.findall(r"Score:[^0-9]*([0-9])", each["content"])}
+        assert parse(each["content"]) == Score(*stated), each["content"]
+        other_than_stored += stated != {each["score"]}
+    assert other_than_stored == 7
+
+
+STATED = {
+    "Score: 3": 3,
+    "score:0": 0,
+    "**Score**: 4": 4,
+    "### Score:\n2 (Fair)": 2,
+    "**Score (0-4):** 1": 1,
+    "Score: [3]": 3,
+    "Score: 3/4": 3,
+    "Score: 3 out of 4": 3,
+    "Score: 3.0": 3,
+    "Score\uff1a2": 2,
+    "Analysis: shapes agree in 3 of 4 parts.\nScore: 2": 2,
+    "I give it a score of 1.": 1,
+    "Score: 4\n\nAll in all, the final score is 4.": 4,
+}
+
+
+@pytest.mark.parametrize("reply", STATED)
+def test_scores_are_read_however_they_are_set(reply: str) -> None:
+    assert parse(reply) == Score(STATED[reply])
+
+
+HOSTILE = {
+    "": "no_score",
+    "3": "no_score",
+    "Score: three": "no_score",
+    "评分\uff1a3": "no_score",
+    "Punktzahl: 3": "no_score",
+    "underscore 3": "no_score",
+    "Score: 3\nScore: 1": "several_scores",
+    "Score: 3-4": "several_scores",
+    "Score: 0-4": "several_scores",
+    "Score: 3 or 4": "several_scores",
+    "Score: 3, although for color I would give a score of 1": "several_scores",
+    "Score: 3\nScore: 30": "several_scores",
+    "Score: 5": "out_of_range",
+    "Score: 10": "out_of_range",
+    "Score: -1": "out_of_range",
+    "Score: 3/10": "out_of_range",
+    "Score: 2.5": "not_a_whole_number",
+    "Score: 2,5": "not_a_whole_number",
+    "Score: 3.5%": "no_score",
+    "Score: 3/10%": "no_score",
+    "Score: 3stars": "no_score",
+    "I'm sorry, I can't help with that.": "refused",
+    "I cannot evaluate images of real people.": "refused",
+}
+
+
+@pytest.mark.parametrize("reply", HOSTILE)
+def test_what_states_no_score_gets_none(reply: str) -> None:
+    assert parse(reply) == Unscored(HOSTILE[reply])  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_score_in_range_or_none(reply: str) -> None:
+    result = parse(reply)
+    assert isinstance(result, Unscored) or LOWEST <= result.value <= HIGHEST
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=("Nd", "No", "Nl")), max_size=100), SCORES)
+def test_a_score_at_the_end_is_found_behind_any_words(words: str, score: int) -> None:
+    assert parse(f"{words}\nScore: {score}") == Score(score)
+
+
+@given(SCORES, SCORES)
+def test_two_scores_are_one_only_if_they_agree(one: int, other: int) -> None:
+    result = parse(f"Score: {one}\nsome words\n**Score**: {other}")
+    assert result == (Score(one) if one == other else Unscored("several_scores"))
+
+
+@given(st.integers().filter(lambda number: not LOWEST <= number <= HIGHEST))
+def test_numbers_out_of_range_are_never_scores(number: int) -> None:
+    assert isinstance(parse(f"Score: {number}"), Unscored)

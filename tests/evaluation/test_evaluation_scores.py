@@ -1,0 +1,197 @@
+"""Do scores make the figures that were published, with honest intervals, and may only like stand with like?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.judging.judgements import Judgement
+from dsd_lightning.evaluation.samples.benchmark import DREAMBENCHPP_KINDS
+from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_figures
+from dsd_lightning.evaluation.scores.comparison import compare
+from dsd_lightning.evaluation.scores.estimates import Scores, collect, figures
+from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
+from dsd_lightning.evaluation.scores.tables import tables
+
+# --- Published figures.
+
+
+def test_the_sample_rule_reproduces_the_whole_leaderboard() -> None:
+    cells = published.leaderboard_cells()
+    assert len(cells) == 7 * 3
+    assert all(cell.rule == "sample" and abs(cell.computed - cell.printed) <= 0.001 for cell in cells)
+
+
+def test_the_paper_is_reproduced_but_for_two_cells() -> None:
+    cells = published.table1_cells()
+    assert len(cells) == 8 * 6
+    unexplained = {(cell.method, cell.column) for cell in cells if cell.rule is None}
+    assert unexplained == {("DreamBooth LoRA", "cp_pf"), ("Ours", "dpf_overall")}
+    rules = {(cell.method, cell.column): cell.rule for cell in cells}
+    assert rules["Ours", "cp_overall"] == "as-published"
+    assert rules["Emu2", "cp_overall"] == "category"
+    assert rules["Emu2", "pf_overall"] == "category"
+
+
+def test_the_papers_own_row_is_that_of_the_as_published_rule() -> None:
+    row = published.table1()[-1]
+    by_category = {name: float(row[f"cp_{name}"]) for name in ("animal", "human", "object")}
+    assert overall_of_figures(by_category, SUBJECTS_OF, "as-published") == pytest.approx(0.631, abs=0.0005)
+    assert overall_of_figures(by_category, SUBJECTS_OF, "category") == pytest.approx(0.618, abs=0.0005)
+
+
+def test_impossible_and_misprinted_figures_are_named() -> None:
+    assert [each.split(":")[1].strip() for each in published.impossible_ratings()] == [
+        "BLIP-Diffusion, creativity 0.286 lies outside 1 to 5"
+    ]
+    assert len(list(published.misprints())) == 2
+
+
+# --- Figures of judgements.
+
+
+def judgements(
+    score: Callable[[str, int, str], int | None], method: str = "ours", served: str = "judge-1", rubric: str = "r"
+) -> list[Judgement]:
+    """Return judgements of a small DreamBench++: (category, prompt, measure) -> score, None for a failure."""
+    made = []
+    for category, count in SUBJECTS_OF.items():
+        for number in range(count // 5):
+            for prompt, kind in enumerate(DREAMBENCHPP_KINDS):
+                for measure in ("cp", "pf"):
+                    value = score(category, prompt, measure)
+                    made.append(
+                        Judgement(
+                            method,
+                            f"{category}_{number:02d}",
+                            category,
+                            prompt,
+                            kind,
+                            0,
+                            measure,
+                            0,
+                            "image",
+                            "reference",
+                            "text",
+                            rubric,
+                            "asked",
+                            served,
+                            value,
+                            None if value is not None else "unparsable:no_score",
+                        )
+                    )
+    return made
+
+
+BY_CATEGORY = {"animal": 4, "human": 0, "object": 2, "style": 1}
+BY_KIND = {"photorealistic": 4, "style": 1, "imaginative": 2}
+
+
+def by_group(category: str, prompt: int, measure: str) -> int:
+    return BY_CATEGORY[category] if measure == "cp" else BY_KIND[DREAMBENCHPP_KINDS[prompt]]
+
+
+@pytest.mark.parametrize("rule", ["sample", "category", "as-published"])
+def test_scores_and_published_figures_go_through_the_same_rules(rule: Rule) -> None:
+    found = figures(collect(judgements(by_group), rule))
+    cp = overall_of_figures({name: value / 4 for name, value in BY_CATEGORY.items()}, SUBJECTS_OF, rule)
+    pf = overall_of_figures({name: value / 4 for name, value in BY_KIND.items()}, PROMPTS_OF, rule)
+    assert found["cp"].value == pytest.approx(cp)
+    assert found["pf"].value == pytest.approx(pf)
+    assert found["cp_pf"].value == pytest.approx(cp * pf)
+    assert {name: found[f"cp/{name}"].value for name in BY_CATEGORY} == {n: v / 4 for n, v in BY_CATEGORY.items()}
+    without_style = rule == "as-published"
+    assert found["cp"].scored == (26 if without_style else 30) * 9
+    assert found["pf"].scored == 30 * (6 if without_style else 9)
+
+
+def test_a_failure_is_neither_zero_nor_unseen() -> None:
+    whole = figures(collect(judgements(lambda *_: 3), "sample"))["cp"]
+    holed = figures(collect(judgements(lambda c, p, m: None if p == 0 else 3), "sample"))["cp"]
+    assert (whole.value, whole.scored, whole.missing) == (0.75, 270, 0)
+    assert (holed.value, holed.scored, holed.missing) == (0.75, 240, 30)
+
+
+def test_repeats_are_averaged_before_samples_are() -> None:
+    made = judgements(lambda *_: 4)
+    more = [replace(each, repeat=1, score=0) for each in made if each.subject == "animal_00"]
+    found = figures(collect(made + more, "sample"))["cp"]
+    assert found.value == pytest.approx((29 + 0.5) / 30)
+    assert found.scored == 279
+
+
+def test_too_many_failures_make_no_figures() -> None:
+    row = collect(judgements(lambda c, p, m: None if p == 0 and m == "pf" else 3), "sample")
+    row.require_coverage(0.85)
+    with pytest.raises(CoverageTooLow, match=r"pf: 88\.9% .*unparsable:no_score 30"):
+        row.require_coverage(0.9)
+
+
+def noisy(quality: float, seed: int) -> Callable[[str, int, str], int]:
+    rng = np.random.default_rng(seed)
+    return lambda *_: int(rng.binomial(4, quality))
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    hits = 0
+    for seed in range(40):
+        one = figures(collect(judgements(noisy(0.6, seed)), "sample"))["cp_pf"]
+        hits += one.low <= 0.36 <= one.high
+        assert one.low < one.value < one.high
+    assert 33 <= hits <= 40
+
+
+def test_a_comparison_tells_a_difference_from_chance() -> None:
+    good = collect(judgements(noisy(0.7, 0), "good"), "sample")
+    bad = collect(judgements(noisy(0.5, 1), "bad"), "sample")
+    other = collect(judgements(noisy(0.7, 2), "other"), "sample")
+    clear, same = compare(good, bad)[0], compare(good, other)[0]
+    assert clear.p < 0.001
+    assert clear.low > 0
+    assert same.p > 0.05
+    assert same.low < 0 < same.high
+    assert compare(good, good)[0].p == 1
+    assert compare(bad, good)[0].difference == -clear.difference
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (collect(judgements(by_group, "b", served="judge-2"), "sample"), "judge-1, judge-2"),
+        (collect(judgements(by_group, "b"), "category"), "category, sample"),
+        (collect(judgements(by_group, "b", rubric="other words"), "sample"), "rubrics"),
+    ],
+)
+def test_rows_of_different_judges_rules_or_rubrics_are_refused(other: Scores, named: str) -> None:
+    mine = collect(judgements(by_group), "sample")
+    for together in (lambda: tables([mine, other]), lambda: compare(mine, other)):
+        with pytest.raises(EvaluationError, match=named):
+            together()
+
+
+def test_published_rows_stand_beside_and_never_among_those_of_another_judge() -> None:
+    ours, theirs = tables([collect(judgements(by_group), "sample")])
+    assert (ours.judge, theirs.judge) == ("judge-1", published.JUDGE)
+    with pytest.raises(EvaluationError, match="judge-1 and gpt-4o"):
+        ours.joined(theirs)
+    again = replace(ours, rows=theirs.rows)
+    assert len(ours.joined(again).rows) == 1 + 7
+
+
+def test_every_format_tells_every_figure_with_its_numbers() -> None:
+    row = collect(judgements(lambda c, p, m: None if p == 0 and c == "human" else by_group(c, p, m), "a_b"), "sample")
+    made = tables([row])
+    for text in (to_text(made), to_markdown(made), to_html(made), to_latex(made)):
+        assert "N 266, -4" in text
+        assert "judge-1" in text
+        assert "Rule: sample" in text
+        assert "0.510" in text or r"0.510" in text
+    assert r"a\_b" in to_latex(made)
+    lines = to_csv([row]).splitlines()
+    assert len(lines) == 1 + 4 + 1 + 3 + 1 + 1
+    assert next(line for line in lines if line.startswith("a_b,cp,")).split(",")[5:7] == ["266", "4"]

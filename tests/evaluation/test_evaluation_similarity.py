@@ -1,0 +1,133 @@
+"""Do similarities say what they should of copies, strangers and stories, and are real encoders loaded and run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import folder
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.similarity.encoders import Clip, Dino, Pixels, prepared
+from dsd_lightning.evaluation.similarity.measures import consistency, measure
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny-flux"
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    for number in range(3):
+        file = tmp_path / "benchmark" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        noise(number).save(file)
+        file.with_suffix(".txt").write_text("on the moon\nin a hat")
+    return tmp_path
+
+
+def drawn(world: Path, name: str, copies: bool) -> dict[str, float]:
+    samples = Samples(world / name)
+    cases = folder(world / "benchmark").cases()
+    for number, case in enumerate(cases):
+        reference = Image.open(case.subject.reference)
+        samples.write(case, reference if copies else noise(100 + number), reference)
+    found = measure(samples, cases, [Pixels()])
+    assert all((each.pictures, each.missing) == (6, 0) for each in found)
+    return {each.name: each.value for each in found}
+
+
+def test_copies_score_full_copying_and_no_diversity_and_strangers_the_reverse(world: Path) -> None:
+    copies, strangers = drawn(world, "copies", True), drawn(world, "strangers", False)
+    assert copies["pixel correlation"] == pytest.approx(1, abs=0.05)
+    assert copies["copying, pixel correlation"] == pytest.approx(1, abs=0.1)
+    assert copies["diversity, pixel correlation"] == pytest.approx(0, abs=0.01)
+    assert strangers["copying, pixel correlation"] == pytest.approx(0, abs=0.1)
+    assert strangers["diversity, pixel correlation"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return small random models in the layout of the hub's."""
+    root = tmp_path_factory.mktemp("weights")
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(**small, image_size=32, patch_size=16)
+        text = CLIPTextConfig(
+            **small,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=16,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+        CLIPModel(config).save_pretrained(root / "clip")
+        ViTModel(ViTConfig(**small, image_size=28, patch_size=14)).save_pretrained(root / "dino")
+        small.pop("intermediate_size")
+        Dinov2Model(Dinov2Config(**small, image_size=28, patch_size=14)).save_pretrained(root / "dinov2")
+    tokenizer.save_pretrained(root / "clip")
+    return root
+
+
+def test_clip_and_dino_give_unit_vectors_whatever_the_batch(weights: Path) -> None:
+    pictures = [noise(seed) for seed in range(5)]
+    for encoder in (Clip(str(weights / "clip")), Dino(str(weights / "dino"), side=28)):
+        whole = encoder.images(pictures)
+        assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-5)
+        encoder.batch_size = 2
+        assert torch.allclose(encoder.images(pictures), whole, atol=1e-5)
+        assert not torch.allclose(whole[0], whole[1], atol=1e-4)
+
+
+def test_figures_are_named_with_their_backbones(world: Path, weights: Path) -> None:
+    drawn(world, "strangers", False)
+    encoders = [Clip(str(weights / "clip")), Dino(str(weights / "dinov2"), "DINOv2", side=28)]
+    found = measure(Samples(world / "strangers"), folder(world / "benchmark").cases(), encoders)
+    assert {each.name for each in found} >= {"CLIP-I", "CLIP-T", "DINOv2"}
+    assert all(str(weights) in each.backbone and -1 <= each.value <= 2 for each in found)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="nowhere: the weights cannot be loaded"):
+        Clip(str(tmp_path / "nowhere"))
+
+
+def test_the_centre_is_what_an_encoder_sees() -> None:
+    picture = Image.new("RGB", (64, 32))
+    picture.paste((255, 255, 255), (16, 0, 48, 32))
+    seen = prepared(picture, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert seen.shape == (3, 32, 32)
+    assert torch.equal(seen, torch.ones(3, 32, 32))
+
+
+def test_a_story_of_one_picture_is_wholly_consistent(tmp_path: Path) -> None:
+    for number, seed in enumerate((1, 1, 1, 2)):
+        noise(seed).save(tmp_path / f"{number}.png")
+    panels = sorted(tmp_path.glob("*.png"))
+    same = consistency(panels[:3], panels[:1], Pixels())
+    assert (same.self_similarity, same.neighbours, same.cross_similarity) == pytest.approx((1, 1, 1), abs=1e-5)
+    mixed = consistency(panels, panels[:1], Pixels())
+    assert mixed.self_similarity < 0.7
+    assert mixed.neighbours > mixed.self_similarity
+    with pytest.raises(EvaluationError, match="at least 2"):
+        consistency(panels[:1], [], Pixels())

@@ -1,0 +1,134 @@
+"""Can people rate blind, by keys, offline and with pauses, and do their files become the right means?"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from support.browser import CHROMIUM, Page
+
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import folder
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.user_study.ratings import opinions, read_pages
+from dsd_lightning.evaluation.user_study.study import CRITERIA, KEY, make_page, score
+
+METHODS = ("a_good_method", "a_bad_method")
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """Return a study of two methods with two pictures each; a prompt tries to break out of the page."""
+    (tmp_path / "benchmark").mkdir()
+    Image.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "benchmark" / "cat.png")
+    (tmp_path / "benchmark" / "cat.txt").write_text("on the </script><b>moon\nin a hat\nasleep")
+    cases = folder(tmp_path / "benchmark").cases()
+    methods = [Samples(tmp_path / name) for name in METHODS]
+    for shade, samples in enumerate(methods):
+        for case in cases:
+            samples.write(
+                case, Image.new("RGB", (20, 20), (100 * shade, 50 * case.prompt.index, 7)), Image.new("RGB", (9, 9))
+            )
+    return make_page(methods, cases, 2, 0, tmp_path / "study")
+
+
+def content(page: Path) -> dict[str, Any]:
+    text = page.read_text().partition('type="application/json">')[2].partition("</script>")[0]
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_the_page_is_blind_shuffled_self_contained_and_the_key_opens_it(page: Path) -> None:
+    text = page.read_text()
+    assert not any(name in text for name in METHODS)
+    assert "http://" not in text
+    assert "https://" not in text
+    key = json.loads(page.with_name(KEY).read_text())
+    items = content(page)["items"]
+    assert {each["id"] for each in items} == set(key["pictures"])
+    assert sorted(each["method"] for each in key["pictures"].values()) == sorted(METHODS * 2)
+    assert len({each["case"] for each in key["pictures"].values()}) == 2
+
+
+def saved(page: Path, rater: str, scores: dict[str, int]) -> Path:
+    """Write what a rater would save who gives each method the same scores."""
+    key = json.loads(page.with_name(KEY).read_text())
+    ratings = {name: dict.fromkeys(CRITERIA, scores[each["method"]]) for name, each in key["pictures"].items()}
+    file = page.with_name(f"{rater}.json")
+    file.write_text(json.dumps({"study": key["study"], "rater": rater, "ratings": ratings}))
+    return file
+
+
+def test_raters_files_become_means_and_agreement(page: Path) -> None:
+    good, bad = METHODS
+    files = [saved(page, "ann", {good: 5, bad: 2}), saved(page, "bob", {good: 4, bad: 1})]
+    found = {(each.method, each.criterion): each for each in opinions(read_pages(files, page.with_name(KEY)))}
+    assert (found[good, "cp"].mean, found[good, "cp"].std, found[good, "cp"].rater_std) == (4.5, 0.5, 0.5)
+    assert found[bad, "creativity"].mean == 1.5
+    config = OmegaConf.create(
+        {
+            "ratings": [str(file) for file in files],
+            "key": str(page.with_name(KEY)),
+            "overall": False,
+            "out": str(page.parent / "tables"),
+        }
+    )
+    told = score(config)
+    assert "4.500 [4.000, 5.000]" in told
+    assert "Krippendorff's alpha (ordinal) over all methods: cp " in told
+    assert (page.parent / "tables" / "opinions.csv").read_text().count("\n") == 1 + 2 * 3
+
+
+def test_files_of_other_studies_and_impossible_ratings_are_refused(page: Path) -> None:
+    file = saved(page, "ann", dict.fromkeys(METHODS, 3))
+    key = page.with_name(KEY)
+    with pytest.raises(EvaluationError, match="also in"):
+        read_pages([file, file], key)
+    content = json.loads(file.read_text())
+    first = next(iter(content["ratings"]))
+    content["ratings"][first]["cp"] = 6
+    file.write_text(json.dumps(content))
+    with pytest.raises(EvaluationError, match="cp 6 of"):
+        read_pages([file], key)
+    file.write_text(json.dumps({**content, "study": "another"}))
+    with pytest.raises(EvaluationError, match="another"):
+        read_pages([file], key)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    items = content(page)["items"]
+    with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
+        assert person.evaluate("document.querySelectorAll('img').length") == 2
+        assert person.evaluate("[...document.images].every(each => each.complete && each.naturalWidth > 0)")
+        for key in "543":
+            person.press(key)
+        person.press("ArrowRight")
+        person.press("ArrowDown")
+        person.press("2")
+        person.evaluate("document.getElementById('save').click()")
+        assert "name or number" in person.evaluate("document.getElementById('saved').textContent")
+        person.evaluate("document.activeElement.blur()")
+        time.sleep(1)  # for the browser to write what the page has stored
+        assert all(url.startswith(("file:", "data:", "about:")) for url in person.requested), person.requested
+    with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
+        assert person.evaluate("document.querySelectorAll('input[type=radio]:checked').length") == 1
+        person.evaluate("rater.value = 'Ann 1'; rater.dispatchEvent(new Event('input'))")
+        person.press("ArrowLeft")
+        person.press("s")
+        deadline = time.monotonic() + 60
+        while not (files := list(downloads.glob("*.json"))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "3 pictures are not fully rated" in person.evaluate("document.getElementById('saved').textContent")
+    found = json.loads(files[0].read_text())
+    assert found["rater"] == "Ann 1"
+    assert found["ratings"] == {items[0]["id"]: {"cp": 5, "pf": 4, "creativity": 3}, items[1]["id"]: {"pf": 2}}
+    assert len(read_pages(files, page.with_name(KEY))) == 4

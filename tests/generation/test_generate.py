@@ -1,0 +1,335 @@
+"""Does `python generate.py` keep its promises: the official flags, files that appear whole, and messages that help?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.commands import run
+
+from dsd_lightning.checkpoints.official import LORA_FILE
+from dsd_lightning.generation import arguments
+from dsd_lightning.generation.command import INTERRUPTED, NO_MEMORY, REFUSED, main
+from dsd_lightning.generation.jobs import GenerationError, read_jobs
+from dsd_lightning.generation.provenance import read_provenance
+from dsd_lightning.pipeline import TwoFramePipeline
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+OFFICIAL = GOLDEN / "tiny_official"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((90, 60)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "out.png"
+
+
+def command(picture: Path, out: Path, *more: str, text: str = "a hat") -> list[str]:
+    return [
+        *("--image_path", str(picture), "--text", text, "--output_path", str(out)),
+        *("--steps", "2", "--seed", "7", "--device", "cpu", "--size", "32", *more),
+    ]
+
+
+def official_flags(transformer: Path = OFFICIAL / "transformer", lora: Path = OFFICIAL / LORA_FILE) -> list[str]:
+    base = GOLDEN / "tiny_flux_dev"
+    return ["--base_path", str(base), "--model_path", str(transformer), "--lora_path", str(lora)]
+
+
+def pixels(file: Path) -> np.ndarray[Any, Any]:
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+# --- Pictures.
+
+
+def test_an_image_and_a_text_are_enough(
+    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(command(picture, out)) == 0
+    said = capsys.readouterr().out
+    assert "using the shipped miniature" in said
+    assert "(seed 7)" in said
+    assert "going on with your prompt" in caplog.text
+    assert pixels(out).shape == (32, 32, 3)
+    provenance = read_provenance(out)
+    assert provenance is not None
+    assert (provenance["seed"], provenance["prompt"], provenance["text_guidance"]) == (7, "a hat", 1.0)
+    assert "tiny-dsd" in provenance["model"]
+
+
+def test_the_official_command_line(picture: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--guidance", "3.5", "--i_guidance", "1.3", "--t_guidance", "2.0", "--disable_gemini_prompt"]
+    assert main([*official_flags(), *command(picture, out, *flags, text="a \nhat\r\n")]) == 0
+    assert "going on with your prompt" not in caplog.text
+    provenance = read_provenance(out)
+    assert provenance is not None
+    assert provenance["prompt"] == "a hat"
+    pipeline = TwoFramePipeline.load(
+        GOLDEN / "tiny_flux_dev", OFFICIAL / "transformer", OFFICIAL / LORA_FILE, dtype=torch.float32, device="cpu"
+    )
+    with Image.open(picture) as image:
+        expected = pipeline(
+            image,
+            "a hat",
+            image_guidance=1.3,
+            text_guidance=2.0,
+            num_inference_steps=2,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(7),
+        ).images[0]
+    assert np.abs(pixels(out).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_several_pictures_count_their_seeds_up(picture: Path, out: Path) -> None:
+    assert main(command(picture, out, "--num_images", "5", "--no_metadata", "--disable_gemini_prompt")) == 0
+    names = [out.with_stem(f"out_{number}") for number in range(1, 6)]
+    assert all(name.is_file() for name in names)
+    assert read_provenance(names[0]) is None
+    single = out.with_name("single.png")
+    assert main([*command(picture, single), "--seed", "9"]) == 0
+    difference = pixels(single).astype(int) - pixels(names[2])
+    assert np.abs(difference).max() <= 1, "the third picture of seed 7 is that of seed 9, whatever the batch"
+
+
+def test_a_drawn_seed_is_told_and_draws_the_same(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(picture, out), "--seed", "-1"]) == 0
+    seed = capsys.readouterr().out.rpartition("(seed ")[2].split(")")[0]
+    again = out.with_name("again.png")
+    assert main([*command(picture, again), "--seed", seed]) == 0
+    assert np.abs(pixels(out).astype(int) - pixels(again)).max() <= 1
+
+
+def test_a_sheet_of_guidances_from_one_noise(picture: Path, out: Path) -> None:
+    assert main(command(picture, out, "--sheet", "1,1.5/1,2,3", "--disable_gemini_prompt")) == 0
+    sheet = pixels(out)
+    assert sheet.shape[1] > 4 * 32
+    assert sheet.shape[0] > 2 * 32
+    provenance = read_provenance(out)
+    assert provenance is not None
+    assert provenance["text_guidance"] == [1, 2, 3]
+    single = out.with_name("single.png")
+    assert main(command(picture, single)) == 0
+    corner = sheet[30:62, 14 + 64 + 8 : 14 + 64 + 8 + 32]
+    assert np.abs(corner.astype(int) - pixels(single)).max() <= 1, "the first cell is the picture without guidance"
+
+
+def test_jobs_are_done_once(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "jobs.csv"
+    table.write_text("image_path,text,output_path,seed,steps\na.png,a hat,x/1.png,3,\na.png,a coat,x/2.png,,1\n")
+    flags = ["--jobs", str(table), "--steps", "2", "--size", "32", "--device", "cpu", "--disable_gemini_prompt"]
+    assert main(flags) == 0
+    first, second = tmp_path / "x" / "1.png", tmp_path / "x" / "2.png"
+    before = first.stat().st_mtime_ns
+    second.unlink()
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert "1 of 2 jobs are done already" in capsys.readouterr().out
+    assert first.stat().st_mtime_ns == before
+    provenance = read_provenance(second)
+    assert provenance is not None
+    assert provenance["steps"] == 1
+    assert main(flags) == 0  # nothing left: no model is loaded
+    assert "2 of 2 jobs are done already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"image_path": "a.png", "text": "x"}'], "row 1: no value for output"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "colour": "red"}'], "unknown column 'colour'"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "steps": "many"}'], "row 1: .*'many'"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "size": "big"}'], "size=big: give SIDE"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.jpg"}'], r"written as \.png"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.png"}'] * 2, "row 2: writes .*as row 1 does"),
+        (["{"], "row 1: not JSON"),
+        ([], "has no rows"),
+    ],
+)
+def test_tables_that_make_no_sense_are_refused_by_row(tmp_path: Path, lines: list[str], message: str) -> None:
+    (tmp_path / "jobs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(GenerationError, match=message):
+        read_jobs(tmp_path / "jobs.jsonl", {})
+
+
+# --- What is refused, and what is told.
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = REFUSED) -> str:
+    assert main(arguments) == code
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_missing_picture(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(command(picture.with_name("b.png"), out), capsys)
+    assert "b.png: there is no such file" in said
+
+
+@pytest.mark.parametrize("content", [b"no picture", b""])
+def test_a_picture_that_is_none(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    picture.write_bytes(content)
+    assert f"cannot decode {picture}" in refused(command(picture, out), capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["--model_path", "--run"])
+def test_a_missing_model(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert f"{flag} nowhere: there is no such file" in refused(command(picture, out, flag, "nowhere"), capsys)
+
+
+def test_a_run_that_is_none(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no run folder" in refused(command(picture, out, "--run", str(picture.parent)), capsys)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: name.replace("transformer.", "unet."), "must begin with 'transformer.'"),
+        (lambda name: name.replace("blocks", "blobs"), "which the transformer does not have"),
+    ],
+)
+def test_a_lora_that_matches_nothing(
+    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], rename: Callable[[str], str], message: str
+) -> None:
+    file = picture.with_name(LORA_FILE)
+    save_file({rename(name): value for name, value in load_file(OFFICIAL / LORA_FILE).items()}, file)
+    assert message in refused([*official_flags(lora=file), *command(picture, out)], capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("c_embedder", "condition_embedder", "condition_embedder"), ("proj_out.bias", "proj_out.b", "proj_out.b")],
+)
+def test_official_weights_with_renamed_keys(
+    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    folder = picture.with_name("transformer")
+    shutil.copytree(OFFICIAL / "transformer", folder)
+    tensors = {name.replace(old, new): value for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS)
+    said = refused([*official_flags(transformer=folder), *command(picture, out)], capsys)
+    assert message in said
+    assert "does not have" in said
+
+
+def test_official_weights_with_missing_keys(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = picture.with_name("transformer")
+    shutil.copytree(OFFICIAL / "transformer", folder)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if name != "c_embedder.weight"}, folder / WEIGHTS)
+    said = refused([*official_flags(transformer=folder), *command(picture, out)], capsys)
+    assert "lacks 1" in said
+    assert "c_embedder.weight" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_no_memory(
+    picture: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(TwoFramePipeline, "__call__", exhausted)
+    said = refused(command(picture, out), capsys, NO_MEMORY)
+    assert all(flag in said for flag in ("--model_offload", "--sequential_offload", "--quantize", "--size"))
+
+
+def test_ctrl_c(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TwoFramePipeline, "__call__", interrupted)
+    assert "stopped" in refused(command(picture, out), capsys, INTERRUPTED)
+    assert not list(out.parent.glob("*")), "nothing half-written"
+
+
+@pytest.mark.parametrize("flag", ["--model_offload", "--sequential_offload"])
+def test_offload_without_a_gpu_is_a_warning(
+    picture: Path, out: Path, caplog: pytest.LogCaptureFixture, flag: str
+) -> None:
+    assert main(command(picture, out, flag)) == 0
+    assert "needs a GPU" in caplog.text
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_path", "x"], "belong to --model_path"),
+        (["--run", "x", "--base_path", "y"], "--run names a whole model"),
+        (["--model_offload", "--sequential_offload"], "choose one of"),
+        (["--size", "48x"], "size=48x: give SIDE"),
+        (["--size", "30"], "nearest is 32 x 32"),
+        (["--i_guidance", "-1"], "i_guidance=-1.0"),
+        (["--t_guidance", "nan"], "must be finite"),
+        (["--steps", "0"], "steps=0"),
+        (["--num_images", "0"], "num_images=0"),
+        (["--seed", "-5"], "seed=-5"),
+        (["--text", " \n"], "is empty"),
+        (["--output_path", "out.jpg"], "written as .png"),
+        (["--output_path", "/proc/version/out.png"], "cannot be written"),
+        (["--sheet", "1;2"], "give image guidances, a slash"),
+        (["--jobs", "jobs.csv"], "--jobs brings its own"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert message in refused([*command(picture, out), *flags], capsys)
+
+
+def test_a_picture_and_a_text_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give --image_path and --text" in refused([], capsys)
+
+
+def test_a_programming_error_keeps_its_traceback(picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TwoFramePipeline, "__call__", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(command(picture, out))
+
+
+def test_every_official_flag_is_known() -> None:
+    official = "model_path lora_path image_path text output_path guidance i_guidance t_guidance steps model_offload"
+    known = vars(arguments.parser().parse_args([]))
+    assert set(official.split()) | {"sequential_offload", "disable_gemini_prompt"} <= set(known)
+    defaults = {"guidance": 3.5, "i_guidance": 1.0, "t_guidance": 1.0, "steps": 28}
+    assert {name: known[name] for name in defaults} == defaults
+
+
+@pytest.mark.slow
+def test_the_command_itself(picture: Path, out: Path) -> None:
+    done: subprocess.CompletedProcess[str] = run(*command(picture, out), module=("generate.py",))
+    assert done.returncode == 0, done.stderr
+    assert json.dumps(read_provenance(out))
+    missing = run(*command(out.with_name("none.png"), out), module=("generate.py",))
+    assert missing.returncode == REFUSED
+    assert "there is no such file" in missing.stderr

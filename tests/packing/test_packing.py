@@ -1,0 +1,219 @@
+"""Do a user's own pictures, in the layouts that people have, become shards, and is nothing lost in silence?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from support.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
+
+from dsd_lightning.packing import PackingError, open_source, pack
+from dsd_lightning.packing.__main__ import main
+from dsd_lightning.packing.candidates import Keys
+from dsd_lightning.shards import PairShards, ShardIndex
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Make `pictures` (targets with captions) and `references`, complete."""
+    for folder in ("pictures", "references"):
+        (tmp_path / folder).mkdir()
+    for name, photograph in zip(NAMES, PHOTOGRAPHS, strict=True):
+        photograph.save(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(f"a photograph of: {name}\n", encoding="utf-8")
+        photograph.rotate(180).save(tmp_path / "references" / f"{name}.jpg", quality=95)
+    return tmp_path
+
+
+def run(folder: Path, *options: str) -> int:
+    source, out = str(folder / "pictures"), str(folder / "out")
+    return main([source, out, "--task", "identity", "--reference-dir", str(folder / "references"), *options])
+
+
+def test_two_folders_become_a_set(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folders) == 0
+    assert "3 pairs in 1 tars" in capsys.readouterr().out
+    shards = PairShards(folders / "out", task="identity", require_reference=True, verify="sha256")
+    assert shards.keys == sorted(NAMES)
+    for name, photograph in zip(NAMES, PHOTOGRAPHS, strict=True):
+        pair = shards[shards.keys.index(name)]
+        np.testing.assert_array_equal(pixels(pair.target), pixels(photograph))
+        np.testing.assert_array_equal(pixels(pair.reference), pixels(Image.open(folders / f"references/{name}.jpg")))
+        assert (pair.caption, pair.provenance) == (f"a photograph of: {name}", {"source": name})
+    stored = (folders / "references" / "cat.jpg").read_bytes()
+    assert stored in shards.paths[0].read_bytes(), "a plain file is stored as it is, not encoded anew"
+
+
+def test_packing_twice_gives_the_same_bytes(folders: Path) -> None:
+    assert run(folders, "--workers", "1") == 0
+    first = ShardIndex.read(folders / "out")
+    assert run(folders, "--workers", "3") == 2, "a set that is there is not replaced without being told to"
+    assert run(folders, "--workers", "3", "--overwrite") == 0
+    assert ShardIndex.read(folders / "out") == first
+
+
+def test_folders_within_folders_and_target_reference_layout(folders: Path) -> None:
+    whole = folders / "whole"
+    shutil.move(folders / "pictures", whole / "target")
+    shutil.move(folders / "references", whole / "reference")
+    for frame in ("target", "reference"):
+        (whole / frame / "more").mkdir()
+        for path in list((whole / frame).glob("cat.*")):
+            shutil.copy(path, whole / frame / "more" / path.name)
+    (whole / "target" / ".DS_Store").write_bytes(b"")
+    (whole / "target" / "._cat.png").write_bytes(b"")
+    assert main([str(whole), str(folders / "out"), "--task", "identity"]) == 0
+    assert PairShards(folders / "out").keys == ["astronaut", "cat", "coffee", "more_cat"]
+
+
+def test_pictures_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folders / "pictures"), str(folders / "out"), "--task", "identity"]) == 2
+    assert "--reference-dir" in capsys.readouterr().err
+    assert main([str(folders / "pictures"), str(folders / "out"), "--task", "text_only"]) == 0
+    assert all(pair.reference is None for pair in PairShards(folders / "out", task="text_only"))
+
+
+def orphan_everything(folders: Path) -> None:
+    pictures, references = folders / "pictures", folders / "references"
+    PHOTOGRAPHS[0].save(pictures / "alone.png")
+    (pictures / "alone.txt").write_text("a thing")
+    PHOTOGRAPHS[0].save(references / "left.png")
+    for frame in (pictures, references):
+        PHOTOGRAPHS[0].save(frame / "mute.png")
+        PHOTOGRAPHS[0].save(frame / "empty.png")
+        PHOTOGRAPHS[0].save(frame / "latin.png")
+        PHOTOGRAPHS[0].save(frame / "torn.png")
+        PHOTOGRAPHS[0].save(frame / "twice.png")
+    PHOTOGRAPHS[0].save(pictures / "twice.bmp")
+    for stem in ("torn", "twice", "word"):
+        (pictures / f"{stem}.txt").write_text("a thing")
+    (pictures / "empty.txt").write_text(" \n")
+    (pictures / "latin.txt").write_bytes(b"caf\xe9")
+    (references / "torn.png").write_bytes(png(PHOTOGRAPHS[0])[:2000])
+
+
+REASONS = {
+    "missing_reference": 1,
+    "missing_target": 1,
+    "missing_caption": 2,
+    "unreadable_caption": 1,
+    "unreadable_reference": 1,
+    "ambiguous_target": 1,
+    "caption_without_target": 1,
+}
+
+
+def test_orphans_are_refused_by_name_and_nothing_is_written(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    orphan_everything(folders)
+    assert run(folders) == 2
+    message = capsys.readouterr().err
+    for stem in ("alone", "left", "mute", "word"):
+        assert stem in message
+    assert "twice.bmp, twice.png" in message
+    assert "--allow-orphans" in message
+    assert not (folders / "out").exists()
+
+
+def test_orphans_that_only_reading_shows_are_refused_too(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folders / "pictures" / "coffee.png"
+    path.write_bytes(path.read_bytes()[:3000])
+    assert run(folders) == 2
+    assert f"unreadable_target: coffee: {path}: cannot decode" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+
+
+def test_allowed_orphans_are_left_out_and_counted(folders: Path) -> None:
+    orphan_everything(folders)
+    assert run(folders, "--allow-orphans") == 0
+    shards = PairShards(folders / "out")
+    assert shards.keys == sorted(NAMES)
+    assert shards.index is not None
+    assert shards.index.rejections == REASONS
+
+
+def test_a_source_of_orphans_alone_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (folders / "pictures").glob("*.txt"):
+        path.unlink()
+    assert run(folders, "--allow-orphans") == 2
+    assert "not one pair is left: {'missing_caption': 3}" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+
+
+def test_resolution_shrinks_and_never_enlarges(folders: Path) -> None:
+    Image.fromarray(data.coffee()).save(folders / "pictures" / "coffee.png")
+    assert run(folders, "--resolution", "128") == 0
+    shards = PairShards(folders / "out")
+    assert shards.index is not None
+    assert shards.index.resolution == 128
+    sizes = {pair.key: pair.target.size for pair in shards}
+    assert sizes == {"astronaut": (140, 120), "cat": (140, 120), "coffee": (192, 128)}
+
+
+def test_pictures_of_other_kinds_are_converted(folders: Path) -> None:
+    see_through = PHOTOGRAPHS[2].convert("RGBA")
+    see_through.putalpha(0)
+    see_through.save(folders / "pictures" / "cat.png")
+    Image.fromarray(data.camera()[:90, :90].astype(np.uint16) * 257).save(folders / "references" / "cat.jpg", "PNG")
+    assert run(folders) == 0
+    shards = PairShards(folders / "out")
+    pair = shards[shards.keys.index("cat")]
+    assert (pixels(pair.target) == 255).all()
+    assert pair.reference is not None
+    np.testing.assert_array_equal(np.asarray(pair.reference), data.camera()[:90, :90].astype(np.uint16) * 257)
+
+
+class Interrupted:
+    """A source in the middle of which the user presses Ctrl-C."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.orphans = source, source.orphans
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        yield next(iter(self.source))
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_packing_leaves_nothing(folders: Path) -> None:
+    source = open_source(folders / "pictures", task="identity", reference_dir=folders / "references")
+    with pytest.raises(KeyboardInterrupt):
+        pack(Interrupted(source), folders / "out", task="identity")
+    assert not (folders / "out").exists()
+    assert run(folders) == 0
+
+
+def test_sources_of_the_wrong_kind_are_refused(folders: Path) -> None:
+    (folders / "void").mkdir()
+    (folders / "notes.xlsx").write_text("")
+    (folders / "no.parquet").write_text("no parquet")
+    refused: list[tuple[str, Path, dict[str, Any]]] = [
+        ("there is no", folders / "absent", {}),
+        ("holds no metadata.jsonl", folders / "pictures", {"source_format": "metadata"}),
+        ("holds no parquet file", folders / "pictures", {"source_format": "parquet"}),
+        ("holds no picture", folders / "void", {"reference_dir": folders / "references"}),
+        ("is not a folder", folders / "pictures", {"reference_dir": folders / "absent"}),
+        (r"tables are \.jsonl, \.csv or \.parquet", folders / "notes.xlsx", {}),
+        ("cannot be read as parquet", folders / "no.parquet", {}),
+        ("needs a folder", folders / "notes.xlsx", {"source_format": "folders"}),
+    ]
+    for message, source, options in refused:
+        with pytest.raises(PackingError, match=message):
+            open_source(source, task="identity", **options)
+
+
+def test_keys_are_clean_unique_and_repeatable() -> None:
+    names = ["Café crème.v2", "a/b", "a_b", "a b", "a_b-2", "...", "猫", "x" * 400]
+    made = [Keys().make(name) for name in names]
+    assert made[:2] == ["Cafe_creme_v2", "a_b"]
+    keys = Keys()
+    unique = [keys.make(name) for name in names]
+    assert unique[1:5] == ["a_b", "a_b-2", "a_b-3", "a_b-2-2"]
+    assert unique[5:7] == ["pair", "pair-2"]
+    assert len(set(unique)) == len(names)

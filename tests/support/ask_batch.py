@@ -1,0 +1,13 @@
+"""A process for tests to kill: asks `COUNT` questions of `PROVIDER` at `URL` in a batch, keeping all of it below `FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dsd_lightning.agents import Request
+from support.rehearsals import batching_agent
+
+provider, url, folder, count = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+with batching_agent(provider, url, folder) as agent:
+    agent.ask_all(Request.of(f"question {number}") for number in range(count))

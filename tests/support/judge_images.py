@@ -1,0 +1,49 @@
+"""A process for tests to kill: judges a folder of pictures by the server at `URL`, keeping all below `FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dsd_lightning.agents import Agent, Sampling
+from dsd_lightning.agents.budget import Budget
+from dsd_lightning.agents.cache import AnswerCache
+from dsd_lightning.agents.limits import Limits
+from dsd_lightning.agents.prices import Prices
+from dsd_lightning.agents.providers.openai_chat import OpenAIChat
+from dsd_lightning.agents.retries import Retries
+from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.samples.benchmark import folder
+from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.scores.estimates import collect
+from dsd_lightning.evaluation.scores.formats import to_csv
+
+
+def judge(url: str, root: Path, concurrency: int = 4) -> str:
+    """Judge `root/samples` against `root/benchmark`; return the figures as CSV."""
+    measures = ("cp", "pf", "debiased_cp", "debiased_pf")
+    agent = Agent(
+        OpenAIChat("a-judge", f"{url}/v1", None, "rehearsal"),
+        AnswerCache(root / "answers"),
+        Limits(concurrency),
+        Retries(attempts=2, first_wait=0.02),
+        Budget(None),
+        Prices([], free=True),
+        Sampling(max_output_tokens=100),
+        timeout=30.0,
+    )
+    record = Record(root / "judgements.jsonl")
+    protocol = Protocol(measures, picture_side=32)
+    with agent:
+        made = Judging(agent, Rubrics(None, measures), protocol, record).run(
+            Samples(root / "samples", "method"), folder(root / "benchmark").cases(), estimate=False
+        )
+    row = collect(made, "sample")
+    row.require_coverage(0.5)
+    return to_csv([row])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(judge(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,325 @@
+"""What does `python train.py` leave behind, and is a run that was killed, stopped or split up the run it should have been?"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support.commands import (
+    ROOT,
+    SOURCE,
+    assert_equal,
+    command,
+    environment,
+    metrics,
+    run,
+    tiny,
+    tiny_miniature,
+)
+from support.finished_runs import final_state, finish
+
+from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, WEIGHTS
+from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
+from dsd_lightning.files.folders import PARTIAL
+from dsd_lightning.runs import folder as run_folder
+from dsd_lightning.shards import ShardWriter
+from dsd_lightning.training.run import report
+
+WITHOUT_WANDB_SETTINGS = {"WANDB_MODE": None, "WANDB_SILENT": None, "WANDB_API_KEY": None}
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Compare two finished runs bit for bit: weights, averages, optimizer, position, generators, figures."""
+    assert_equal(final_state(left), final_state(right), "checkpoint")
+    folders = [find_last(each / "checkpoints") for each in (left, right)]
+    for name in (WEIGHTS, EMA_WEIGHTS):
+        contents = [(folder / name).read_bytes() for folder in folders if folder is not None]
+        assert contents[0] == contents[1], name
+    rows = [[{k: v for k, v in row.items() if v} for row in metrics(each)] for each in (left, right)]
+    assert rows[0] == rows[1]
+
+
+# --- What a run leaves behind.
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("finished"), *tiny_miniature(tiny_base, "logger=csv"))
+
+
+def test_a_run_writes_its_figures(finished: Path) -> None:
+    rows = metrics(finished)
+    for name in ("train/loss", "train/loss_reference", "train/loss_target", "optimizer/lr", "optimizer/grad_norm"):
+        assert sum(bool(row[name]) for row in rows) == 4, name
+    for name in ("val/loss_right", "val/loss_shuffled", "val/loss_null", "val/loss_right_bin0"):
+        assert sum(bool(row[name]) for row in rows) == 2, name
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["pairs_seen"] == 16
+    assert summary["seconds"] > 0
+    assert summary["parameters_trained"] > 0
+    for name in ("identity_accuracy", "prompt_accuracy"):
+        assert 0 <= summary[name] <= 1
+        assert 0 <= summary[f"{name}_before"] <= 1
+    for name in ("copy_paste", "reference_psnr", "copy_paste_before", "reference_psnr_before"):
+        assert isinstance(summary[name], float)
+
+
+def test_a_run_writes_pictures_and_checkpoints(finished: Path) -> None:
+    assert [path.name for path in sorted((finished / "samples").glob("step_*"))] == [
+        "step_00000000.png",
+        "step_00000004.png",
+    ]
+    with Image.open(finished / "samples" / "step_00000004.png") as sheet:
+        assert min(sheet.size) > 128
+    assert list(list_steps(finished / "checkpoints")) == [4]
+    assert not list(finished.rglob(f"*{PARTIAL}"))
+    base = {"transformer_blocks.0.attn.to_q.weight", "context_embedder.weight"}
+    assert not base & set(final_state(finished)["state_dict"])
+
+
+def test_the_report_says_where_everything_is(finished: Path) -> None:
+    told = report(finished)
+    for part in (finished, finished / "samples" / "step_00000004.png", finished / "summary.json"):
+        assert str(part) in told
+    assert "identity_accuracy" in told
+
+
+def test_the_same_command_gives_the_same_run(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
+    assert_same_run(finished, finish(tmp_path, *tiny_miniature(tiny_base, "logger=csv")))
+
+
+def test_another_seed_gives_another_run(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
+    other = finish(tmp_path, *tiny_miniature(tiny_base, "logger=csv", "callbacks=minimal", "seed=1"))
+    assert [row["train/loss"] for row in metrics(other)] != [row["train/loss"] for row in metrics(finished)][:4]
+
+
+def test_accumulated_batches_make_one_step(tiny_base: Path, tmp_path: Path) -> None:
+    overrides = [
+        "optimizer=adamw",
+        "trainer.accumulate_grad_batches=3",
+        "trainer.max_steps=2",
+        "callbacks=minimal",
+        "logger=csv",
+    ]
+    finish(tmp_path, *tiny_miniature(tiny_base, *overrides))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["pairs_seen"]) == (2, 2 * 3 * 4)
+    state = final_state(tmp_path)
+    assert state["global_step"] == 2
+    assert {int(each["step"]) for each in state["optimizer_states"][0]["state"].values()} == {2}
+    assert state["lr_schedulers"][0]["last_epoch"] == 2
+
+
+# --- Stopped and resumed, in this process.
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tiny_base: Path, tmp_path: Path, last: int) -> None:
+    overrides = [
+        "logger=csv",
+        "trainer.max_steps=5",
+        "callbacks.checkpoint.every_n_steps=1",
+        "callbacks.probe.every_n_steps=2",
+        "callbacks.samples.every_n_steps=2",
+    ]
+    straight = finish(tmp_path / "straight", *tiny_miniature(tiny_base, *overrides))
+    broken = tmp_path / "broken"
+    with pytest.raises(RuntimeError, match="broken off"):
+        finish(
+            broken,
+            *tiny_miniature(tiny_base, *overrides, "+callbacks.broken={_target_:support.commands.BreakOff,batch:3}"),
+        )
+    # As if it had been killed later than its last checkpoint.
+    for step, folder in list_steps(broken / "checkpoints").items():
+        if step > last:
+            FolderCheckpointIO().remove_checkpoint(folder)
+    finish(broken, *tiny_miniature(tiny_base, *overrides, "ckpt=last"))
+    assert_same_run(straight, broken)
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (straight, broken)]
+    assert summaries[0].keys() == summaries[1].keys()
+    assert summaries[0]["pairs_seen"] == summaries[1]["pairs_seen"]
+
+
+def test_ckpt_last_finds_the_newest_run_of_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, overrides in {
+        "2026-01-01/10-00-00": ["seed=1", "~callbacks.probe"],
+        "2026-01-02/10-00-00": ["~callbacks.probe", "seed=1", "ckpt=last"],
+        "2026-01-03/10-00-00": ["seed=2"],
+        "2026-01-04/10-00-00": ["seed=1", "~callbacks.probe"],  # stopped before its first checkpoint
+    }.items():
+        folder = tmp_path / "outputs" / name
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        if "01-04" not in name:
+            (folder / "checkpoints").mkdir()
+    monkeypatch.setattr("sys.argv", ["train.py", "seed=1", "ckpt=last", "~callbacks.probe", "hydra.verbose=true"])
+    assert run_folder.run_dir("last") == "outputs/2026-01-02/10-00-00"
+    assert run_folder.run_dir(None) not in {str(path) for path in Path("outputs").glob("*/*")}
+    monkeypatch.setattr("sys.argv", ["train.py", "seed=3", "ckpt=last"])
+    with pytest.raises(FileNotFoundError, match="the same overrides"):
+        run_folder.run_dir("last")
+
+
+# --- As a command.
+
+
+def test_help_is_quick_and_lists_the_groups() -> None:
+    told = run("--help", module=("-X", "importtime", "train.py"))
+    assert told.returncode == 0
+    architectures = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "arch").glob("*.yaml")))
+    for line in (f"arch: {architectures}", "python train.py arch=parallel task=identity", "ckpt=last", "max_steps:"):
+        assert line in told.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "diffusers", "transformers", "wandb"}
+
+
+def test_the_configuration_is_printed() -> None:
+    told = run("arch=text_only", "--cfg", "job")
+    assert told.returncode == 0
+    config = yaml.safe_load(told.stdout)
+    assert config["arch"]["_target_"].endswith("TextOnly")
+    assert config["seed"] == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_job_in_a_folder_of_its_own_and_asks_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    overrides = tiny_miniature(tiny_base, "callbacks.probe=null", "trainer.max_steps=2")
+    swept = run(
+        "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}", *overrides, HOME=str(tmp_path), **WITHOUT_WANDB_SETTINGS
+    )
+    assert swept.returncode == 0, swept.stderr[-2000:]
+    losses = []
+    for job in ("0", "1"):
+        folder = tmp_path / job
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+        assert (folder / ".hydra" / "config.yaml").is_file()
+        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+        assert f"run folder    {folder}" in swept.stdout
+        losses.append([row["train/loss"] for row in metrics(folder)])
+    assert losses[0] != losses[1]
+    assert "Enter your choice" not in swept.stdout + swept.stderr
+    assert not (ROOT / "wandb").exists()
+
+
+def pace(seconds: float) -> str:
+    """Return an override that slows a run down, so that it can be stopped in time; it changes no figure."""
+    return f"+callbacks.pace={{_target_:support.commands.Pace,seconds:{seconds}}}"
+
+
+def start(run_dir: Path, overrides: list[str], ckpt: str) -> subprocess.Popen[bytes]:
+    log = (run_dir.parent / f"{run_dir.name}.log").open("ab")
+    return subprocess.Popen(
+        command(*overrides, f"hydra.run.dir={run_dir}", f"ckpt={ckpt}"),
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT / "tests")),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+
+
+def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+    while max(list_steps(run_dir / "checkpoints"), default=0) < step:
+        assert process.poll() is None, (run_dir.parent / f"{run_dir.name}.log").read_text()[-3000:]
+        time.sleep(0.002)
+
+
+def stop_in_a_save(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    """Freeze the process while a checkpoint of it is half written."""
+    while True:
+        assert process.poll() is None, "the run ended before any of its saves was caught"
+        if list((run_dir / "checkpoints").glob(f"step_*{PARTIAL}")):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.01)
+            if list((run_dir / "checkpoints").glob(f"step_*{PARTIAL}")):
+                return
+            process.send_signal(signal.SIGCONT)
+
+
+def kill_and_resume(run_dir: Path, overrides: list[str], steps: int, kills: int, seed: int) -> None:
+    """Run a command that is killed at random moments, every second time within a save, until it is finished."""
+    rng = random.Random(seed)
+    for attempt in range(kills):
+        reached = max(list_steps(run_dir / "checkpoints"), default=0)
+        process = start(run_dir, overrides, "last" if attempt else "null")
+        wait_for_step(process, run_dir, reached + rng.randint(1, max(1, (steps - reached) // (kills - attempt + 1))))
+        if attempt % 2:
+            stop_in_a_save(process, run_dir)
+        else:
+            time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, "the run ended before it was killed"
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    finish(run_dir, *overrides, "ckpt=last")
+
+
+@pytest.fixture(scope="module")
+def some_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of 24 pairs that are larger than the frames, so that crops are drawn."""
+    root = tmp_path_factory.mktemp("pairs") / "shards"
+    rng = np.random.default_rng(0)
+    with ShardWriter(root, task="identity", resolution=None) as writer:
+        for number in range(24):
+            reference, target = (
+                Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8)).resize((96, 80)) for _ in range(2)
+            )
+            writer.write(f"pair-{number}", reference, target, f"this character, number {number}")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "kills"), [("miniature", 3), ("shards", 2)])
+def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
+    source: str, kills: int, tiny_base: Path, some_shards: Path, tmp_path: Path
+) -> None:
+    steps = 16
+    overrides = [
+        f"trainer.max_steps={steps}",
+        "trainer.val_check_interval=3",
+        "callbacks.checkpoint.every_n_steps=1",
+        "callbacks.probe=null",
+        "callbacks.samples.count=2",
+        "callbacks.samples.every_n_steps=5",
+        "logger=csv",
+        "arch.lora.dropout=0.1",  # draws from torch's global generator
+    ]
+    if source == "miniature":
+        overrides = tiny_miniature(tiny_base, *overrides)
+    else:
+        overrides = tiny(tiny_base, "data=shards", f"data.root={some_shards}", f"{SOURCE}.workers=2", *overrides)
+    finish(tmp_path / "straight", *overrides)
+    kill_and_resume(tmp_path / "killed", [*overrides, pace(0.05)], steps, kills=kills, seed=0)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    sheets = [sorted(path.name for path in (tmp_path / each / "samples").iterdir()) for each in ("straight", "killed")]
+    assert sheets[0] == sheets[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_exits_with_130(tiny_base: Path, tmp_path: Path) -> None:
+    overrides = tiny_miniature(
+        tiny_base, "trainer.max_steps=200", "callbacks=minimal", "callbacks.checkpoint.every_n_steps=2", "logger=csv"
+    )
+    process = start(tmp_path / "run", [*overrides, pace(0.05)], "null")
+    wait_for_step(process, tmp_path / "run", 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    told = (tmp_path / "run.log").read_text()
+    assert "Traceback" not in told
+    assert "ckpt=last" in told
+    stopped_at = max(list_steps(tmp_path / "run" / "checkpoints"))
+    assert 2 <= stopped_at < 200
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == stopped_at
+    finish(tmp_path / "run", *overrides, f"trainer.max_steps={stopped_at + 1}", "ckpt=last")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["steps"], summary["pairs_seen"]) == (stopped_at + 1, 4 * (stopped_at + 1))

@@ -1,0 +1,281 @@
+"""Does the page draw at a click, serve clients, and shrug off bad requests?"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.commands import ROOT
+from support.pages import PATIENCE, chromium, held_out_character, served, severe
+
+from dsd_lightning.generation.provenance import read_provenance
+from dsd_lightning.ui.__main__ import REFUSED, main
+
+if os.environ.get("CI"):
+    import gradio  # a missing page is a failure there, not a skip
+else:
+    gradio = pytest.importorskip("gradio", reason="the page's layer is not installed: `make test` makes it")
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[tuple[str, Any]]:
+    with served() as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(page: tuple[str, Any]) -> Any:
+    from gradio_client import Client
+
+    # The library waits 5 s for an answer, less than a busy machine may need.
+    return Client(page[0], verbose=False, httpx_kwargs={"timeout": PATIENCE})
+
+
+@pytest.fixture
+def picture(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """Return a picture of this test's own: Gradio names uploads by content, and a page that closes removes its own."""
+    file = held_out_character(tmp_path)[0]
+    with Image.open(file) as image:
+        mine = image.convert("RGB")
+    mine.putpixel((0, 0), tuple(zlib.crc32(request.node.name.encode()).to_bytes(4, "big")[:3]))
+    mine.save(file)
+    return file
+
+
+def generate(client: Any, file: str, text: str = "this character, small", **given: Any) -> tuple[Any, ...]:
+    from gradio_client import handle_file
+
+    fields = {"guidance": 3.5, "image_guidance": 1.0, "text_guidance": 1.0, "steps": 2, "seed": 7, **given}
+    drawn: tuple[Any, ...] = client.predict(
+        image=handle_file(file), text=text, prompt_enhancement=False, **fields, api_name="/generate"
+    )
+    return drawn
+
+
+# --- Clients.
+
+
+def test_a_client_draws_what_the_command_draws(client: Any, picture: str, tmp_path: Path) -> None:
+    from dsd_lightning.generation.command import main as command
+
+    reference, redrawn, result, prompt, seed = generate(client, picture)
+    assert (prompt, seed) == ("this character, small", 7)
+    assert Image.open(reference).size == Image.open(redrawn).size == (64, 64)
+    provenance = read_provenance(Path(result))
+    assert provenance is not None
+    assert (provenance["seed"], provenance["prompt"], provenance["steps"]) == (7, prompt, 2)
+    out = tmp_path / "out.png"
+    flags = ["--steps", "2", "--seed", "7", "--disable_gemini_prompt", "--device", "cpu"]
+    assert command(["--image_path", picture, "--text", prompt, "--output_path", str(out), *flags]) == 0
+    difference = np.asarray(Image.open(out), dtype=int) - np.asarray(Image.open(result), dtype=int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_seed_is_drawn_and_told(client: Any, picture: str) -> None:
+    *_, first = generate(client, picture, seed=-1, steps=1)
+    *_, second = generate(client, picture, seed=-1, steps=1)
+    assert first >= 0
+    assert first != second
+
+
+def test_a_client_draws_sheets_and_stories(client: Any, picture: str) -> None:
+    from gradio_client import handle_file
+
+    sheet, seed = client.predict(
+        image=handle_file(picture),
+        text="this character",
+        guidances="1,2/1",
+        guidance=3.5,
+        steps=1,
+        seed=3,
+        api_name="/sheet",
+    )
+    assert seed == 3
+    assert Image.open(sheet).height > 2 * 64
+    table = client.predict(image=handle_file(picture), idea="Out", panels=3, seed=5, api_name="/write_story")
+    assert [row[2] for row in table["data"]] == [5, 6, 7]
+    table["data"][2][1] = "this character, small, at the top"
+    page = client.predict(
+        image=handle_file(picture),
+        idea="Out",
+        table=table,
+        guidance=3.5,
+        image_guidance=1.0,
+        text_guidance=1.0,
+        steps=1,
+        api_name="/draw_story",
+    )
+    assert Image.open(page).width > 2 * 256
+
+
+# --- Bad requests.
+
+
+def bomb(side: int = 60_000) -> bytes:
+    """Return a small png file of side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"text": "  "}, "prompt: it is empty"),
+        ({"text": "x" * 2001}, "2001 letters"),
+        ({"steps": 0}, "steps|minimum"),
+        ({"steps": 101}, "steps|maximum"),
+        ({"seed": -2}, "seed|minimum"),
+        ({"image_guidance": 21}, "guidance|maximum"),
+        ({"text_guidance": "high"}, "guidance|number|float|high|str"),
+    ],
+)
+def test_a_bad_value_is_named_and_harms_no_other(client: Any, picture: str, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=f"(?i){message}"):
+        generate(client, picture, **bad)
+    assert generate(client, picture, steps=1)[4] == 7
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"", bomb(), b"\x89PNG\r\n\x1a\n cut off", bytes(2_000_000)])
+def test_a_bad_picture_is_refused_and_harms_no_other(client: Any, picture: str, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bad.png"
+    file.write_bytes(content)
+    with pytest.raises(Exception):  # noqa: B017, PT011  whatever the client makes of a refusal
+        generate(client, str(file))
+    assert generate(client, picture, steps=1)[4] == 7
+
+
+def test_a_programming_error_is_logged_and_the_next_request_is_served(
+    client: Any, picture: str, page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a secret")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(page[1], "generate", broken)
+        with pytest.raises(Exception, match="something went wrong") as caught:
+            generate(client, picture)
+    assert "a secret" not in str(caught.value)
+    assert "a secret" in caplog.text
+    assert generate(client, picture, steps=1)[4] == 7
+
+
+def test_requests_wait_in_a_queue_of_bounded_length(client: Any, picture: str, page: tuple[str, Any]) -> None:
+    from gradio_client import handle_file
+
+    from dsd_lightning.ui.page import WAITING
+
+    fields = (handle_file(picture), "this character", False, 3.5, 1.0, 1.0, 1, 7)
+    with page[1]._drawing:  # nothing can be drawn until all have been asked for
+        jobs = [client.submit(*fields, api_name="/generate") for _ in range(WAITING + 6)]
+        turned_away = threading.Event()
+        for job in jobs:
+            job.add_done_callback(lambda _: turned_away.set())
+        assert turned_away.wait(PATIENCE)
+    ends = [job.exception(timeout=PATIENCE) for job in jobs]
+    refused = [end for end in ends if end is not None]
+    assert all("full" in str(end).lower() for end in refused)
+    assert 1 <= len(refused) <= 6, "whoever was let in was served"
+
+
+def test_equal_pictures_are_one_file_that_is_never_half_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from dsd_lightning.ui.files import served as file_of
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = Image.effect_noise((256, 256), 80)
+    whole = len(Path(str(file_of(picture))).read_bytes())
+    with ThreadPoolExecutor(4) as pool:
+        files = {str(file) for file in pool.map(file_of, [picture] * 40)}
+    assert len(files) == 1
+    assert [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()] == [whole]
+    before = Path(files.pop()).stat().st_ino
+    assert Path(str(file_of(picture))).stat().st_ino == before
+    assert file_of(None) is None
+
+
+# --- A visitor.
+
+
+def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with served([held_out_character(tmp_path)]) as (url, _), chromium() as driver:
+        wait = WebDriverWait(driver, PATIENCE)
+
+        def find(selector: str) -> Any:
+            return wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, selector))[0]
+
+        def natural_width(selector: str) -> int:
+            script = "const i = document.querySelector(arguments[0]); return i && i.complete ? i.naturalWidth : 0"
+            return int(driver.execute_script(script, selector))
+
+        def value(selector: str) -> str:
+            return str(find(f"{selector} textarea, {selector} input").get_attribute("value"))
+
+        driver.get(url)
+        find("#draw").click()
+        for name in ("seen", "redrawn", "result"):
+            wait.until(lambda _, name=name: natural_width(f"#{name} img") == 64)
+        assert value("#drawn_from") == value("#prompt") != ""
+        seed = value("#seed_used")
+        assert int(seed) >= 0
+        assert severe(driver) == []
+        prompt = find("#prompt textarea")
+        prompt.clear()
+        prompt.send_keys("   ")
+        find("#draw").click()
+        wait.until(lambda d: "it is empty" in d.find_element(By.TAG_NAME, "body").text)
+        find("#history img").click()
+        wait.until(lambda _: value("#prompt").startswith("this character"))
+        assert value("#seed") == seed
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_says_where(tmp_path: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "dsd_lightning.ui", "--port", str(port), "--device", "cpu"]
+    page = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert page.stdout is not None
+        assert any("The page" in line for line in page.stdout)
+        for _ in range(PATIENCE):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                    assert "Diffusion Self-Distillation" in answer.read().decode()
+                break
+            except OSError:
+                threading.Event().wait(1)
+        else:
+            pytest.fail("nobody answers")
+    finally:
+        page.terminate()
+        page.wait()
+
+
+def test_models_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", "nowhere"]) == REFUSED
+    assert "--run nowhere: there is no such file" in capsys.readouterr().err
