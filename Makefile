@@ -90,7 +90,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
 
-# The extra [quantize] lies apart: peft imports all of it, where it is installed, at every start of every verb.
+# The extra [quantize] lies apart: peft imports all of it, where it is installed, at every start of every command.
 $(VENV)/.quantize: $(VENV)/.dev
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt --no-deps --upgrade --target $(QUANTIZE) torchao bitsandbytes
 	@touch $@

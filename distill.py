@@ -5,7 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
@@ -20,4 +20,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)

@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
@@ -29,4 +29,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)

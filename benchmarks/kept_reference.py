@@ -84,13 +84,13 @@ def _synchronize() -> None:
 def measure(
     overrides: Sequence[str], steps: int, size: int, batch: int, repeats: int, device: str | None = None
 ) -> dict[str, Any]:
-    """Return the seconds of each way, their ratios to the kept one, and how far kept and recomputed pictures are apart.
+    """Return the seconds of each way, their ratios to the kept one, and how far kept and recomputed images are apart.
 
     Args:
         overrides: of `train.py`, for the base and the architecture.
         steps: Euler steps, without true guidance.
-        size: side of the pictures, pixels.
-        batch: pictures drawn at once.
+        size: side of the images, pixels.
+        batch: images drawn at once.
         repeats: timed turns, after one that is not.
         device: None takes a GPU if there is one.
     """
@@ -133,25 +133,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="of train.py, such as base=flux_dev or arch.lora=null")
     parser.add_argument("--steps", type=int, default=16, help="Euler steps")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures, pixels")
-    parser.add_argument("--batch", type=int, default=4, help="pictures drawn at once")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, default=4, help="images drawn at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="write the metrics there too")
     chosen = parser.parse_args(arguments)
     try:
-        figures = measure(chosen.overrides, chosen.steps, chosen.size, chosen.batch, chosen.repeats)
+        metrics = measure(chosen.overrides, chosen.steps, chosen.size, chosen.batch, chosen.repeats)
     except Exception as error:
         message = message_for_user(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
-    print(f"{figures['base']} on {figures['device']}: {chosen.batch} x {chosen.size} px, {chosen.steps} steps")
-    for name, value in figures["seconds"].items():
-        print(f"  {name:<22}{value:8.3f} s   {figures['ratio_to_kept'][name]:5.2f} x kept")
-    print(f"  largest difference of kept and recomputed: {figures['largest_difference_of_kept_and_recomputed']:g}")
+    print(f"{metrics['base']} on {metrics['device']}: {chosen.batch} x {chosen.size} px, {chosen.steps} steps")
+    for name, value in metrics["seconds"].items():
+        print(f"  {name:<22}{value:8.3f} s   {metrics['ratio_to_kept'][name]:5.2f} x kept")
+    print(f"  largest difference of kept and recomputed: {metrics['largest_difference_of_kept_and_recomputed']:g}")
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+        chosen.json.write_text(json.dumps(metrics, indent=2) + "\n")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""How many pairs a second are read: stored encodings, pictures, and pictures through plain webdataset?
+"""How many pairs a second are read: stored encodings, images, and images through plain webdataset?
 
 python -m benchmarks.loader [--size 512] [--pairs 32] [--workers 0] [--rounds 7] [--out FILE.json]
 
 Writes photographs of scikit-image as pair shards, encodes them with the miniature's VAE and text encoders, and reads whole
-epochs of batches: by our loader from encodings, by our loader from pictures, and by webdataset's own decoding with a crop of
+epochs of batches: by our loader from encodings, by our loader from images, and by webdataset's own decoding with a crop of
 the same size. Everything lies in the page cache, so decoding is what is compared, and not the disk.
 """
 
@@ -35,13 +35,13 @@ from dsd_lightning.runs.folder import register_resolvers
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training.build import build_module
 
-PICTURES = ("astronaut", "cat", "coffee", "rocket")
+IMAGES = ("astronaut", "cat", "coffee", "rocket")
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def write_pictures(root: Path, size: int, count: int) -> None:
+def write_images(root: Path, size: int, count: int) -> None:
     """Write `count` pairs of photographs with a short side of `size` pixels."""
-    images = [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in PICTURES]
+    images = [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in IMAGES]
     scaled = []
     for image in images:
         factor = size / min(image.size)
@@ -53,7 +53,7 @@ def write_pictures(root: Path, size: int, count: int) -> None:
 
 
 def configuration(name: str, *overrides: str) -> Any:
-    """Return a verb's configuration."""
+    """Return a command's configuration."""
     register_resolvers()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
@@ -88,11 +88,11 @@ def loaded(root: Path, size: int, batch: int, workers: int, module: DiffusionSel
 
 
 def plain_webdataset(root: Path, size: int, batch: int, workers: int) -> Callable[[], None]:
-    """Return a turn: one epoch of the same pictures by webdataset's own decoding."""
+    """Return a turn: one epoch of the same images by webdataset's own decoding."""
 
     def pixels(sample: dict[str, Any]) -> tuple[Any, Any, str]:
-        pictures = [to_pixels(sample[f"{frame}.webp"], size, size) for frame in ("reference", "target")]
-        return pictures[0], pictures[1], sample["json"]["caption"]
+        images = [to_pixels(sample[f"{frame}.webp"], size, size) for frame in ("reference", "target")]
+        return images[0], images[1], sample["json"]["caption"]
 
     urls = [str(path) for path in sorted(root.glob("*.tar"))]
 
@@ -115,27 +115,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        pictures, encoded = Path(scratch) / "pictures", Path(scratch) / "encoded"
-        write_pictures(pictures, args.size, args.pairs)
+        images, encoded = Path(scratch) / "images", Path(scratch) / "encoded"
+        write_images(images, args.size, args.pairs)
         frame = f"resolution=[{args.size},{args.size}]"
-        encode_shards(configuration("encode_shards", f"root={pictures}", f"out={encoded}", frame, "workers=0"))
+        encode_shards(configuration("encode_shards", f"root={images}", f"out={encoded}", frame, "workers=0"))
         module = build_module(configuration("train", "compile=false"))
         turns = {
             "encodings": loaded(encoded, args.size, args.batch, args.workers, module, encoded=True),
-            "pictures": loaded(pictures, args.size, args.batch, args.workers, module, encoded=False),
-            "webdataset": plain_webdataset(pictures, args.size, args.batch, args.workers),
+            "images": loaded(images, args.size, args.batch, args.workers, module, encoded=False),
+            "webdataset": plain_webdataset(images, args.size, args.batch, args.workers),
         }
         taken = interleaved(turns, args.rounds, torch.device("cpu"))
         stored = sum(file.stat().st_size for file in encoded.glob("*.tar"))
     results = {
-        "what": "an epoch of batches of pairs, read by the training loader from stored encodings and from pictures, and by "
-        "webdataset from the same pictures",
+        "what": "an epoch of batches of pairs, read by the training loader from stored encodings and from images, and by "
+        "webdataset from the same images",
         "settings": {key: value for key, value in vars(args).items() if key != "out"},
         **facts(torch.device("cpu")),
         "pairs_a_second": {name: args.pairs / spread(each)["median"] for name, each in taken.items()},
         "seconds_an_epoch": {name: spread(each) for name, each in taken.items()},
-        "encodings_over_pictures": ratio(taken["encodings"], taken["pictures"]),
-        "pictures_over_webdataset": ratio(taken["pictures"], taken["webdataset"]),
+        "encodings_over_images": ratio(taken["encodings"], taken["images"]),
+        "images_over_webdataset": ratio(taken["images"], taken["webdataset"]),
         "bytes_a_pair_with_encodings": stored / args.pairs,
     }
     write(args.out, results)

@@ -1,4 +1,4 @@
-"""How are two ways of doing the same work compared fairly, and what goes along with the figures?"""
+"""How are two ways of doing the same work compared fairly, and what goes along with the metrics?"""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Return the device's name, the versions and the commit that figures belong to."""
+    """Return the device's name, the versions and the commit that metrics belong to."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {

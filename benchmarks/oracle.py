@@ -1,12 +1,12 @@
-"""How often is the miniature's oracle wrong on blurred pictures, and how often does it say that it cannot tell?
+"""How often is the miniature's oracle wrong on blurred images, and how often does it say that it cannot tell?
 
 python -m benchmarks.oracle --grids 60
 
 Rendered grids are blurred, each panel by a Gaussian of its own (0.5 to 2 pixels), and passed through the tiny VAE: what
-comes out is about as far from the nearest rendering as what the tiny base paints. The table says, by how much nearer the
-nearest identity must be than the next one (`oracle.CLEARLY_NEARER`), which share of the pictures is told and how many of
-these wrongly; then what is said of pairs, those of different figures mostly differing in one or two attributes. About
-1.5 seconds a picture.
+comes out is about as far from the nearest rendering as what the tiny base generates. The table says, by how much nearer the
+nearest identity must be than the next one (`oracle.CLEARLY_NEARER`), which share of the images is told and how many of
+these wrongly; then what is said of pairs, those of different characters mostly differing in one or two attributes. About
+1.5 seconds an image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MARGINS = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.15, 1.2)
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oracle", description=__doc__)
-    parser.add_argument("--grids", type=int, default=60, help="of four pictures each")
+    parser.add_argument("--grids", type=int, default=60, help="of four images each")
     count = parser.parse_args().grids
     made = [panels_of(index) for index in range(count)]
     blurred = []
@@ -47,9 +47,7 @@ def main() -> None:
     wrong = np.array([each.scene.identity != who for each, who in zip(seen, shown, strict=True)])
     distance = np.array([each.distance for each in seen])
     margin = np.array([each.rival for each in seen]) / distance
-    lines = [
-        f"{len(seen)} pictures, distance {np.median(distance):.3f} in the median; CLEARLY_NEARER = {CLEARLY_NEARER}"
-    ]
+    lines = [f"{len(seen)} images, distance {np.median(distance):.3f} in the median; CLEARLY_NEARER = {CLEARLY_NEARER}"]
     for least in MARGINS:
         told = (margin >= least) & (distance <= FARTHEST)
         lines.append(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import facts, interleaved, ratio, spread, write
 from dsd_lightning.architectures.parallel import Parallel
-from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
@@ -132,7 +132,7 @@ def module_of(base: str, batch: PairBatch, args: argparse.Namespace, device: tor
         model.set_attention_backend("_native_cudnn")
     architecture = Parallel(model, Lora(rank=args.rank, targets=TARGETS)).to(device)
     randomise(architecture)
-    recompute(architecture, args.recompute)
+    checkpoint_blocks(architecture, args.gradient_checkpointing)
     if args.levers:
         for unit in architecture.shard_units():
             unit.compile(dynamic=False)
@@ -189,7 +189,7 @@ def theirs(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()
     randomise(model)
-    if args.recompute == "all":
+    if args.gradient_checkpointing == "all":
         model.enable_gradient_checkpointing()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
@@ -239,7 +239,7 @@ def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=2, help="pairs")
     parser.add_argument("--rank", type=int, default=16, help="of the factors; the paper's run: 512")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--recompute", default="none", choices=["none", "all"])
+    parser.add_argument("--gradient-checkpointing", default="none", choices=["none", "all"])
     parser.add_argument(
         "--levers", action="store_true", help="compiled blocks, fused AdamW, cuDNN's attention on a GPU"
     )

@@ -1,1 +1,1 @@
-"""What happens beside the training step: averages, checkpoints, figures. Each is a Lightning callback of its own."""
+"""What happens beside the training step: averages, checkpoints, metrics. Each is a Lightning callback of its own."""

@@ -51,10 +51,10 @@ class StepCost(L.Callback):
         if self._measured or trainer.global_step == self._step:
             return
         self._measured = True
-        figures = measure(trainer, cast(DiffusionSelfDistillation, pl_module), batch)
-        summarise(pl_module, figures)
+        metrics = measure(trainer, cast(DiffusionSelfDistillation, pl_module), batch)
+        summarise(pl_module, metrics)
         leave_out(trainer)
-        log.info("a training step: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        log.info("a training step: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
 
 def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterable[torch.Tensor]:

@@ -3,7 +3,7 @@
 Validation runs on the averages: they are put in place when it starts and the trained weights come back when it ends or
 fails. Callbacks that look at the model during validation should do so between the two, in `on_validation_batch_*` or
 `on_validation_epoch_*`; in `on_validation_start` and `on_validation_end` themselves, what they see depends on their place
-in the list of callbacks. At any other time they may ask for the averages: `with averaged_weights(trainer): ...`.
+in the list of callbacks. At any other time they may ask for the averages: `with ema_weights(trainer): ...`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from dsd_lightning.compute.dtensors import divided_like
+from dsd_lightning.compute.dtensors import sharded_like
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ExponentialMovingAverage(L.Callback):
             different = sorted(set(self.averages) ^ set(parameters))
             raise ValueError(f"the checkpoint's averages are not those of this model; different: {different[:3]}")
         for name, value in parameters.items():
-            self.averages[name] = divided_like(self.averages[name].float(), value)
+            self.averages[name] = sharded_like(self.averages[name].float(), value)
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class ExponentialMovingAverage(L.Callback):
 
 
 @contextmanager
-def averaged_weights(trainer: L.Trainer) -> Iterator[None]:
+def ema_weights(trainer: L.Trainer) -> Iterator[None]:
     """Put the averages of the trainer's ExponentialMovingAverage in place; without one, the weights stay as they are."""
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, ExponentialMovingAverage):

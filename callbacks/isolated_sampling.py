@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks.ema import averaged_weights
+from callbacks.ema import ema_weights
 from dsd_lightning.compute.machine import uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 
@@ -33,7 +33,7 @@ def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> It
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
-    weights = averaged_weights(trainer) if averaged else nullcontext()
+    weights = ema_weights(trainer) if averaged else nullcontext()
     encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
     try:
         with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders:

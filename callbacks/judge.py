@@ -18,7 +18,7 @@ from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Benchmark
 from dsd_lightning.evaluation.samples.generate import Model, Sampling, make
 from dsd_lightning.evaluation.samples.layout import Samples
-from dsd_lightning.evaluation.scores.estimates import collect, figures
+from dsd_lightning.evaluation.scores.estimates import collect, estimates
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pipeline import TwoFramePipeline
@@ -33,18 +33,18 @@ PREFIX = "judge/"
 class JudgeProbe(L.Callback):
     """Judges the model every N steps and at the end, by the same few cases and the same noise each time.
 
-    Figures go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, drawn pictures to W&B. The averaged weights
+    Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, drawn images to W&B. The averaged weights
     are drawn with if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Several devices wait
     while the first draws. When the judge's budget, quota or key ends, judging ends, and training goes on.
 
     Args:
         agent: who judges; its `budget_usd` caps what all judging may cost.
         benchmark: of which subjects are taken.
-        sampling: how pictures are drawn.
-        folder: where pictures and judgements go, a folder a step.
+        sampling: how images are drawn.
+        folder: where images and judgements go, a folder a step.
         subjects: subjects of the benchmark, from all categories in their proportions.
         every_n_steps: optimizer steps between judgings; None for none before the end.
-        batch_size: pictures drawn at once.
+        batch_size: images drawn at once.
         seed: of the noise.
         measures: what is judged.
     """
@@ -102,14 +102,14 @@ class JudgeProbe(L.Callback):
             self.ended = True
             return
         row = collect(made, "sample")
-        found = {PREFIX + name: figure.value for name, figure in figures(row).items() if "/" not in name}
+        found = {PREFIX + name: estimate.value for name, estimate in estimates(row).items() if "/" not in name}
         found[f"{PREFIX}coverage"] = min(row.coverage.values())
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
             if isinstance(logger, WandbLogger):
-                shown = [(case, file) for case in self.cases if (file := samples.picture(case)) is not None]
+                shown = [(case, file) for case in self.cases if (file := samples.image(case)) is not None]
                 logger.log_image(
-                    f"{PREFIX}pictures",
+                    f"{PREFIX}images",
                     [load_rgb(file) for _, file in shown],
                     step=trainer.global_step,
                     caption=[case.prompt.text for case, _ in shown],

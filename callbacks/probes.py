@@ -1,4 +1,4 @@
-"""How well does the model draw held-out samples? By the figures that the task names; what the data cannot tell is left out."""
+"""How well does the model draw held-out samples? By the metrics that the task names; what the data cannot tell is left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from callbacks.isolated_sampling import EveryNSteps, drawing
 from callbacks.summary import summarise
-from dsd_lightning.miniature.metrics.base import Figure
+from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
 
@@ -21,10 +21,10 @@ PREFIX = "probe/"
 """Of the metric names in the loggers; `docs/metrics.md` says what they mean."""
 
 BEFORE = "_before"
-"""Suffix, in the summary, of the figures of the untrained state."""
+"""Suffix, in the summary, of the metrics of the untrained state."""
 
 CEILING = "_ceiling"
-"""Suffix, in the summary, of the figures of the truth passed through the VAE: what a perfect drawing would score."""
+"""Suffix, in the summary, of the metrics of the truth passed through the VAE: what a perfect drawing would score."""
 
 Draw = Callable[[DiffusionSelfDistillation, PairBatch], Mapping[str, Tensor]]
 """What draws the frames of a batch, as pixels by name."""
@@ -33,18 +33,18 @@ Draw = Callable[[DiffusionSelfDistillation, PairBatch], Mapping[str, Tensor]]
 class MiniatureProbe(L.Callback):
     """Draws the datamodule's probe pairs and scores them: before training, every N steps if asked, and at the end.
 
-    The pairs and their noise are the same every time. Figures go to the loggers as `probe/<name>` and to the module's
+    The pairs and their noise are the same every time. Metrics go to the loggers as `probe/<name>` and to the module's
     `summary` (a dict) under their bare names, those of the untrained state with the suffix `_before`. The summary also
     gets, with the suffix `_ceiling`, what the truth itself scores once it has passed through the VAE, encoded and decoded
-    as the architecture's canvas is. After the first step the averaged weights are used if a callback keeps them. Figures
+    as the architecture's canvas is. After the first step the averaged weights are used if a callback keeps them. Metrics
     that the data or the architecture cannot give are left out: without the miniature's facts only `reference_psnr`
-    remains, and that needs an architecture that redraws the reference. In the list of callbacks it stands behind
+    remains, and that needs an architecture that reconstructs the reference. In the list of callbacks it stands behind
     `callbacks.ema`, so that the averages have seen the step, and before `callbacks.summary`.
 
     Several devices share the samples among them.
 
     Args:
-        figures: what the drawn pairs are scored by, by name; the task's (`task.figures`).
+        metrics: what the drawn pairs are scored by, by name; the task's (`task.metrics`).
         samples: held-out pairs drawn, from `trainer.datamodule.probe_batches`.
         batch_size: samples drawn at once.
         every_n_steps: optimizer steps between probes; None for none before the end.
@@ -54,7 +54,7 @@ class MiniatureProbe(L.Callback):
 
     def __init__(
         self,
-        figures: Mapping[str, Figure],
+        metrics: Mapping[str, SampleMetric],
         samples: int = 256,
         batch_size: int = 64,
         every_n_steps: int | None = None,
@@ -64,24 +64,24 @@ class MiniatureProbe(L.Callback):
         super().__init__()
         if samples < 1 or batch_size < 1:
             raise ValueError(f"samples={samples} and batch_size={batch_size} must be at least 1")
-        self.figures = dict(figures)
+        self.metrics = dict(metrics)
         self.samples, self.batch_size, self.before, self.ceiling = samples, batch_size, before, ceiling
         self.clock = EveryNSteps(every_n_steps, "every_n_steps")
 
     # --- When.
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the truth and the untrained state, unless the run is resumed; then the checkpoint has their figures."""
+        """Score the truth and the untrained state, unless the run is resumed; then the checkpoint has their metrics."""
         # Not on_fit_start: there a resumed run has not got its step yet.
         self.clock.start(trainer)
         if trainer.global_step > 0:
             return
         if self.ceiling:
-            figures = self._score(trainer, pl_module, _through_the_vae, averaged=False)
-            summarise(pl_module, {name + CEILING: value for name, value in figures.items()})
+            metrics = self._score(trainer, pl_module, _through_the_vae, averaged=False)
+            summarise(pl_module, {name + CEILING: value for name, value in metrics.items()})
         if self.before:
-            figures = self.probe(trainer, pl_module, averaged=False)
-            summarise(pl_module, {name + BEFORE: value for name, value in figures.items()})
+            metrics = self.probe(trainer, pl_module, averaged=False)
+            summarise(pl_module, {name + BEFORE: value for name, value in metrics.items()})
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Probe every N optimizer steps."""
@@ -95,36 +95,36 @@ class MiniatureProbe(L.Callback):
     # --- What.
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, averaged: bool) -> dict[str, float]:
-        """Draw and score the probe pairs, log the figures and return them by name; empty where nothing can be told."""
-        figures = self._score(trainer, pl_module, _by_the_model, averaged)
-        if not figures:
+        """Draw and score the probe pairs, log the metrics and return them by name; empty where nothing can be told."""
+        metrics = self._score(trainer, pl_module, _by_the_model, averaged)
+        if not metrics:
             return {}
         for logger in trainer.loggers:
-            logger.log_metrics({PREFIX + name: value for name, value in figures.items()}, step=trainer.global_step)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            logger.log_metrics({PREFIX + name: value for name, value in metrics.items()}, step=trainer.global_step)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         log.info("step %d: %s", trainer.global_step, told)
-        for name in figures:
-            if details := self.figures[name].details():
+        for name in metrics:
+            if details := self.metrics[name].details():
                 log.info("%s, attributes mistaken: %s", name, dict(details))
-        return figures
+        return metrics
 
     def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, averaged: bool) -> dict[str, float]:
-        """Return the figures of what `draw` makes of the probe pairs, by name."""
+        """Return the metrics of what `draw` makes of the probe pairs, by name."""
         module = cast(DiffusionSelfDistillation, pl_module)
         with drawing(trainer, module, averaged):
             # Reading the batches may draw from the global generators, too.
             batches = self._batches(trainer)
-            figures = self._possible(module, batches)
-            if not figures:
+            metrics = self._possible(module, batches)
+            if not metrics:
                 return {}
             for index in range(trainer.global_rank, len(batches) + trainer.global_rank, trainer.world_size):
                 # All devices draw equally often, as sharded weights demand; a surplus drawing is not counted.
                 batch = batches[min(index, len(batches) - 1)].to(module.device)
                 drawn = draw(module, batch)
                 if index < len(batches):
-                    for figure in figures.values():
-                        figure.score(drawn, batch)
-            return {name: float(figure.compute()) for name, figure in figures.items()}
+                    for metric in metrics.values():
+                        metric.score(drawn, batch)
+            return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _batches(self, trainer: L.Trainer) -> list[PairBatch]:
         offered = getattr(getattr(trainer, "datamodule", None), "probe_batches", None)
@@ -133,22 +133,22 @@ class MiniatureProbe(L.Callback):
             return []
         return list(offered(self.samples, self.batch_size))
 
-    def _possible(self, module: DiffusionSelfDistillation, batches: list[PairBatch]) -> dict[str, Figure]:
-        """Return the figures that the data and the architecture allow, empty and on the module's device."""
+    def _possible(self, module: DiffusionSelfDistillation, batches: list[PairBatch]) -> dict[str, SampleMetric]:
+        """Return the metrics that the data and the architecture allow, empty and on the module's device."""
         if not batches:
             return {}
         frames = module.architecture.frames
         possible = {
-            name: figure
-            for name, figure in self.figures.items()
-            if all(figure.can_score(batch, frames) for batch in batches)
+            name: metric
+            for name, metric in self.metrics.items()
+            if all(metric.can_score(batch, frames) for batch in batches)
         }
         if not possible:
-            log.info("none of the figures %s can be told of these samples by arch=%s: nothing is probed",
-                     list(self.figures), module.architecture.name)  # fmt: skip
-        for figure in possible.values():
-            figure.to(module.device)
-            figure.reset()
+            log.info("none of the metrics %s can be told of these samples by arch=%s: nothing is probed",
+                     list(self.metrics), module.architecture.name)  # fmt: skip
+        for metric in possible.values():
+            metric.to(module.device)
+            metric.reset()
         return possible
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from callbacks.isolated_sampling import EveryNSteps, drawing
 from dsd_lightning.images.pixels import load_rgb, to_image, to_pixels
-from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, REDRAWN, ROWS, TRUTH, Row, draw_sheet, save_whole
+from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, RECONSTRUCTED, ROWS, TRUTH, Row, draw_sheet, save_whole
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import REFERENCE, TARGET
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (GIVEN, REDRAWN, GENERATED, TRUTH)
-"""Of a sheet, from left to right; those without any picture are left out."""
+COLUMNS = (GIVEN, RECONSTRUCTED, GENERATED, TRUTH)
+"""Of a sheet, from left to right; those without any image are left out."""
 
 SHEET, TABLE = "samples/sheet", "samples/table"
 """Names in W&B."""
@@ -37,7 +37,7 @@ class PromptsFileError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a user wants drawn: a reference picture's file and a prompt."""
+    """What a user wants drawn: a reference image's file and a prompt."""
 
     image: Path
     prompt: str
@@ -47,7 +47,7 @@ def read_requests(path: Path) -> list[Request]:
     """Return the requests of a JSONL file, one `{"image": path, "prompt": text}` a line; paths relative to the file.
 
     Raises:
-        PromptsFileError: no such file, a line of another form, or pictures that do not exist (all of them named).
+        PromptsFileError: no such file, a line of another form, or images that do not exist (all of them named).
     """
     if not path.is_file():
         raise PromptsFileError(f"prompts_file={path}: no such file; give a JSONL file, or null for none")
@@ -67,28 +67,28 @@ def read_requests(path: Path) -> list[Request]:
         requests.append(Request(path.parent / entry["image"], entry["prompt"]))
     missing = [str(request.image) for request in requests if not request.image.is_file()]
     if missing:
-        raise PromptsFileError(f"{path} names {len(missing)} pictures that do not exist: {', '.join(missing)}")
+        raise PromptsFileError(f"{path} names {len(missing)} images that do not exist: {', '.join(missing)}")
     return requests
 
 
 class SampleSheets(L.Callback):
     """Draws sheets `samples/step_<8 digits>.png`: before training, every N optimizer steps and at the end.
 
-    A row is a held-out pair (reference, redrawn reference, generated, truth); pairs and noise are the same every time, so
+    A row is a held-out pair (reference, reconstructed reference, generated, truth); pairs and noise are the same every time, so
     that sheets can be compared. Rows of a user's file follow, without a truth. After the first step the averaged weights
     are used if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Each sheet goes to W&B
-    too if a WandbLogger is there, with a table of captions and pictures at the end.
+    too if a WandbLogger is there, with a table of captions and images at the end.
 
     Args:
         count: pairs a sheet, from `trainer.datamodule.probe_batches`; also the most samples drawn at once.
         every_n_steps: optimizer steps between sheets; None for none before the end.
         at_start: whether the untrained state is drawn too.
-        prompts_file: a JSONL file of `{"image": path, "prompt": text}` with paths relative to it; its pictures are cut to
+        prompts_file: a JSONL file of `{"image": path, "prompt": text}` with paths relative to it; its images are cut to
             the datamodule's `resolution` (height, width).
         folder: where the sheets go; `samples/` in the run folder (the trainer's `default_root_dir`) if None.
 
     Raises:
-        PromptsFileError: see `read_requests`; and at the start of the run, for pictures that cannot be read or are
+        PromptsFileError: see `read_requests`; and at the start of the run, for images that cannot be read or are
             smaller than the resolution.
     """
 
@@ -113,7 +113,7 @@ class SampleSheets(L.Callback):
     # --- When.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Read the user's pictures, so that a bad one is refused before anything is trained."""
+        """Read the user's images, so that a bad one is refused before anything is trained."""
         if not self.requests:
             return
         resolution = getattr(getattr(trainer, "datamodule", None), "resolution", None)
@@ -139,7 +139,7 @@ class SampleSheets(L.Callback):
             self.draw(trainer, pl_module, averaged=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the trained state, keep its pictures one by one, and hand the table to W&B."""
+        """Draw the trained state, keep its images one by one, and hand the table to W&B."""
         rows = self.draw(trainer, pl_module, averaged=True)
         if rows and trainer.is_global_zero:
             _keep(rows, self.path(trainer, trainer.global_step).parent / FINAL)
@@ -198,7 +198,7 @@ class SampleSheets(L.Callback):
 
         columns = _columns(rows)
         data = [
-            [row.caption, *(wandb.Image(row.pictures[name]) if name in row.pictures else None for name in columns)]
+            [row.caption, *(wandb.Image(row.images[name]) if name in row.images else None for name in columns)]
             for row in rows
         ]
         for logger in loggers:
@@ -206,32 +206,32 @@ class SampleSheets(L.Callback):
 
 
 def _named(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    titles = {REFERENCE: REDRAWN, TARGET: GENERATED}
-    return {titles[name]: pictures for name, pictures in drawn.items()}
+    titles = {REFERENCE: RECONSTRUCTED, TARGET: GENERATED}
+    return {titles[name]: images for name, images in drawn.items()}
 
 
-def _rows(pictures: dict[str, Tensor | None], captions: Sequence[str], keys: Sequence[str]) -> list[Row]:
+def _rows(images: dict[str, Tensor | None], captions: Sequence[str], keys: Sequence[str]) -> list[Row]:
     return [
-        Row({name: to_image(batch[index]) for name, batch in pictures.items() if batch is not None}, caption, key)
+        Row({name: to_image(batch[index]) for name, batch in images.items() if batch is not None}, caption, key)
         for index, (caption, key) in enumerate(zip(captions, keys, strict=True))
     ]
 
 
 def _keep(rows: Sequence[Row], folder: Path) -> None:
-    """Write each picture of `rows` as a file, and last the list of them."""
+    """Write each image of `rows` as a file, and last the list of them."""
     listed = []
     for number, row in enumerate(rows):
-        files = {column: f"{number:02d}_{column.replace(' ', '_')}.png" for column in row.pictures}
+        files = {column: f"{number:02d}_{column.replace(' ', '_')}.png" for column in row.images}
         for column, name in files.items():
-            save_whole(row.pictures[column], folder / name)
-        listed.append({"key": row.key, "caption": row.caption, "pictures": files})
+            save_whole(row.images[column], folder / name)
+        listed.append({"key": row.key, "caption": row.caption, "images": files})
     beside = folder / f".{ROWS}.partial"
     beside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, folder / ROWS)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    return [name for name in COLUMNS if any(name in row.pictures for row in rows)]
+    return [name for name in COLUMNS if any(name in row.images for row in rows)]
 
 
 def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:

@@ -1,4 +1,4 @@
-"""What came out of a run, as one small file of figures?"""
+"""What came out of a run, as one small file of metrics?"""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, cast
 import lightning as L
 
 
-def summarise(pl_module: L.LightningModule, figures: Mapping[str, float]) -> None:
-    """Hand figures to the summary: add them to the module's `summary`, a dict that is made if there is none."""
+def summarise(pl_module: L.LightningModule, metrics: Mapping[str, float]) -> None:
+    """Hand metrics to the summary: add them to the module's `summary`, a dict that is made if there is none."""
     if not hasattr(pl_module, "summary"):
         pl_module.summary = {}  # type: ignore[assignment]
-    cast(dict[str, Any], pl_module.summary).update(figures)
+    cast(dict[str, Any], pl_module.summary).update(metrics)
 
 
 class Summary(L.Callback):
     """Writes `summary.json` when training ends, also when it is stopped early or fails.
 
-    It holds the last value of every logged metric by name, the figures that other callbacks put into the module's
+    It holds the last value of every logged metric by name, the metrics that other callbacks put into the module's
     `summary` (a dict of floats), and
 
     - `finished`: whether training came to its end (false if it was stopped or failed);
@@ -32,7 +32,7 @@ class Summary(L.Callback):
     - `seconds`: wall-clock time of training, validation included, over all resumes;
     - `parameters_trained`: number of trained values.
 
-    Values that are not finite are written as null. Place it behind callbacks that add figures in `on_train_end`.
+    Values that are not finite are written as null. Place it behind callbacks that add metrics in `on_train_end`.
 
     Args:
         path: of the file; its folder is made.
@@ -66,16 +66,16 @@ class Summary(L.Callback):
             self.pairs_seen, self._pairs_since_step = self.pairs_seen + self._pairs_since_step, 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the figures."""
+        """Write the metrics."""
         self._write(trainer, pl_module, finished=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write the figures so far, if training had begun."""
+        """Write the metrics so far, if training had begun."""
         if self._started is not None:
             self._write(trainer, pl_module, finished=False)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the figures so far, so that a resumed run has those that it does not measure again."""
+        """Note the metrics so far, so that a resumed run has those that it does not measure again."""
         checkpoint["summary"] = {
             "values": self._collect(trainer, pl_module),
             "pairs_seen": self.pairs_seen,
@@ -83,7 +83,7 @@ class Summary(L.Callback):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from the figures of the checkpoint."""
+        """Go on from the metrics of the checkpoint."""
         state = checkpoint.get("summary", {})
         self.values = dict(state.get("values", {}))
         self.pairs_seen = int(state.get("pairs_seen", 0))
@@ -99,10 +99,10 @@ class Summary(L.Callback):
         values = self._collect(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        figures: dict[str, float | int | None] = {
+        metrics: dict[str, float | int | None] = {
             name: value if math.isfinite(value) else None for name, value in sorted(values.items())
         }
-        figures |= {
+        metrics |= {
             "finished": finished,
             "steps": trainer.global_step,
             "pairs_seen": self.pairs_seen,
@@ -111,5 +111,5 @@ class Summary(L.Callback):
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.partial")
-        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
         os.replace(temporary, self.path)

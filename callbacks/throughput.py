@@ -15,7 +15,7 @@ from dsd_lightning.compute.dtensors import whole
 
 
 class Throughput(L.Callback):
-    """Logs figures at the trainer's logging interval.
+    """Logs metrics at the trainer's logging interval.
 
     - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation, drawing
       and saving are not counted as time.
@@ -142,7 +142,7 @@ class ProgressBar(TQDMProgressBar):
         bar.refresh()
 
     def _batches_of_the_run(self, trainer: L.Trainer) -> int | None:
-        # Lightning's own figure is what remains after a resume, while its count goes on from where the run stopped.
+        # Lightning's own metric is what remains after a resume, while its count goes on from where the run stopped.
         batches = float(trainer.num_training_batches)
         if trainer.max_steps > 0:
             batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)

@@ -54,7 +54,7 @@ class Source(Protocol):
         ...
 
     def probes(self, data: PairData, count: int) -> Pairs | None:
-        """Return `count` fixed pairs with pictures that are never trained on; fewer or None where there are none."""
+        """Return `count` fixed pairs with images that are never trained on; fewer or None where there are none."""
         ...
 
 
@@ -100,7 +100,7 @@ class PairData(L.LightningDataModule):
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         if not isinstance(module, DiffusionSelfDistillation):
-            raise TypeError("encodings belong to the module that trains on them; take pictures without one")
+            raise TypeError("encodings belong to the module that trains on them; take images without one")
         return module
 
     def setup(self, stage: str) -> None:
@@ -212,10 +212,10 @@ class PairData(L.LightningDataModule):
         """Go on counting."""
         self.damaged = set(state_dict["damaged"])
 
-    # --- Fixed pairs for pictures and figures.
+    # --- Fixed pairs for images and metrics.
 
     def probe_batches(self, count: int, batch_size: int) -> Iterator[PairBatch]:
-        """Yield up to `count` fixed pairs with pictures, in batches; the same ones in every run and at every step."""
+        """Yield up to `count` fixed pairs with images, in batches; the same ones in every run and at every step."""
         if self._probes is None or len(self._probes) < count:
             self._probes = self.source.probes(self, count)
         if self._probes is None:

@@ -1,6 +1,6 @@
-"""Pictures and grids that the tiny base is pretrained on: text to image, no reference.
+"""Images and grids that the tiny base is pretrained on: text to image, no reference.
 
-Single pictures (64 x 64) under full captions, and 2 x 2 grids (128 x 128) of one character in four contexts. Half of the
+Single images (64 x 64) under full captions, and 2 x 2 grids (128 x 128) of one character in four contexts. Half of the
 grids do not tell who the character is, so that consistency has to come from the panels themselves. Training identities
 only; every grid is consistent.
 """
@@ -26,13 +26,13 @@ from dsd_lightning.pairs import Pair
 from dsd_lightning.randomness import numpy_generator
 
 
-class PretrainingPictures(PairData):
+class PretrainingImages(PairData):
     """The datamodule of `task=text_to_image`."""
 
 
-class _Pictures(Dataset[Pair]):
-    def __init__(self, singles: int, grids: int, untold: float, seed: int, split: str) -> None:
-        self.singles, self.grids, self.untold, self.seed, self.split = singles, grids, untold, seed, split
+class _Images(Dataset[Pair]):
+    def __init__(self, singles: int, grids: int, unnamed: float, seed: int, split: str) -> None:
+        self.singles, self.grids, self.unnamed, self.seed, self.split = singles, grids, unnamed, seed, split
 
     def __len__(self) -> int:
         return self.singles + self.grids
@@ -48,26 +48,26 @@ class _Pictures(Dataset[Pair]):
         contexts = [first] + [share_light_and_style(draw_context(rng), first) for _ in range(3)]
         panels = torch.stack([to_pixels(render(Scene(identity, context))) for context in contexts])
         grid = rearrange(panels, "(r c) d h w -> d (r h) (c w)", r=2, c=2)
-        told = identity if rng.random() >= self.untold else None
+        told = identity if rng.random() >= self.unnamed else None
         return Pair(key, None, grid, grid_caption(told, contexts, rng))
 
 
 @dataclass
-class MiniaturePictures:
-    """The source of `data=pretraining`: a pool of encoded single pictures and grids.
+class MiniatureImages:
+    """The source of `data=pretraining`: a pool of encoded single images and grids.
 
     Attributes:
-        singles, grids: pictures of each kind in the pool.
-        untold: share of grids whose caption does not tell the identity.
-        validation_pictures: pictures of each kind that are not trained on.
-        seed: of the pictures.
+        singles, grids: images of each kind in the pool.
+        unnamed: share of grids whose caption does not tell the identity.
+        validation_images: images of each kind that are not trained on.
+        seed: of the images.
         grid_text_length: T5 tokens of a grid caption.
     """
 
     singles: int
     grids: int
-    untold: float
-    validation_pictures: int
+    unnamed: float
+    validation_images: int
     seed: int
     grid_text_length: int
     workers: int = 0
@@ -81,16 +81,16 @@ class MiniaturePictures:
         return self._pool(data, self.singles, self.grids, "training")
 
     def validation(self, data: PairData) -> Any:
-        """Return a small pool of other pictures."""
-        return self._pool(data, self.validation_pictures, self.validation_pictures, "validation")
+        """Return a small pool of other images."""
+        return self._pool(data, self.validation_images, self.validation_images, "validation")
 
     def probes(self, data: PairData, count: int) -> Pairs | None:
-        """Return nothing: a picture without a reference has no pair to compare with."""
+        """Return nothing: an image without a reference has no pair to compare with."""
         return None
 
     def _pool(self, data: PairData, singles: int, grids: int, split: str) -> EncodedPool:
         module = data.trainer.lightning_module if data.trainer is not None else None
         assert isinstance(module, DiffusionSelfDistillation)
-        pictures = _Pictures(singles, grids, self.untold, self.seed, split)
+        images = _Images(singles, grids, self.unnamed, self.seed, split)
         lengths = {(2 * RESOLUTION, 2 * RESOLUTION): self.grid_text_length}
-        return EncodedPool(pictures, module, data.task, data.seed, lengths)
+        return EncodedPool(images, module, data.task, data.seed, lengths)

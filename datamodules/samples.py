@@ -16,7 +16,7 @@ from dsd_lightning.randomness import uniform
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample of an epoch: a pair whose prompt has been chosen, as pictures or as encodings (of batch size 1)."""
+    """One sample of an epoch: a pair whose prompt has been chosen, as images or as encodings (of batch size 1)."""
 
     key: str
     epoch: int
@@ -49,8 +49,8 @@ class UnreadableBatchError(RuntimeError):
     """No sample of a batch could be used, and there was none to take its place."""
 
 
-def without_pictures(key: str, caption: str, instruction: str | None, facts: Mapping[str, Any]) -> Pair:
-    """Return a pair that has words and facts, and pictures without pixels."""
+def without_images(key: str, caption: str, instruction: str | None, facts: Mapping[str, Any]) -> Pair:
+    """Return a pair that has words and facts, and images without pixels."""
     empty: Float[Tensor, "3 h w"] = torch.empty(3, 0, 0)
     return Pair(key, None, empty, caption, instruction, facts)
 

@@ -1,6 +1,6 @@
 """In which order samples are seen: a pure function of (seed, epoch), so that a position is all that resuming needs.
 
-An epoch is a list of *global* batches, each from one bucket (one picture size). Every device takes its slice of each. The
+An epoch is a list of *global* batches, each from one bucket (one image size). Every device takes its slice of each. The
 position is counted in global batches, so the number of devices may change while every bucket's global batch stays the
 same: with buckets larger than the full size it is rounded down to a multiple of the devices.
 """
@@ -29,7 +29,7 @@ class Bucketed(Protocol):
         ...
 
     def bucket(self, index: int) -> Size:
-        """Return (height, width) of the pictures of sample `index`, pixels."""
+        """Return (height, width) of the images of sample `index`, pixels."""
         ...
 
 

@@ -28,7 +28,7 @@ class Task:
 
     Attributes:
         name: the task's name, as in `task=...` and in a shard's `task` field.
-        aligned: whether the two pictures show the same pixels (depth map and scene; one scene under two lights), so
+        aligned: whether the two images show the same pixels (depth map and scene; one scene under two lights), so
             that crops and flips must be shared.
         frame_weights: weight of each frame's mean squared velocity error in the loss.
         captions: odds of each caption kind, by field name of a pair ("caption", "instruction"); they sum to 1.
@@ -53,10 +53,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example before batching: two pictures [3, h, w] in [-1, 1] and the words that go with them.
+    """One training example before batching: two images [3, h, w] in [-1, 1] and the words that go with them.
 
     `key` names the sample for good (it keys every random draw); `facts` holds what a probe may need to know about it
-    (the miniature's scenes, as plain integers) and is empty for pictures from the world.
+    (the miniature's scenes, as plain integers) and is empty for images from the world.
     """
 
     key: str
@@ -119,7 +119,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A batch of pairs on its way into the module: pictures or, from a cache, their encodings.
+    """A batch of pairs on its way into the module: images or, from a cache, their encodings.
 
     Exactly one of `target` (with `reference`, unless the task has none) and `encoded` is given; likewise the prompts are
     always there as words, and `text` when they were embedded beforehand.
@@ -136,7 +136,7 @@ class PairBatch:
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.encoded is None):
-            raise ValueError("a PairBatch holds either pictures (target) or encodings (encoded), and not both")
+            raise ValueError("a PairBatch holds either images (target) or encodings (encoded), and not both")
 
     def __len__(self) -> int:
         return len(self.keys)

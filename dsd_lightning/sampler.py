@@ -63,7 +63,7 @@ def guidance_factors(image_guidance: float, text_guidance: float) -> dict[str, f
 
 
 def evaluations(settings: SamplerSettings) -> int:
-    """Return how many predictions a picture takes, over all steps; those computed as one batch count one each."""
+    """Return how many predictions an image takes, over all steps; those computed as one batch count one each."""
     plain = min(max(settings.guidance_start, 0), settings.num_inference_steps)
     guided = len(guidance_factors(settings.image_guidance, settings.text_guidance))
     return plain + (settings.num_inference_steps - plain) * guided

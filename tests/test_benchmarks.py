@@ -16,15 +16,15 @@ from benchmarks.measure import ratio
 def test_the_kept_reference_is_measured_against_the_other_ways(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "figures.json"
+    file = tmp_path / "metrics.json"
     few = ["--steps", "2", "--size", "32", "--batch", "1", "--repeats", "1", "--json", str(file)]
     assert kept_reference.main([*few, f"base.model.path={tiny_base}", "arch.lora.rank=2"]) == 0
-    figures = json.loads(file.read_text())
+    metrics = json.loads(file.read_text())
     ways = {kept_reference.APPENDED, kept_reference.RECOMPUTED, kept_reference.KEPT, kept_reference.NONE}
-    assert set(figures["seconds"]) == ways
-    assert all(value > 0 for value in figures["seconds"].values())
-    assert figures["ratio_to_kept"][kept_reference.KEPT] == 1
-    assert figures["largest_difference_of_kept_and_recomputed"] == 0
+    assert set(metrics["seconds"]) == ways
+    assert all(value > 0 for value in metrics["seconds"].values())
+    assert metrics["ratio_to_kept"][kept_reference.KEPT] == 1
+    assert metrics["largest_difference_of_kept_and_recomputed"] == 0
     told = capsys.readouterr().out
     assert all(way in told for way in ways)
 
@@ -39,14 +39,14 @@ def test_a_training_step_is_measured_against_the_same_work(
 ) -> None:
     few = training_step.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
     monkeypatch.setitem(training_step.SHAPES, "small", few)
-    file = tmp_path / "figures.json"
+    file = tmp_path / "metrics.json"
     training_step.main(["--batch", "1", "--rounds", "3", "--rank", "4", "--device", "cpu", "--out", str(file)])
-    figures = json.loads(file.read_text())
-    assert figures == json.loads(capsys.readouterr().out)
-    assert {"device", "versions", "commit", "threads"} <= figures.keys()
-    assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
+    metrics = json.loads(file.read_text())
+    assert metrics == json.loads(capsys.readouterr().out)
+    assert {"device", "versions", "commit", "threads"} <= metrics.keys()
+    assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_a_step"].values())
     # Otherwise the ratio would say nothing.
-    assert figures["tflop_a_pair"]["ours"] == pytest.approx(figures["tflop_a_pair"]["theirs"], rel=0.02)
+    assert metrics["tflop_a_pair"]["ours"] == pytest.approx(metrics["tflop_a_pair"]["theirs"], rel=0.02)
 
 
 @pytest.mark.parametrize("alone", [[], ["--no-callbacks"]])
@@ -57,21 +57,21 @@ def test_the_trainer_is_measured_against_the_same_steps(
     monkeypatch.setitem(training_step.SHAPES, "small", few)
     made: list[Any] = []
     monkeypatch.setattr(trainer, "module_of", lambda *given: made.append(training_step.module_of(*given)) or made[-1])
-    file = tmp_path / "figures.json"
+    file = tmp_path / "metrics.json"
     trainer.main(["--batch", "1", "--rounds", "3", "--rank", "2", "--device", "cpu", "--out", str(file), *alone])
-    figures = json.loads(file.read_text())
-    assert all(each["rounds"] == 3 and each["median"] > 0 for each in figures["seconds_a_step"].values())
+    metrics = json.loads(file.read_text())
+    assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_a_step"].values())
     # Otherwise the ratio would say nothing: both made as many of the same steps.
     bare, trained = (dict(each.architecture.trainable()) for each in made)
     assert all(torch.equal(value, trained[name]) for name, value in bare.items())
 
 
 def test_a_checkpoint_holds_little_more_than_its_values(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
+    file = tmp_path / "metrics.json"
     checkpoint.main(["--rounds", "2", "--out", str(file)])
-    figures = json.loads(file.read_text())
-    assert 1 < figures["bytes_over_values_moments_and_averages"] <= 1.02
-    assert all(each["median"] > 0 for each in figures["seconds"].values())
+    metrics = json.loads(file.read_text())
+    assert 1 < metrics["bytes_over_values_moments_and_averages"] <= 1.02
+    assert all(each["median"] > 0 for each in metrics["seconds"].values())
 
 
 def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:
@@ -81,10 +81,10 @@ def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:
 
 
 def test_reading_is_measured_three_ways(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
+    file = tmp_path / "metrics.json"
     loader.main(["--size", "64", "--pairs", "8", "--batch", "4", "--rounds", "3", "--out", str(file)])
-    figures = json.loads(file.read_text())
-    assert set(figures["pairs_a_second"]) == {"encodings", "pictures", "webdataset"}
-    assert all(each > 0 for each in figures["pairs_a_second"].values())
-    for name in ("encodings_over_pictures", "pictures_over_webdataset"):
-        assert 0 < figures[name]["low"] <= figures[name]["ratio"] <= figures[name]["high"]
+    metrics = json.loads(file.read_text())
+    assert set(metrics["pairs_a_second"]) == {"encodings", "images", "webdataset"}
+    assert all(each > 0 for each in metrics["pairs_a_second"].values())
+    for name in ("encodings_over_images", "images_over_webdataset"):
+        assert 0 < metrics[name]["low"] <= metrics[name]["ratio"] <= metrics[name]["high"]

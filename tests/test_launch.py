@@ -42,7 +42,13 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     ]
     small = [*tiny_miniature(tiny_base, *few), "trainer.val_check_interval=1000"]
     # What the script says of the paper's run is made small: the miniature on one CPU.
-    plain = ["data=miniature", "base=tiny", "trainer/strategy=single", "trainer.devices=1", "recompute=none"]
+    plain = [
+        "data=miniature",
+        "base=tiny",
+        "trainer/strategy=single",
+        "trainer.devices=1",
+        "gradient_checkpointing=none",
+    ]
     same = [
         "trainer.precision=32-true",
         "trainer.accumulate_grad_batches=1",

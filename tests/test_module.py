@@ -153,7 +153,7 @@ def text_encoder() -> TextEncoder:
     )
 
 
-def test_pictures_and_words_are_encoded_by_architecture_and_text_encoder(text_encoder: TextEncoder) -> None:
+def test_images_and_words_are_encoded_by_architecture_and_text_encoder(text_encoder: TextEncoder) -> None:
     module = make_module()
     module.text_encoder = text_encoder
     reference, target = (normal((2, 3, 8, 8), name).clamp(-1, 1) for name in (REFERENCE, TARGET))

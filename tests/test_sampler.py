@@ -148,7 +148,7 @@ def test_only_the_passes_that_matter_are_computed(
         passes = [seen[1:] for seen in architecture.evaluations if seen[0] == pytest.approx(time)]
         assert sorted(passes) == sorted(expected if index >= start else {FULL})
     distinct = {seen[1:] for seen in architecture.evaluations}
-    assert architecture.preparations == len(distinct), "what a condition needs is prepared once a picture"
+    assert architecture.preparations == len(distinct), "what a condition needs is prepared once an image"
 
 
 @pytest.mark.parametrize(("image", "text"), [(1.5, 2.5), (2.0, 2.0), (1.0, 3.0)])

@@ -39,18 +39,18 @@ class RunEncoder:
         self.root = Path(root)
         self.settings: DictConfig = OmegaConf.create(settings)
 
-    def encode(self, pictures: Path) -> Path:
-        """Encode the set in the folder `pictures`, unless it is encoded; return the folder of the encoded set.
+    def encode(self, images: Path) -> Path:
+        """Encode the set in the folder `images`, unless it is encoded; return the folder of the encoded set.
 
         Raises:
             ShardError: a set of other encoders is there, or one that is of no run.
             DamagedDataError, ValueError: see `encode_shards`.
         """
-        out = self.root / pictures.name
-        note = self.root / f"{pictures.name}.made_from.json"
-        index = ShardIndex.read(pictures)
+        out = self.root / images.name
+        note = self.root / f"{images.name}.made_from.json"
+        index = ShardIndex.read(images)
         if index is None:
-            raise ShardError(f"{pictures} holds no set of shards to encode")
+            raise ShardError(f"{images} holds no set of shards to encode")
         made_from: dict[str, Any] = {"tars": [shard.sha256 for shard in index.shards], "encoders": self._encoders()}
         known: dict[str, Any] | None = json.loads(note.read_text()) if note.exists() else None
         finished = ShardIndex.read(out) is not None
@@ -69,9 +69,9 @@ class RunEncoder:
             partial = note.with_name(f"{note.name}.partial")
             partial.write_text(json.dumps(made_from, indent=1))
             partial.replace(note)
-        log.info("encoding %s", pictures)
+        log.info("encoding %s", images)
         config = self.settings.copy()
-        config.update({"root": str(pictures), "out": str(out), "waiting": str(waiting)})
+        config.update({"root": str(images), "out": str(out), "waiting": str(waiting)})
         encode_shards(config)
         return out
 

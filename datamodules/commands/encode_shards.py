@@ -16,7 +16,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 from dsd_lightning.shards.format import INDEX_NAME
 
@@ -250,4 +250,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)

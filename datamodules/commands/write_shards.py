@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation", "probe")
-"""What `data=miniature` trains on, validates on, and draws for figures and sheets."""
+"""What `data=miniature` trains on, validates on, and draws for metrics and sheets."""
 
 
 def write_shards(config: DictConfig) -> ShardIndex:
     """Write the pairs that `conf/write_shards.yaml` asks for and return the index of the set.
 
-    The set appears whole at the end; a failure or Ctrl-C leaves nothing. Pictures are stored with 8 bits a channel, depth
+    The set appears whole at the end; a failure or Ctrl-C leaves nothing. Images are stored with 8 bits a channel, depth
     maps as gray of 16 bits.
 
     Raises:
@@ -104,4 +104,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)

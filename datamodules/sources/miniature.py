@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.sources.pool import EncodedPool, Pairs, PicturePairs
+from datamodules.sources.pool import EncodedPool, ImagePairs, Pairs
 from datamodules.stream import Size
 from dsd_lightning.miniature.captions import instruction
 from dsd_lightning.miniature.renderer import RESOLUTION, Rendering, render
@@ -22,12 +22,12 @@ from dsd_lightning.randomness import numpy_generator
 
 
 def to_pixels(rendering: Rendering) -> Float[Tensor, "3 h w"]:
-    """Return a rendered picture as pixels in [-1, 1]."""
-    return torch.from_numpy(rendering.picture).permute(2, 0, 1).contiguous() * 2 - 1
+    """Return a rendered image as pixels in [-1, 1]."""
+    return torch.from_numpy(rendering.image).permute(2, 0, 1).contiguous() * 2 - 1
 
 
 def scene_pair(key: str, reference: Scene, target: Scene, caption: str, rng: np.random.Generator) -> Pair:
-    """Return the pictures of two scenes of one identity as a pair, with an instruction that leads from one to the other."""
+    """Return the images of two scenes of one identity as a pair, with an instruction that leads from one to the other."""
     return Pair(
         key=key,
         reference=to_pixels(render(reference)),
@@ -106,7 +106,7 @@ class Miniature:
         if self.resolution != (RESOLUTION, RESOLUTION):
             raise ValueError(
                 f"data.datamodule.source.resolution={list(self.resolution)}: the miniature world is drawn at {RESOLUTION} x "
-                f"{RESOLUTION} only; use data=shards for pictures of other sizes"
+                f"{RESOLUTION} only; use data=shards for images of other sizes"
             )
         if self.pairs < 1 or self.validation_pairs < 0:
             raise ValueError(
@@ -119,7 +119,7 @@ class Miniature:
             )
 
     def training(self, data: PairData) -> Any:
-        """Return the training pairs, as a pool of encodings or as pictures."""
+        """Return the training pairs, as a pool of encodings or as images."""
         return self._dataset(data, MiniaturePairs(data, self.pairs, self.seed, "training", self.identities))
 
     def validation(self, data: PairData) -> Any:
@@ -127,10 +127,10 @@ class Miniature:
         return self._dataset(data, MiniaturePairs(data, self.validation_pairs, self.seed, "validation"))
 
     def probes(self, data: PairData, count: int) -> Pairs | None:
-        """Return other pairs of held-out identities, with pictures and facts."""
+        """Return other pairs of held-out identities, with images and facts."""
         return MiniaturePairs(data, count, self.seed, "probe")
 
     def _dataset(self, data: PairData, pairs: Pairs) -> Any:
         if not self.pool:
-            return PicturePairs(pairs, data.task, data.seed)
+            return ImagePairs(pairs, data.task, data.seed)
         return EncodedPool(pairs, data.trained_module(), data.task, data.seed)

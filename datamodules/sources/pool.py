@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datamodules.samples import Drawn, choose_caption, without_pictures, words_of
+from datamodules.samples import Drawn, choose_caption, without_images, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
@@ -36,12 +36,12 @@ class EncodedPool(Dataset[Drawn]):
     """Encodings of `pairs` under a module's architecture, VAE and text encoders.
 
     Args:
-        pairs: what to encode; their pictures are dropped afterwards, their words and facts stay.
+        pairs: what to encode; their images are dropped afterwards, their words and facts stay.
         module: gives architecture, codec and text encoder, on the device where the encoding is done, in the precision of
             its trainer, if it has one.
         task: which caption kinds may be asked for.
         seed: keys the choice of the caption kind.
-        text_lengths: T5 length by picture size, where it differs from the text encoder's own.
+        text_lengths: T5 length by image size, where it differs from the text encoder's own.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EncodedPool(Dataset[Drawn]):
                 size = (pair.target.shape[-2], pair.target.shape[-1])
                 held[index] = pair
                 self.sizes.append(size)
-                self.pairs.append(without_pictures(pair.key, pair.caption, pair.instruction, pair.facts))
+                self.pairs.append(without_images(pair.key, pair.caption, pair.instruction, pair.facts))
                 waiting.setdefault(size, []).append(index)
                 if len(waiting[size]) == chunk:
                     self._encode(waiting.pop(size), held, module, (text_lengths or {}).get(size))
@@ -119,8 +119,8 @@ class EncodedPool(Dataset[Drawn]):
         )
 
 
-class PicturePairs(Dataset[Drawn]):
-    """Pairs as pictures, encoded anew in every step; for small sets and for tests of the encoding itself."""
+class ImagePairs(Dataset[Drawn]):
+    """Pairs as images, encoded anew in every step; for small sets and for tests of the encoding itself."""
 
     def __init__(self, pairs: Pairs, task: Task, seed: int) -> None:
         self.pairs, self.task, self.seed = pairs, task, seed

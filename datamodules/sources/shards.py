@@ -1,4 +1,4 @@
-"""Pair shards as a source: real pictures of any size, cropped to the resolution or to buckets, never enlarged."""
+"""Pair shards as a source: real images of any size, cropped to the resolution or to buckets, never enlarged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import PairData
 from datamodules.encodings import encoded_of, encodings_key, text_of
-from datamodules.samples import Damage, Drawn, choose_caption, without_pictures, words_of
+from datamodules.samples import Damage, Drawn, choose_caption, without_images, words_of
 from datamodules.sources.pool import Pairs
 from datamodules.stream import Draw, Size
 from dsd_lightning.images.pixels import bucket_for, covering_size, to_pixels
@@ -31,10 +31,10 @@ class ShardPairs(Dataset[Drawn | Damage]):
     The next readable sample of the same size comes with it, so that a batch is as large as it should be.
 
     Args:
-        shards: the shards; opened with an encoding key they are drawn as encodings, and otherwise as pictures.
+        shards: the shards; opened with an encoding key they are drawn as encodings, and otherwise as images.
         positions: which samples.
         buckets: each sample's (height, width), pixels.
-        task: tells whether both pictures share their crop, and which caption to take.
+        task: tells whether both images share their crop, and which caption to take.
         seed: of crops and captions.
         crop: "random" moves with the epoch, "center" does not.
     """
@@ -77,13 +77,13 @@ class ShardPairs(Dataset[Drawn | Damage]):
         return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
     def _stored(self, epoch: int, index: int) -> Drawn | Damage:
-        """Return a sample as its stored encodings; no picture is read."""
+        """Return a sample as its stored encodings; no image is read."""
         position = self.positions[index]
         try:
             record, (encoded, text) = self.shards.record(position), self.shards.encodings(position)
         except DamagedSample as damage:
             return Damage(self.shards.keys[position], f"{damage.shard}: {damage.reason}")
-        pair = without_pictures(self.shards.keys[position], record.caption, record.instruction, record.facts)
+        pair = without_images(self.shards.keys[position], record.caption, record.instruction, record.facts)
         kind = choose_caption(self.task, pair, self.seed, epoch)
         if encoded is None or text is None:
             return Damage(pair.key, f"{self.shards.shard_name(position)}: it has no encodings")
@@ -110,7 +110,7 @@ class ShardPairs(Dataset[Drawn | Damage]):
 
         Raises:
             DamagedSample: if it cannot be read.
-            ValueError: if one of its pictures is too small, or both should show the same pixels and differ in shape.
+            ValueError: if one of its images is too small, or both should show the same pixels and differ in shape.
         """
         raw = self.shards[self.positions[index]]
         height, width = self.buckets[index]
@@ -149,7 +149,7 @@ class _Fixed(Dataset[Pair]):
         for index in range(len(pairs)):
             if len(self.pairs) == count:
                 break
-            # Pictures of one size: a sheet shows them side by side.
+            # Images of one size: a sheet shows them side by side.
             if pairs.bucket(index) != pairs.bucket(0):
                 continue
             try:
@@ -179,7 +179,7 @@ class Shards:
         verify: what is checked of the files at start: "size", "sha256" or "off".
         validation_root: folder of another set to take them from, such as one of other subjects; then all of `root` is
             trained on.
-        encoded: train on the encodings that `datamodules.commands.encode_shards` stored, and read no pictures.
+        encoded: train on the encodings that `datamodules.commands.encode_shards` stored, and read no images.
     """
 
     root: str | None

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the report and say where it is and what is missing in it."""
     parser = argparse.ArgumentParser(
         prog="python -m dsd_lightning.ablation",
-        description="Makes a report of a sweep: tables, learning curves, pictures. Collects the finished runs in "
+        description="Makes a report of a sweep: tables, learning curves, images. Collects the finished runs in "
         "OUTPUT/runs, where they stay; give it again as more of them finish.",
     )
     parser.add_argument("sweep", nargs="?", type=Path, help="the sweep's folder; without it, what OUTPUT/runs holds")

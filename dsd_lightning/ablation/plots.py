@@ -84,19 +84,19 @@ def draw_samples(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None,
     if not shown:
         return None, absent
     first = shown[0]
-    given = [(sample.key, sample.pictures.get(GIVEN)) for sample in first.samples]
-    alike = [run for run in shown if [(each.key, each.pictures.get(GIVEN)) for each in run.samples] == given]
+    given = [(sample.key, sample.images.get(GIVEN)) for sample in first.samples]
+    alike = [run for run in shown if [(each.key, each.images.get(GIVEN)) for each in run.samples] == given]
     absent += [run.label for run in shown if run not in alike]
     rows = []
     for index, sample in enumerate(first.samples):
-        files = {column: sample.pictures[column] for column in (GIVEN, TRUTH) if column in sample.pictures}
-        files |= {run.label: run.samples[index].pictures[GENERATED] for run in alike}
+        files = {column: sample.images[column] for column in (GIVEN, TRUTH) if column in sample.images}
+        files |= {run.label: run.samples[index].images[GENERATED] for run in alike}
         rows.append(Row({name: _open(output / RUNS / file) for name, file in files.items()}, sample.caption))
     columns = [GIVEN, *(run.label for run in alike), TRUTH]
     title = f"task={first.task}, seed {seed}: the same references, captions and noise"
-    return draw_sheet([name for name in columns if any(name in row.pictures for row in rows)], rows, title), absent
+    return draw_sheet([name for name in columns if any(name in row.images for row in rows)], rows, title), absent
 
 
 def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")

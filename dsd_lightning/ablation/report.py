@@ -1,4 +1,4 @@
-"""How does a study reach its readers? One page to look at, one for a repository's front, and the figures as JSON and CSV."""
+"""How does a study reach its readers? One page to look at, one for a repository's front, and the metrics as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TITLE = "What the runs say"
 
 @dataclass(frozen=True)
 class Section:
-    """One task of the report: its table, the files of its pictures (None where there is nothing to draw), what is missing."""
+    """One task of the report: its table, the files of its images (None where there is nothing to draw), what is missing."""
 
     table: Table
     curves: str | None
@@ -47,7 +47,7 @@ def make(sweep: Path | None, output: Path) -> list[Unfinished]:
             and `runs/`, one JSON file a run.
 
     Returns:
-        the runs that have no figures yet.
+        the runs that have no metrics yet.
 
     Raises:
         StudyError: if there is no finished run, or `sweep` is no sweep's folder.
@@ -74,7 +74,7 @@ def make(sweep: Path | None, output: Path) -> list[Unfinished]:
 
 
 def write_pages(sections: Sequence[Section], others: Sequence[Unfinished], output: Path) -> None:
-    """Write the pages and the tables of a report whose pictures lie in `output`."""
+    """Write the pages and the tables of a report whose images lie in `output`."""
     environment = Environment(
         loader=PackageLoader("dsd_lightning.ablation", "."),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -96,7 +96,7 @@ def write_pages(sections: Sequence[Section], others: Sequence[Unfinished], outpu
         for name in (section.curves, section.samples)
         if name is not None
     }
-    page = environment.get_template("report.html.j2").render(shared, pictures=inlined)
+    page = environment.get_template("report.html.j2").render(shared, images=inlined)
     write_whole(output / "report.html", page.encode())
     write_whole(output / "report.md", environment.get_template("report.md.j2").render(shared).encode())
     written = {
@@ -126,13 +126,13 @@ def _plain(table: Table) -> Mapping[str, Any]:
         {
             "label": row.label,
             "seeds": list(row.seeds),
-            "figures": {
+            "metrics": {
                 name: {
                     "mean": value.mean * _unit(name),
                     "half_width": None if value.half_width is None else value.half_width * _unit(name),
                     "count": value.count,
                 }
-                for name, value in row.figures.items()
+                for name, value in row.metrics.items()
             },
         }
         for row in table.rows
@@ -141,13 +141,13 @@ def _plain(table: Table) -> Mapping[str, Any]:
 
 
 def _csv(all_tables: Sequence[Table]) -> str:
-    """Return one line a task, architecture and figure, in the units of `summary.json`."""
+    """Return one line a task, architecture and metric, in the units of `summary.json`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "architecture", "figure", "mean", "half_width_95", "seeds"])
+    writer.writerow(["task", "architecture", "metric", "mean", "half_width_95", "seeds"])
     for table in all_tables:
         for row in table.rows:
-            for name, value in row.figures.items():
+            for name, value in row.metrics.items():
                 half = "" if value.half_width is None else repr(value.half_width * _unit(name))
                 writer.writerow([table.task, row.label, name, repr(value.mean * _unit(name)), half, value.count])
     return text.getvalue()

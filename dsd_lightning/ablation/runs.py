@@ -1,4 +1,4 @@
-"""Which runs does a sweep's folder hold, and what is kept of each: one JSON file a run, its pictures beside it."""
+"""Which runs does a sweep's folder hold, and what is kept of each: one JSON file a run, its images beside it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, ROWS, TRUTH
 from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY
 
-RUNS, PICTURES = "runs", "pictures"
-"""Folder of the collected runs in a report's folder, and therein that of their pictures."""
+RUNS, IMAGES = "runs", "images"
+"""Folder of the collected runs in a report's folder, and therein that of their images."""
 
 PROBE = "probe/"
 KEPT = re.compile(rf"{PROBE}.+|val/loss_(?!.*_bin).+|train/loss_target")
@@ -36,14 +36,14 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn sample: its key and caption, and its pictures' files by column, below `runs/`.
+    """One drawn sample: its key and caption, and its images' files by column, below `runs/`.
 
-    Files are named by their content, so equal names are equal pictures.
+    Files are named by their content, so equal names are equal images.
     """
 
     key: str
     caption: str
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Run:
         task, label, seed: from its folder `TASK/LABEL/seedN`; the label is the architecture's name, or what
             `hydra.sweep.subdir` made of it.
         config: as composed.
-        summary: the figures of `summary.json`; None where one was not finite.
+        summary: the metrics of `summary.json`; None where one was not finite.
         curves: by metric, (step, value) in the order of the steps.
         samples: what it drew at the end.
     """
@@ -75,7 +75,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that has no figures, and why."""
+    """A run that has no metrics, and why."""
 
     task: str
     label: str
@@ -178,9 +178,9 @@ def _read_run(task: str, label: str, seed: int, folder: Path, summary: Mapping[s
             row["key"],
             row["caption"],
             {
-                column: _keep_picture(final / row["pictures"][column], runs)
+                column: _keep_image(final / row["images"][column], runs)
                 for column in (GIVEN, GENERATED, TRUTH)
-                if column in row["pictures"]
+                if column in row["images"]
             },
         )
         for row in _read_json(final / ROWS) or []
@@ -207,9 +207,9 @@ def _read_json(path: Path) -> Any:
 # --- In a report's folder.
 
 
-def _keep_picture(source: Path, runs: Path) -> str:
+def _keep_image(source: Path, runs: Path) -> str:
     content = source.read_bytes()
-    name = f"{PICTURES}/{hashlib.sha256(content).hexdigest()[:16]}.png"
+    name = f"{IMAGES}/{hashlib.sha256(content).hexdigest()[:16]}.png"
     if not (runs / name).exists():
         write_whole(runs / name, content)
     return name

@@ -24,7 +24,7 @@ COSTS = {
     "seconds_per_pair": ("ms a pair", 1e-3),
     "peak_memory_gib": ("peak memory, GiB", 1.0),
 }
-"""Figures of the summary that tell what a run cost: heading, and the unit in which it is shown."""
+"""Metrics of the summary that tell what a run cost: heading, and the unit in which it is shown."""
 
 _EXPECTED = ("arch", "seed")
 """Settings in which runs of one task may differ."""
@@ -65,16 +65,16 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture: its seeds and its figures by name; a figure that no run has is left out."""
+    """One architecture: its seeds and its metrics by name; a metric that no run has is left out."""
 
     label: str
     seeds: Sequence[int]
-    figures: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
 class Table:
-    """One task: the names of its figures, a row an architecture, and the settings in which its runs differ unduly."""
+    """One task: the names of its metrics, a row an architecture, and the settings in which its runs differ unduly."""
 
     task: str
     scores: Sequence[str]
@@ -82,7 +82,7 @@ class Table:
     differences: Mapping[str, Mapping[str, Sequence[str]]]
 
     @property
-    def figures(self) -> list[str]:
+    def metrics(self) -> list[str]:
         """All columns: scores, then costs."""
         return [*self.scores, *COSTS]
 
@@ -101,13 +101,13 @@ def _table(task: str, runs: Sequence[Run]) -> Table:
     rows = []
     for label in sorted({run.label for run in runs}):
         members = [run for run in runs if run.label == label]
-        figures = {}
+        metrics = {}
         for name in [*scores, *COSTS]:
             values = [run.summary[name] for run in members if run.summary.get(name) is not None]
             found = estimate([value / COSTS[name][1] if name in COSTS else value for value in values])
             if found is not None:
-                figures[name] = found
-        rows.append(Row(label, [run.seed for run in members], figures))
+                metrics[name] = found
+        rows.append(Row(label, [run.seed for run in members], metrics))
     return Table(task, scores, rows, _differences(runs))
 
 

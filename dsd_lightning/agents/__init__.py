@@ -1,4 +1,4 @@
-"""How does the project ask language models, with and without pictures? Requests, answers, failures; agents that ask."""
+"""How does the project ask language models, with and without images? Requests, answers, failures; agents that ask."""
 
 from dsd_lightning.agents.agent import Agent
 from dsd_lightning.agents.failures import (
@@ -12,7 +12,7 @@ from dsd_lightning.agents.failures import (
     Refused,
     RequestRejected,
 )
-from dsd_lightning.agents.messages import Answer, Message, Picture, Request, Sampling
+from dsd_lightning.agents.messages import Answer, ImagePart, Message, Request, Sampling
 
 __all__ = [
     "Agent",
@@ -21,8 +21,8 @@ __all__ = [
     "AuthenticationFailed",
     "BudgetExceeded",
     "ConnectionFailed",
+    "ImagePart",
     "Message",
-    "Picture",
     "ProviderFailed",
     "QuotaExhausted",
     "RateLimited",

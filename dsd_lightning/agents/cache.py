@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def described(identity: str, model: str, request: Request, sampling: Sampling) -> dict[str, Any]:
-    """Return everything that determines an answer, as JSON has it; pictures stand as their sha256."""
+    """Return everything that determines an answer, as JSON has it; images stand as their sha256."""
     return {
         "format": FORMAT,
         "provider": identity,

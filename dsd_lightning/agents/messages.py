@@ -1,4 +1,4 @@
-"""What is asked of a model, and what comes back? Texts and pictures, sampling parameters, an answer with its cost."""
+"""What is asked of a model, and what comes back? Texts and images, sampling parameters, an answer with its cost."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": 
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImagePart:
     """The bytes of a png, jpg or webp file."""
 
     data: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not any(self.data.startswith(signature) for signature in _SIGNATURES):
-            raise ValueError(f"{len(self.data)} bytes are no png, jpg or webp; Picture.of(image) encodes a PIL image")
+            raise ValueError(f"{len(self.data)} bytes are no png, jpg or webp; ImagePart.of(image) encodes a PIL image")
 
     @classmethod
-    def of(cls, image: Image.Image) -> Picture:
+    def of(cls, image: Image.Image) -> ImagePart:
         """Return `image` as a png, without loss. Equal pixels give equal bytes, so equal cache keys."""
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
@@ -43,22 +43,22 @@ class Picture:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the hex digest by which cache keys and records name this picture."""
+        """Return the hex digest by which cache keys and records name this image."""
         return hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: texts and pictures, in the order in which the model sees them."""
+    """One turn of a conversation: texts and images, in the order in which the model sees them."""
 
     role: Role
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | ImagePart, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ValueError(f"a {self.role} message without any text or picture")
-        if self.role != "user" and any(isinstance(part, Picture) for part in self.parts):
-            raise ValueError(f"a picture in a {self.role} message: pictures go into user messages")
+            raise ValueError(f"a {self.role} message without any text or image")
+        if self.role != "user" and any(isinstance(part, ImagePart) for part in self.parts):
+            raise ValueError(f"an image in a {self.role} message: images go into user messages")
 
     @classmethod
     def system(cls, text: str) -> Message:
@@ -66,7 +66,7 @@ class Message:
         return cls("system", (text,))
 
     @classmethod
-    def user(cls, *parts: str | Picture) -> Message:
+    def user(cls, *parts: str | ImagePart) -> Message:
         """Return a turn of the asker."""
         return cls("user", parts)
 
@@ -81,8 +81,8 @@ class Message:
         return "\n\n".join(part for part in self.parts if isinstance(part, str))
 
     def described(self) -> dict[str, Any]:
-        """Return this message as JSON has it, pictures named by their sha256."""
-        parts = [part if isinstance(part, str) else {"picture": part.sha256} for part in self.parts]
+        """Return this message as JSON has it, images named by their sha256."""
+        parts = [part if isinstance(part, str) else {"image": part.sha256} for part in self.parts]
         return {"role": self.role, "parts": parts}
 
 
@@ -134,7 +134,7 @@ class Request:
             raise ValueError(f"attempt={self.attempt}: must be >= 0")
 
     @classmethod
-    def of(cls, *parts: str | Picture, system: str | None = None, attempt: int = 0) -> Request:
+    def of(cls, *parts: str | ImagePart, system: str | None = None, attempt: int = 0) -> Request:
         """Return a request of one user turn, with or without standing instructions."""
         opening = (Message.system(system),) if system is not None else ()
         return cls((*opening, Message.user(*parts)), attempt=attempt)

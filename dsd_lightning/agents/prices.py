@@ -25,15 +25,15 @@ class Price:
     """USD a million tokens."""
     output_usd: float
     """USD a million tokens."""
-    picture_tokens: int
-    """Upper bound of the tokens of one picture, as the provider counts them."""
+    image_tokens: int
+    """Upper bound of the tokens of one image, as the provider counts them."""
     source: str
     date: str
     """YYYY-MM-DD on which the source said so."""
 
     def __post_init__(self) -> None:
-        if min(self.input_usd, self.output_usd) < 0 or self.picture_tokens < 1:
-            raise ValueError(f"price of {self.model}: dollars must be >= 0 and picture_tokens at least 1; got {self}")
+        if min(self.input_usd, self.output_usd) < 0 or self.image_tokens < 1:
+            raise ValueError(f"price of {self.model}: dollars must be >= 0 and image_tokens at least 1; got {self}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prices:
     Args:
         models: one price a model; mappings with its fields will do.
         free: every model costs nothing, as one's own server does.
-        unknown_picture_tokens: bound of a picture's tokens for models that are not in the table.
+        unknown_image_tokens: bound of an image's tokens for models that are not in the table.
         share: what is paid of the table's prices; batches cost half.
 
     Raises:
@@ -58,14 +58,14 @@ class Prices:
     """
 
     def __init__(
-        self, models: Sequence[Any], free: bool = False, unknown_picture_tokens: int = 4096, share: float = 1.0
+        self, models: Sequence[Any], free: bool = False, unknown_image_tokens: int = 4096, share: float = 1.0
     ) -> None:
         if share < 0:
             raise ValueError(f"prices.share={share}: what is paid of the table's prices, must be >= 0")
         prices = [each if isinstance(each, Price) else Price(**each) for each in models]
         self._prices = {price.model: price for price in prices}
         self._free = free
-        self._unknown_picture_tokens = unknown_picture_tokens
+        self._unknown_image_tokens = unknown_image_tokens
         self._share = share
 
     def known(self, model: str) -> bool:
@@ -93,6 +93,6 @@ class Prices:
 
     def _size(self, model: str, messages: Sequence[Message], text_tokens: int, output_tokens: int) -> Size:
         price = self._prices.get(model)
-        each = price.picture_tokens if price is not None else self._unknown_picture_tokens
-        pictures = sum(not isinstance(part, str) for message in messages for part in message.parts)
-        return Size(text_tokens + pictures * each + MESSAGE_TOKENS * len(messages), output_tokens)
+        each = price.image_tokens if price is not None else self._unknown_image_tokens
+        images = sum(not isinstance(part, str) for message in messages for part in message.parts)
+        return Size(text_tokens + images * each + MESSAGE_TOKENS * len(messages), output_tokens)

@@ -18,7 +18,7 @@ from dsd_lightning.flux.lora import Lora
 from dsd_lightning.pairs import TARGET, Condition, Encoded
 
 State = Mapping[str, Any]
-"""What `prepare` computes once a picture: image tokens, reference keys and values, or nothing."""
+"""What `prepare` computes once an image: image tokens, reference keys and values, or nothing."""
 
 
 class Architecture(ModelMixin, ConfigMixin):
@@ -73,13 +73,13 @@ class Architecture(ModelMixin, ConfigMixin):
         """
         if reference is None:
             raise ValueError(
-                f"arch={self.name} needs a reference picture in every pair; data without one trains arch=text_only"
+                f"arch={self.name} needs a reference image in every pair; data without one trains arch=text_only"
             )
         return reference
 
     @abstractmethod
     def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:
-        """Return the reference inputs by name; all that sampling needs of the reference picture."""
+        """Return the reference inputs by name; all that sampling needs of the reference image."""
 
     @abstractmethod
     def encode_clean(
@@ -129,7 +129,7 @@ class Architecture(ModelMixin, ConfigMixin):
         return replace(condition, reference=kept)
 
     def prepare(self, condition: Condition) -> State:
-        """Return what can be computed once a picture rather than at every step; nothing by default."""
+        """Return what can be computed once an image rather than at every step; nothing by default."""
         return {}
 
     # --- Prediction.

@@ -2,7 +2,7 @@
 
 Decoupled cross-attention as diffusers computes it (`FluxIPAdapterAttnProcessor`): the image queries of every double block
 also attend to a few image tokens through keys and values of their own, without position ids; the outcome is added to the
-block's output. Single blocks have no such attention. The picture is read by a frozen vision tower, whose weights belong to
+block's output. Single blocks have no such attention. The image is read by a frozen vision tower, whose weights belong to
 no checkpoint. Source: arXiv 2308.06721; for FLUX, the XLabs adapter that diffusers loads.
 """
 
@@ -39,7 +39,7 @@ class TrainedLinear(nn.Linear):
 class IPAdapter(OneFrame):
     """The base draws the target; its double blocks also attend to image tokens of the reference.
 
-    The tokens are one linear layer of the picture's pooled embedding. Trained are that layer and every double block's
+    The tokens are one linear layer of the image's pooled embedding. Trained are that layer and every double block's
     `to_k_ip` and `to_v_ip`; LoRA factors on the base if asked for. `to_v_ip` starts at zero (diffusers leaves it random),
     so that at first the prediction is the base's.
 
@@ -76,7 +76,7 @@ class IPAdapter(OneFrame):
         return ImageProjection(self.image_encoder.pooled_width, width, self.num_tokens)
 
     def read(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
-        """Return the image embedding of pictures of any size: here the pooled one [b, d]."""
+        """Return the image embedding of images of any size: here the pooled one [b, d]."""
         return self.image_encoder.pooled(pixels)
 
     def trained_whole(self) -> Iterable[nn.Module]:
@@ -98,7 +98,7 @@ class IPAdapter(OneFrame):
         return {EMBEDDING: self.read(self.required(reference))}
 
     def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a zero embedding, whose projection the blocks attend to, as IP-Adapter's own training drops pictures."""
+        """Return a zero embedding, whose projection the blocks attend to, as IP-Adapter's own training drops images."""
         return {name: torch.zeros_like(value) for name, value in reference.items()}
 
     def prepare(self, condition: Condition) -> State:

@@ -24,5 +24,5 @@ class LatentReference(OneFrame):
         return f"latent_reference-{codec.fingerprint()}"
 
     def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return zero latents (not an encoded black picture), as `parallel` does."""
+        """Return zero latents (not an encoded black image), as `parallel` does."""
         return {name: torch.zeros_like(value) for name, value in reference.items()}

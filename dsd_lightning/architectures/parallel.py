@@ -1,7 +1,7 @@
 """The paper's architecture: reference and target are two frames of one canvas, denoised together (Sec. 3.2).
 
 Computed exactly as the official inference code does: one wide canvas, encoded whole; the clean reference beside black,
-encoded as one picture too, enters through a linear layer `c_embedder` whose output is added to that of `x_embedder`;
+encoded as one image too, enters through a linear layer `c_embedder` whose output is added to that of `x_embedder`;
 position ids run continuously over both frames.
 """
 
@@ -24,7 +24,7 @@ BLACK = -1.0
 
 
 class Parallel(EmbeddedReference):
-    """Two frames side by side, the left one redrawing the reference, the right one drawing the target."""
+    """Two frames side by side, the left one reconstruction the reference, the right one drawing the target."""
 
     name = "parallel"
     frames = (REFERENCE, TARGET)
@@ -33,11 +33,11 @@ class Parallel(EmbeddedReference):
     def encode_clean(
         self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
     ) -> Float[Tensor, "b c lh lw"]:
-        """Return the latents of `reference | target`, encoded as one picture."""
+        """Return the latents of `reference | target`, encoded as one image."""
         return codec.encode(torch.cat([self.required(reference), target], dim=-1))
 
     def encode_reference(self, reference: Float[Tensor, "b 3 h w"] | None, codec: Codec) -> Mapping[str, Tensor]:
-        """Return the latents of `reference | black`, encoded as one picture."""
+        """Return the latents of `reference | black`, encoded as one image."""
         reference = self.required(reference)
         canvas = torch.cat([reference, torch.full_like(reference, BLACK)], dim=-1)
         return {"canvas": codec.encode(canvas)}
@@ -52,7 +52,7 @@ class Parallel(EmbeddedReference):
         return {REFERENCE: reference, TARGET: target}
 
     def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return zero latents (not an encoded black picture), as the official guidance does."""
+        """Return zero latents (not an encoded black image), as the official guidance does."""
         return {name: torch.zeros_like(value) for name, value in reference.items()}
 
     def _predict(

@@ -2,7 +2,7 @@
 
 Appended to the noisy tokens with shifted position ids, as FLUX.1 Kontext (arXiv 2506.15742) and OminiControl (arXiv
 2411.15098) do; or in a pass of their own, whose keys and values the noisy tokens' pass attends to. The second is computed
-once a picture, because nothing in it changes from step to step.
+once an image, because nothing in it changes from step to step.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints import sharded
-from dsd_lightning.compute.dtensors import divided_like
+from dsd_lightning.compute.dtensors import sharded_like
 from dsd_lightning.files import folders as whole
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> N
             )
     with torch.no_grad():
         for name, parameter in mine.items():
-            parameter.copy_(divided_like(weights[name], parameter))
+            parameter.copy_(sharded_like(weights[name], parameter))
 
 
 def save_adapter(

@@ -71,8 +71,8 @@ def _raised_by_us(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__package__")).partition(".")[0] in _PACKAGES
 
 
-def run_verb(main: Callable[[], None]) -> None:
-    """Run the `main` of a verb (a function that Hydra decorated).
+def run_command(main: Callable[[], None]) -> None:
+    """Run the `main` of a command (a function that Hydra decorated).
 
     An error that the user can mend ends the process with its message and exit code 2; Ctrl-C ends it with 130. With
     HYDRA_FULL_ERROR=1 every error comes with its traceback.

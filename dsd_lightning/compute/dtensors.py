@@ -34,7 +34,7 @@ def gather_nested(state: Any) -> Any:
     return value.cpu() if torch.distributed.get_rank() == 0 else None
 
 
-def divided_like(value: Tensor, like: Tensor) -> Tensor:
+def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """Return the whole `value` on the device of `like` and in pieces as `like` is; every device must have it whole."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value.to(like.device)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from dsd_lightning.architectures.base import Architecture
 
 
-def is_recomputed(index: int, choice: str | int) -> bool:
+def is_checkpointed(index: int, choice: str | int) -> bool:
     """Return whether the block number `index` of all computes its activations again in the backward pass.
 
     Args:
@@ -24,11 +24,11 @@ def is_recomputed(index: int, choice: str | int) -> bool:
     if choice in ("none", "all"):
         return choice == "all"
     if not isinstance(choice, int) or isinstance(choice, bool) or choice < 1:
-        raise ValueError(f"recompute={choice}: choose none, all, or a number k >= 1 for every k-th block")
+        raise ValueError(f"gradient_checkpointing={choice}: choose none, all, or a number k >= 1 for every k-th block")
     return index % choice == 0
 
 
-class _Recompute:
+class _CheckpointedBlocks:
     """What diffusers' models call for each of their blocks (their `gradient_checkpointing_func`)."""
 
     def __init__(self, blocks: set[nn.Module]) -> None:
@@ -40,7 +40,7 @@ class _Recompute:
         return block(*inputs)
 
 
-def recompute(architecture: Architecture, choice: str | int) -> None:
+def checkpoint_blocks(architecture: Architecture, choice: str | int) -> None:
     """Let the chosen blocks of `architecture` be computed again in the backward pass; values do not change.
 
     Call it before blocks are compiled or divided.
@@ -52,10 +52,10 @@ def recompute(architecture: Architecture, choice: str | int) -> None:
     Raises:
         ValueError: another choice.
     """
-    blocks = {unit for index, unit in enumerate(architecture.shard_units()) if is_recomputed(index, choice)}
+    blocks = {unit for index, unit in enumerate(architecture.shard_units()) if is_checkpointed(index, choice)}
     if not blocks:
         return
     for model in architecture.modules():
         # The function is set on one model at a time: an architecture holds several.
         if isinstance(model, ModelMixin) and model is not architecture and model._supports_gradient_checkpointing:
-            model.enable_gradient_checkpointing(_Recompute(blocks))
+            model.enable_gradient_checkpointing(_CheckpointedBlocks(blocks))

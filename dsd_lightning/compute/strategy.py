@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.compute.dtensors import divided_like, gather_nested
+from dsd_lightning.compute.dtensors import gather_nested, sharded_like
 from dsd_lightning.compute.shard import shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
@@ -29,7 +29,7 @@ class ShardedStrategy(ModelParallelStrategy):
     of what it reads. So the number of devices may change in between.
 
     Args:
-        divide_frozen: False leaves the frozen base whole on every device.
+        shard_frozen: False leaves the frozen base whole on every device.
         replicas: groups of devices that each hold the whole model in pieces and add up their gradients; 1 divides it among
             all devices, the number of nodes within each node.
         weight_dtype: in which blocks are put together to compute, "bfloat16" or "float32"; None: each parameter's own.
@@ -41,7 +41,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(
         self,
-        divide_frozen: bool = True,
+        shard_frozen: bool = True,
         replicas: int = 1,
         weight_dtype: str | None = None,
         reshard_after_forward: bool = True,
@@ -58,7 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
             raise ValueError(f"trainer.strategy.weight_dtype={weight_dtype}: choose null, bfloat16 or float32")
         if replicas < 1:
             raise ValueError(f"trainer.strategy.replicas={replicas} must be at least 1")
-        self.divide_frozen, self.replicas, self.reshard_after_forward = divide_frozen, replicas, reshard_after_forward
+        self.shard_frozen, self.replicas, self.reshard_after_forward = shard_frozen, replicas, reshard_after_forward
         self.policy = MixedPrecisionPolicy(
             param_dtype=DTYPES[weight_dtype],
             reduce_dtype=torch.float32,
@@ -96,7 +96,7 @@ class ShardedStrategy(ModelParallelStrategy):
             architecture,
             self.device_mesh,
             self.policy,
-            divide_frozen=self.divide_frozen,
+            shard_frozen=self.shard_frozen,
             reshard_after_forward=self.reshard_after_forward,
         )
 
@@ -130,7 +130,7 @@ class ShardedStrategy(ModelParallelStrategy):
             numbers = [number for group in state["param_groups"] for number in group["params"]]
             divided = {
                 number: {
-                    name: divided_like(value, parameter)
+                    name: sharded_like(value, parameter)
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape
                     else value
                     for name, value in state["state"].get(number, {}).items()

@@ -17,7 +17,7 @@ from dsd_lightning.distillation.runner import STAGES, Distillation
 class SetEncoder(Protocol):
     """Stage 9: encodes the sets of shards, so that training runs no encoder."""
 
-    def encode(self, pictures: Path) -> Path:
+    def encode(self, images: Path) -> Path:
         """Encode the set in a folder, unless that was done; return the folder of the encoded set.
 
         Raises:

@@ -43,7 +43,7 @@ def expect(config: DictConfig) -> list[Expectation]:
     """Return what each stage would take if it kept every record and had to ask nothing again."""
     source: captions.CaptionSource = instantiate(config.captions)
     records = captions.sample(source, config.count, config.seed)
-    grids = len(records) * config.stages.paint.seeds_per_prompt
+    grids = len(records) * config.stages.grids.seeds_per_prompt
     found = []
     sorter: Filter = instantiate(config.stages.filter)
     found.append(Expectation("filter", _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])))
@@ -77,12 +77,12 @@ def _conversation(opening: Request, turns: list[Message], tokens: int) -> list[R
 
 
 def _stand_in(width: int, height: int) -> Record:
-    pictures = {}
+    images = {}
     for shade, side in enumerate(SIDES):
         buffer = io.BytesIO()
         Image.new("RGB", (width, height), (shade, shade, shade)).save(buffer, "PNG")
-        pictures[side] = buffer.getvalue()
-    return Record("stand-in", {"family": "character"}, {}, pictures)
+        images[side] = buffer.getvalue()
+    return Record("stand-in", {"family": "character"}, {}, images)
 
 
 def _times(one: Estimate, number: int) -> Estimate:

@@ -2,7 +2,7 @@
 
 python -m dsd_lightning.distillation.labels RUN --count 60 --name ada
 
-writes RUN/labels/ada.csv to be filled in (yes, no or ambiguous), and RUN/labels/ada.html, a page with the pictures that
+writes RUN/labels/ada.csv to be filled in (yes, no or ambiguous), and RUN/labels/ada.html, a page with the images that
 gives the same file when its buttons were pressed. `python distill.py out=RUN` then shows the judge's precision and recall.
 """
 
@@ -32,9 +32,9 @@ def templates() -> Environment:
     )
 
 
-def data_url(picture: bytes) -> str:
+def data_url(image: bytes) -> str:
     """Return a png as a URL that holds it."""
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def prepare(root: Path, count: int, name: str, seed: int) -> Path:
@@ -50,7 +50,7 @@ def prepare(root: Path, count: int, name: str, seed: int) -> Path:
     if not pairs:
         raise DistillationError(f"{root} has no judged pairs yet: python distill.py out={root} until=verify")
     write_labels(target, {pair.id: "" for pair in pairs})
-    shown = [{"id": pair.id, "pictures": [data_url(pair.pictures[side]) for side in SIDES]} for pair in pairs]
+    shown = [{"id": pair.id, "images": [data_url(pair.images[side]) for side in SIDES]} for pair in pairs]
     page = target.with_suffix(".html")
     page.write_text(templates().get_template("labels.html.j2").render(pairs=shown, name=name), encoding="utf-8")
     return page

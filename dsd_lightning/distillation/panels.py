@@ -14,7 +14,7 @@ EVEN = 1 / 255 * 6
 """Greatest standard deviation of a line of pixels that is one colour, on the [0, 1] scale."""
 
 SEPARATOR_CONTRAST = 0.08
-"""Least difference of a separator's colour from the panels' mean beside it; a plain picture is no separator."""
+"""Least difference of a separator's colour from the panels' mean beside it; a plain image is no separator."""
 
 JUMP = 0.035
 """Least mean colour difference of two neighbouring lines of pixels where two panels meet, on the [0, 1] scale."""
@@ -23,14 +23,14 @@ OVER_NEIGHBOURS = 1.5
 """Least ratio of a seam's colour difference to the typical one of the lines around it."""
 
 ASIDE = 0.15
-"""How far from the middle a division may lie, share of the picture's side."""
+"""How far from the middle a division may lie, share of the image's side."""
 
 WIDEST_BORDER = 0.08
-"""Widest border or separator that is cut off, share of the picture's side."""
+"""Widest border or separator that is cut off, share of the image's side."""
 
 
 class NotTwoByTwo(ValueError):
-    """The picture is not divided into two by two panels; the message says where it differs."""
+    """The image is not divided into two by two panels; the message says where it differs."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Box:
     bottom: int
 
 
-def find_panels(picture: NDArray[np.uint8]) -> list[Box]:
+def find_panels(image: NDArray[np.uint8]) -> list[Box]:
     """Return the four panels of a grid [h, w, 3], row by row.
 
     Raises:
         NotTwoByTwo: there is no division into 2 x 2, or a finer one.
     """
-    values = picture.astype(np.float32) / 255
+    values = image.astype(np.float32) / 255
     top, bottom = _without_border(values)
     left, right = _without_border(values.transpose(1, 0, 2))
     inner = values[top:bottom, left:right]
@@ -148,7 +148,7 @@ def _require_seam(values: Values, division: tuple[int, int], otherwise: str) -> 
     if end > first:
         if not _even_lines(values)[first:end].all():
             raise NotTwoByTwo(otherwise)
-    # A painted seam may be several pixels wide: what lies beside it is compared, not two neighbouring lines.
+    # A generated seam may be several pixels wide: what lies beside it is compared, not two neighbouring lines.
     elif (
         float(np.abs(values[first + 1 : first + 3].mean(axis=0) - values[first - 3 : first - 1].mean(axis=0)).mean())
         < JUMP

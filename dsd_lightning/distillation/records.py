@@ -1,4 +1,4 @@
-"""What is handed from stage to stage? Records with plain values and pictures, rejections with a reason, and their cost."""
+"""What is handed from stage to stage? Records with plain values and images, rejections with a reason, and their cost."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
-from dsd_lightning.agents import AgentFailure, Answer, Picture
+from dsd_lightning.agents import AgentFailure, Answer, ImagePart
 
 GRID = "grid"
-"""Name of a grid's picture."""
+"""Name of a grid's image."""
 
 PANELS = ("panel0", "panel1", "panel2", "panel3")
-"""Names of the pictures that a grid is cropped into, row by row."""
+"""Names of the images that a grid is cropped into, row by row."""
 
 SIDES = ("one", "other")
-"""Names of a pair's two pictures."""
+"""Names of a pair's two images."""
 
 DIRECTIONS = (("one", "other"), ("other", "one"))
 """(reference, target) of the two samples that a pair makes."""
@@ -26,7 +26,7 @@ DIRECTIONS = (("one", "other"), ("other", "one"))
 
 def png(image: Image.Image) -> bytes:
     """Return `image` as a png, without loss; equal pixels give equal bytes."""
-    return Picture.of(image).data
+    return ImagePart.of(image).data
 
 
 class DistillationError(ValueError):
@@ -40,14 +40,14 @@ class Record:
     Attributes:
         id: unique in its stage; letters, digits and dashes, so that it can name files and shard samples.
         values: everything known of it, plain JSON.
-        stored: where its pictures lie, `STAGE/MEMBER` by name.
-        pictures: bytes of those pictures (png) that the stage asked for, or has made.
+        stored: where its images lie, `STAGE/MEMBER` by name.
+        images: bytes of those images (png) that the stage asked for, or has made.
     """
 
     id: str
     values: Mapping[str, Any]
     stored: Mapping[str, str] = field(default_factory=dict)
-    pictures: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    images: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def having(self, **values: Any) -> Record:
         """Return this record with more values."""
@@ -144,7 +144,7 @@ class Stage(Protocol):
 
     name: ClassVar[str]
     looks_at: ClassVar[tuple[str, ...]]
-    """Names of the pictures whose bytes it needs."""
+    """Names of the images whose bytes it needs."""
 
     def settings(self) -> Mapping[str, Any]:
         """Return everything that decides its outcomes, plain JSON; another value makes earlier outcomes stale."""

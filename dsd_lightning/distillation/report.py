@@ -1,4 +1,4 @@
-"""What became of a run? One HTML file: yields, costs, reasons, pictures, diversity of the prompts, the judge's errors."""
+"""What became of a run? One HTML file: yields, costs, reasons, images, diversity of the prompts, the judge's errors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MOST_REPEATED = 25
 """Words that are listed."""
 
 WIDEST = 192
-"""Width of a shown picture, pixels; larger ones are shrunk."""
+"""Width of a shown image, pixels; larger ones are shrunk."""
 
 _WORD = re.compile(r"[a-z]{3,}")
 _LITTLE = (
     " and are for four from grid has her his its not one other same that the their them then there they this with without "
-    "top bottom left right under over while into onto each panel panels quadrant quadrants picture pictures shows "
+    "top bottom left right under over while into onto each panel panels quadrant quadrants image images shows "
 )
 """Words that every grid prompt needs; each between blanks."""
 
@@ -99,22 +99,22 @@ def diversity(records: Iterable[Record]) -> dict[str, Any]:
     }
 
 
-def thumbnail(picture: bytes) -> str:
-    """Return a picture, no wider than `WIDEST`, as a URL that holds it."""
-    stored = Image.open(io.BytesIO(picture))
+def thumbnail(encoded: bytes) -> str:
+    """Return an image, no wider than `WIDEST`, as a URL that holds it."""
+    stored = Image.open(io.BytesIO(encoded))
     if stored.width > WIDEST:
         image = stored.resize((WIDEST, round(stored.height * WIDEST / stored.width)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "WEBP", quality=80)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    return "data:image/png;base64," + base64.b64encode(encoded).decode()
 
 
-def _card(record: Record, pictures: Sequence[str], reason: str, detail: str) -> dict[str, Any]:
+def _card(record: Record, images: Sequence[str], reason: str, detail: str) -> dict[str, Any]:
     values = record.values
     return {
         "id": record.id,
-        "pictures": [thumbnail(record.pictures[name]) for name in pictures if name in record.pictures],
+        "images": [thumbnail(record.images[name]) for name in images if name in record.images],
         "reason": reason,
         "detail": detail,
         "prompt": values.get("prompt") or values.get("caption", ""),
@@ -136,7 +136,7 @@ def contact_sheet(store: Store, stages: Sequence[str]) -> list[dict[str, Any]]:
         for record in store.read(STAGE, manifest.partition)
     ]
     for partition, _, record in _chosen(kept, SHOWN):
-        (seen,) = store.with_pictures(partition, [record], SIDES)
+        (seen,) = store.with_images(partition, [record], SIDES)
         cards.append(_card(seen, SIDES, "accepted", record.values["words"][-1]))
     for stage in stages:
         rejected: list[tuple[int, str, Rejection]] = [
@@ -147,7 +147,7 @@ def contact_sheet(store: Store, stages: Sequence[str]) -> list[dict[str, Any]]:
         ]
         names = SIDES if stage in ("verify", "caption") else (GRID,)
         for partition, _, each in _chosen(rejected, SHOWN if stage == STAGE else OTHERS_SHOWN):
-            (seen,) = store.with_pictures(partition, [each.record], names)
+            (seen,) = store.with_images(partition, [each.record], names)
             cards.append(_card(seen, names, f"{stage}: {each.reason}", each.detail))
     return cards
 
@@ -170,9 +170,9 @@ def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], 
         other: another run, whose yields and diversity are shown beside (a teacher tuned on grids, prompts without captions).
     """
     store = Store(root)
-    content: dict[str, Any] = {"run": _figures(store, stages), "other": None}
+    content: dict[str, Any] = {"run": _metrics(store, stages), "other": None}
     if other is not None:
-        content["other"] = {"name": str(other), **_figures(Store(other), stages)}
+        content["other"] = {"name": str(other), **_metrics(Store(other), stages)}
     environment = Environment(
         loader=PackageLoader("dsd_lightning.distillation", "."),
         autoescape=True,
@@ -189,13 +189,13 @@ def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], 
         config=(root / "config.yaml").read_text() if (root / "config.yaml").exists() else "",
         **content,
     )
-    figures = {
+    metrics = {
         name: None
         if part is None
         else {**part, "lines": [asdict(line) for line in part["lines"]], "judge": _plain(part["judge"])}
         for name, part in content.items()
     }
-    _replace(root / "report.json", json.dumps({**figures, "samples": dict(samples)}, indent=1) + "\n")
+    _replace(root / "report.json", json.dumps({**metrics, "samples": dict(samples)}, indent=1) + "\n")
     return _replace(root / "report.html", page)
 
 
@@ -209,7 +209,7 @@ def _plain(judge: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
     }
 
 
-def _figures(store: Store, stages: Sequence[str]) -> dict[str, Any]:
+def _metrics(store: Store, stages: Sequence[str]) -> dict[str, Any]:
     lines = [summarise(found) for stage in stages if (found := store.manifests(stage))]
     prompts = [
         record for manifest in store.manifests("prompts") for record in store.read("prompts", manifest.partition)

@@ -23,7 +23,7 @@ from dsd_lightning.distillation.store import Manifest, Store, digest_of
 
 log = logging.getLogger(__name__)
 
-STAGES = ("filter", "prompts", "paint", "split", "verify", "caption")
+STAGES = ("filter", "prompts", "grids", "split", "verify", "caption")
 """What every partition goes through, after the captions and before the shards."""
 
 ALL = (captions.NAME, *STAGES, "shards")

@@ -2,7 +2,7 @@
 
     ROOT/STAGE/part-00007/records.jsonl    what was kept, a record a line
                           rejected.jsonl   what was not, with reason and detail
-                          pictures.tar     the pictures that the stage made; absent if none
+                          images.tar     the images that the stage made; absent if none
                           manifest.json    key, counts, cost, sha256 of the files
 
 A partition is written to `part-00007.partial`, synced, and renamed. Its key is the digest of the stage's settings and of
@@ -27,7 +27,7 @@ from typing import Any
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage
 
 FORMAT = 1
-RECORDS, REJECTED, PICTURES, MANIFEST = "records.jsonl", "rejected.jsonl", "pictures.tar", "manifest.json"
+RECORDS, REJECTED, IMAGES, MANIFEST = "records.jsonl", "rejected.jsonl", "images.tar", "manifest.json"
 _PARTIAL, _OLD = ".partial", ".old"
 
 
@@ -57,8 +57,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Return what later partitions are made from: the digest of records and pictures."""
-        return hashlib.sha256("".join(self.files.get(name, "") for name in (RECORDS, PICTURES)).encode()).hexdigest()
+        """Return what later partitions are made from: the digest of records and images."""
+        return hashlib.sha256("".join(self.files.get(name, "") for name in (RECORDS, IMAGES)).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON."""
@@ -128,7 +128,7 @@ class Store:
         return manifest
 
     def _write_records(self, folder: Path, stage: str, outcome: Outcome) -> list[Record]:
-        """Write the pictures that the records brought along, and return the records saying where they lie."""
+        """Write the images that the records brought along, and return the records saying where they lie."""
         kept: list[Record] = []
         seen: set[str] = set()
         made: dict[str, bytes] = {}
@@ -136,7 +136,7 @@ class Store:
             if record.id in seen:
                 raise DistillationError(f"stage {stage} made two records {record.id!r}; ids must be unique")
             seen.add(record.id)
-            new = {name: data for name, data in record.pictures.items() if name not in record.stored}
+            new = {name: data for name, data in record.images.items() if name not in record.stored}
             made |= {f"{record.id}.{name}.png": data for name, data in new.items()}
             stored = {**record.stored, **{name: f"{stage}/{record.id}.{name}.png" for name in new}}
             kept.append(Record(record.id, record.values, stored))
@@ -147,7 +147,7 @@ class Store:
                     header = tarfile.TarInfo(name)
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
-            _write_synced(folder / PICTURES, buffer.getvalue())
+            _write_synced(folder / IMAGES, buffer.getvalue())
         return kept
 
     def _put_in_place(self, partial: Path, final: Path) -> None:
@@ -174,9 +174,9 @@ class Store:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def read(self, stage: str, partition: int, looks_at: Collection[str] = ()) -> list[Record]:
-        """Return a partition's records, with the bytes of the pictures `looks_at`."""
+        """Return a partition's records, with the bytes of the images `looks_at`."""
         records = [Record(**values) for values in self._lines(stage, partition, RECORDS)]
-        return self.with_pictures(partition, records, looks_at) if looks_at else records
+        return self.with_images(partition, records, looks_at) if looks_at else records
 
     def read_rejected(self, stage: str, partition: int, looks_at: Collection[str] = ()) -> list[Rejection]:
         """Return what a stage did not keep of a partition."""
@@ -184,7 +184,7 @@ class Store:
             (values.pop("reason"), values.pop("detail"), Record(**values))
             for values in self._lines(stage, partition, REJECTED)
         ]
-        records = self.with_pictures(partition, [record for *_, record in lines], looks_at)
+        records = self.with_images(partition, [record for *_, record in lines], looks_at)
         return [Rejection(record, reason, detail) for record, (reason, detail, _) in zip(records, lines, strict=True)]
 
     def _lines(self, stage: str, partition: int, name: str) -> Iterator[dict[str, Any]]:
@@ -192,12 +192,12 @@ class Store:
             for line in stream:
                 yield json.loads(line)
 
-    def with_pictures(self, partition: int, records: list[Record], looks_at: Collection[str]) -> list[Record]:
-        """Return `records` with the bytes of those of their pictures that are asked for."""
+    def with_images(self, partition: int, records: list[Record], looks_at: Collection[str]) -> list[Record]:
+        """Return `records` with the bytes of those of their images that are asked for."""
         wanted = {record.stored[name] for record in records for name in looks_at if name in record.stored}
         found: dict[str, bytes] = {}
         for stage in sorted({where.partition("/")[0] for where in wanted}):
-            with tarfile.open(self.folder(stage, partition) / PICTURES) as tar:
+            with tarfile.open(self.folder(stage, partition) / IMAGES) as tar:
                 for member in tar:
                     if f"{stage}/{member.name}" in wanted:
                         stream = tar.extractfile(member)

@@ -1,4 +1,4 @@
-"""Which teacher paints? Any FLUX in the diffusers layout, through diffusers' own pipeline."""
+"""Which teacher generates? Any FLUX in the diffusers layout, through diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dsd_lightning.distillation.records import DistillationError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class FluxPainter:
-    """`diffusers.FluxPipeline`, loaded when the first picture is asked for.
+class FluxTeacher:
+    """`diffusers.FluxPipeline`, loaded when the first image is asked for.
 
-    Noise is drawn on the CPU, from a generator a picture, so that neither device nor batch decides it.
+    Noise is drawn on the CPU, from a generator an image, so that neither device nor batch decides it.
 
     Args:
         path: folder or hub id in the diffusers layout.
@@ -29,7 +29,7 @@ class FluxPainter:
         device: "auto" takes CUDA where there is a device.
         offload: "none", "model" (parts come to the GPU when needed) or "sequential" (layers do; slowest, least memory).
         compile: compile the transformer; takes minutes once, pays over many grids of one size.
-        lora: folder or hub id of LoRA factors for the transformer, as diffusers loads them; None paints with the plain
+        lora: folder or hub id of LoRA factors for the transformer, as diffusers loads them; None generates with the plain
             teacher.
 
     Raises:
@@ -52,12 +52,12 @@ class FluxPainter:
         lora: str | None = None,
     ) -> None:
         if dtype not in DTYPES:
-            raise DistillationError(f"agents.painter.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+            raise DistillationError(f"agents.teacher.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
         if offload not in ("none", "model", "sequential"):
-            raise DistillationError(f"agents.painter.offload={offload!r}: choose none, model or sequential")
+            raise DistillationError(f"agents.teacher.offload={offload!r}: choose none, model or sequential")
         if min(height, width, num_inference_steps, batch_size) < 1:
             raise DistillationError(
-                f"agents.painter: height={height}, width={width}, num_inference_steps={num_inference_steps} and "
+                f"agents.teacher: height={height}, width={width}, num_inference_steps={num_inference_steps} and "
                 f"batch_size={batch_size} must all be at least 1"
             )
         self.path, self.height, self.width = path, height, width
@@ -71,7 +71,7 @@ class FluxPainter:
         self._pipeline: Any = None
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides the pictures; batches, offload and compilation do not, but for rounding."""
+        """Return what decides the images; batches, offload and compilation do not, but for rounding."""
         return {
             "path": self.path,
             "size": [self.height, self.width],
@@ -82,8 +82,8 @@ class FluxPainter:
             "lora": self.lora,
         }
 
-    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """Return a picture for each prompt."""
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Return an image for each prompt."""
         pipeline = self._loaded()
         images: list[Image.Image] = []
         for start in range(0, len(prompts), self.batch_size):

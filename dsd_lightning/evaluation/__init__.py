@@ -1,1 +1,1 @@
-"""How good is a model? Benchmarks, judges, similarities, figures with intervals, tables and user studies."""
+"""How good is a model? Benchmarks, judges, similarities, metrics with intervals, tables and user studies."""

@@ -1,4 +1,4 @@
-"""What do the verbs of `python evaluate.py` that judge do, in which order, and what do they leave on disk?"""
+"""What do the commands of `python evaluate.py` that judge do, in which order, and what do they leave on disk?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def score(config: DictConfig) -> str:
-    """Draw a method's pictures, judge them, write its tables; return them for the terminal."""
+    """Draw a method's images, judge them, write its tables; return them for the terminal."""
     tidy()
     rule = require_rule(config.rule)
     measures = tuple(config.protocol.measures)
@@ -42,14 +42,14 @@ def score(config: DictConfig) -> str:
     elif not samples.folder.is_dir():
         raise EvaluationError(f"method.samples={samples.folder}: there is no such folder")
     if not config.judging:
-        return f"pictures  {samples.folder}"
+        return f"images  {samples.folder}"
     record = Record(Path(config.out) / "judgements" / f"{samples.method}.jsonl")
     with instantiate(config.judge) as agent:
         judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
     row = collect(judgements, rule)
     row.require_coverage(config.coverage)
     if config.wandb is not None:
-        from dsd_lightning.evaluation import wandb_report  # here, because it takes seconds to import
+        from dsd_lightning.evaluation.scores import wandb_report  # here, because it takes seconds to import
 
         Path(config.out).mkdir(parents=True, exist_ok=True)
         wandb_report.send(row, judgements, samples, cases, Path(config.out), **config.wandb)

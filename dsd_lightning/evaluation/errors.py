@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class EvaluationError(ValueError):
-    """An input that cannot be scored, or figures that must not stand together."""
+    """An input that cannot be scored, or metrics that must not stand together."""
 
 
 class CoverageTooLow(EvaluationError):
-    """Too many judgements have no score for the figures to mean anything."""
+    """Too many judgements have no score for the metrics to mean anything."""

@@ -1,4 +1,4 @@
-"""Which verb does a command line of `evaluate.py` begin with, which configuration has it, and what does it run?"""
+"""Which command does a command line of `evaluate.py` begin with, which configuration has it, and what does it run?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFUSED = 2
 
 
 @dataclass(frozen=True)
-class Verb:
+class Subcommand:
     """A configuration below `conf/`, and the function that it is given to, imported when it runs."""
 
     config: str
@@ -27,32 +27,34 @@ class Verb:
         return str(run(config))
 
 
-VERBS = {
-    (): Verb("evaluate", "command:score"),
-    ("table",): Verb("evaluate/table", "command:table"),
-    ("published",): Verb("evaluate/published", "command:published_report"),
-    ("similarity",): Verb("evaluate/similarity", "similarity:run"),
-    ("story",): Verb("evaluate/story", "similarity:story"),
-    ("study", "make"): Verb("evaluate/study_make", "study:make"),
-    ("study", "score"): Verb("evaluate/study_score", "study:score"),
+SUBCOMMANDS = {
+    (): Subcommand("evaluate", "command:score"),
+    ("table",): Subcommand("evaluate/table", "command:table"),
+    ("published",): Subcommand("evaluate/published", "command:published_report"),
+    ("similarity",): Subcommand("evaluate/similarity", "similarity:run"),
+    ("story",): Subcommand("evaluate/story", "similarity:story"),
+    ("study", "make"): Subcommand("evaluate/study_make", "study:make"),
+    ("study", "score"): Subcommand("evaluate/study_score", "study:score"),
 }
 """By the words that a command line begins with."""
 
 
-def taken_from(arguments: list[str]) -> Verb:
-    """Return the verb that `arguments` (`sys.argv`) name, and take its words out of them, for Hydra to read the rest.
+def taken_from(arguments: list[str]) -> Subcommand:
+    """Return the command that `arguments` (`sys.argv`) name, and take its words out of them, for Hydra to read the rest.
 
-    Ends the process where there is no such verb.
+    Ends the process where there is no such command.
     """
     words: list[str] = []
     for argument in arguments[1:]:
         if "=" in argument or argument.startswith(("-", "+", "~")):
             break
         words.append(argument)
-    verb = VERBS.get(tuple(words))
-    if verb is None:
-        known = ", ".join(" ".join(each) for each in VERBS if each)
-        sys.stderr.write(f"error: evaluate.py {' '.join(words)}: there is no such verb; there are {known}, and none\n")
+    command = SUBCOMMANDS.get(tuple(words))
+    if command is None:
+        known = ", ".join(" ".join(each) for each in SUBCOMMANDS if each)
+        sys.stderr.write(
+            f"error: evaluate.py {' '.join(words)}: there is no such command; there are {known}, and none\n"
+        )
         sys.exit(REFUSED)
     del arguments[1 : 1 + len(words)]
-    return verb
+    return command

@@ -1,4 +1,4 @@
-"""What goes along with exported weights, so that a stranger can judge them? Model card, configuration, data, figures."""
+"""What goes along with exported weights, so that a stranger can judge them? Model card, configuration, data, metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.flux.base import FluxBase
 
-CARD, CONFIG, DATA, FIGURES, SHEET = "README.md", "config.yaml", "data.json", "figures.json", "samples.png"
+CARD, CONFIG, DATA, METRICS, SHEET = "README.md", "config.yaml", "data.json", "metrics.json", "samples.png"
 """The model card; the run's configuration; where its pairs came from; the run's `summary.json`; its last sample sheet."""
 
 UNKNOWN = "unknown"
@@ -85,12 +85,12 @@ def data_manifest(config: DictConfig) -> dict[str, Any]:
 
 
 def write_companions(folder: Path, run: Path, config: DictConfig | None) -> None:
-    """Write what the card speaks of into `folder`: configuration, data, figures and sample sheet, as far as they exist."""
+    """Write what the card speaks of into `folder`: configuration, data, metrics and sample sheet, as far as they exist."""
     if config is not None:
         OmegaConf.save(config, folder / CONFIG)
         (folder / DATA).write_text(json.dumps(data_manifest(config), indent=2) + "\n")
     if (run / "summary.json").is_file():
-        shutil.copyfile(run / "summary.json", folder / FIGURES)
+        shutil.copyfile(run / "summary.json", folder / METRICS)
     if sheets := sorted((run / "samples").glob("step_*.png")):
         shutil.copyfile(sheets[-1], folder / SHEET)
 
@@ -141,28 +141,28 @@ def write_card(
         ]
     lines += ["## Use", "", usage.strip(), ""]
     if (folder / SHEET).is_file():
-        lines += ["## Samples", "", f"![reference, redrawn reference, generated, truth]({SHEET})", ""]
-    if (folder / FIGURES).is_file():
-        lines += ["## Figures", "", *_table(json.loads((folder / FIGURES).read_text())), ""]
+        lines += ["## Samples", "", f"![reference, reconstructed reference, generated, truth]({SHEET})", ""]
+    if (folder / METRICS).is_file():
+        lines += ["## Metrics", "", *_table(json.loads((folder / METRICS).read_text())), ""]
     if (folder / CONFIG).is_file():
         lines += [f"Configuration: `{CONFIG}`. Where the training pairs came from: `{DATA}`.", ""]
     lines += [
         "## Limits",
         "",
-        "A model that keeps a subject's identity can be misused to picture real people in scenes that never happened. Do not "
-        "use it on people without their consent, and say that a picture is generated where you publish it.",
+        "A model that keeps a subject's identity can be misused to image real people in scenes that never happened. Do not "
+        "use it on people without their consent, and say that an image is generated where you publish it.",
         "",
     ]
     (folder / CARD).write_text("\n".join(lines))
 
 
-def _table(figures: Mapping[str, Any]) -> list[str]:
+def _table(metrics: Mapping[str, Any]) -> list[str]:
     shown = {
         name: value
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if value is not None and "_bin" not in name and not name.startswith("throughput/")
     }
-    return ["| figure | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
+    return ["| metric | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
 
 
 def _front_matter(file: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
-from dsd_lightning.export.card import CARD, FIGURES, Licence, licence_of, write_card, write_companions
+from dsd_lightning.export.card import CARD, METRICS, Licence, licence_of, write_card, write_companions
 from dsd_lightning.export.hub import push
 from dsd_lightning.export.layouts import LAYOUTS, Made
 from dsd_lightning.export.stock import FP8, ExportError
@@ -48,7 +48,7 @@ def export_adapter(run: Path, out: Path, dtype: torch.dtype, ema: bool) -> Path:
     write_adapter(out, header, weights, dtype)
     summary = folder / "summary.json"
     if summary.is_file():
-        shutil.copyfile(summary, out / FIGURES)
+        shutil.copyfile(summary, out / METRICS)
     return checkpoint
 
 

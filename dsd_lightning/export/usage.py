@@ -37,7 +37,7 @@ size = 512  # of a frame; the size it was trained at
 canvas = Image.new("RGB", (2 * size, size), "black")
 canvas.paste(reference.resize((size, size), Image.BICUBIC), (0, 0))
 drawn = pipe("a prompt", control_image=canvas, height=size, width=2 * size, guidance_scale=3.5).images[0]
-result = drawn.crop((size, 0, 2 * size, size))  # the left half redraws the reference
+result = drawn.crop((size, 0, 2 * size, size))  # the left half reconstructs the reference
 ```
 """
 

@@ -16,7 +16,7 @@ from dsd_lightning.flux.placement import Parkable, execution_device
 class Codec(Parkable):
     """A frozen AutoencoderKL with FLUX's normalisation `(z - shift_factor) * scaling_factor`.
 
-    Encoding takes the posterior's mode, so that encodings are a pure function of the picture and may be cached; the
+    Encoding takes the posterior's mode, so that encodings are a pure function of the image and may be cached; the
     official inference code samples it instead (see docs/architecture.md).
     """
 
@@ -37,7 +37,7 @@ class Codec(Parkable):
         return int(self.vae.config.latent_channels)
 
     def require_size(self, height: int, width: int) -> None:
-        """Refuse a picture size that latents packed 2 x 2 cannot carry.
+        """Refuse an image size that latents packed 2 x 2 cannot carry.
 
         Raises:
             ValueError: naming the size and the nearest sizes that work.

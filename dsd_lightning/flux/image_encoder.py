@@ -1,4 +1,4 @@
-"""How does a reference picture become image embeddings? A frozen vision tower from transformers, for IP-Adapters."""
+"""How does a reference image become image embeddings? A frozen vision tower from transformers, for IP-Adapters."""
 
 from __future__ import annotations
 
@@ -81,20 +81,20 @@ class Preprocessing:
 
     def __call__(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 eh ew"]:
         """Return pixels in [-1, 1] of any size as the tower's input, float32."""
-        picture = (pixels.float() + 1) / 2
-        height, width = picture.shape[-2:]
+        image = (pixels.float() + 1) / 2
+        height, width = image.shape[-2:]
         if isinstance(self.resize, int):
             wanted = (max(self.resize, self.resize * height // width), max(self.resize, self.resize * width // height))
         else:
             wanted = self.resize or (height, width)
         if wanted != (height, width):
             # A bicubic filter overshoots at edges.
-            picture = F.interpolate(picture, size=wanted, mode=self.filter, antialias=True).clamp(0, 1)
+            image = F.interpolate(image, size=wanted, mode=self.filter, antialias=True).clamp(0, 1)
         if self.crop is not None:
-            top, left = ((have - keep) // 2 for have, keep in zip(picture.shape[-2:], self.crop, strict=True))
-            picture = picture[..., top : top + self.crop[0], left : left + self.crop[1]]
-        mean, deviation = (picture.new_tensor(each)[:, None, None] for each in (self.mean, self.deviation))
-        return (picture - mean) / deviation
+            top, left = ((have - keep) // 2 for have, keep in zip(image.shape[-2:], self.crop, strict=True))
+            image = image[..., top : top + self.crop[0], left : left + self.crop[1]]
+        mean, deviation = (image.new_tensor(each)[:, None, None] for each in (self.mean, self.deviation))
+        return (image - mean) / deviation
 
 
 class ImageEncoder(nn.Module):
@@ -102,7 +102,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         tower: gives `hidden_states` and `image_embeds` (CLIP, projected) or `pooler_output`.
-        preprocessing: of pictures in [-1, 1]; None for an encoder that is only counted (on meta).
+        preprocessing: of images in [-1, 1]; None for an encoder that is only counted (on meta).
         path: folder or hub id, for messages.
     """
 
@@ -128,12 +128,12 @@ class ImageEncoder(nn.Module):
 
     @property
     def pooled_width(self) -> int:
-        """Width of the picture's one embedding."""
+        """Width of the image's one embedding."""
         projected = isinstance(self.tower, CLIPVisionModelWithProjection)
         return int(self.tower.config.projection_dim if projected else self.tower.config.hidden_size)
 
     def pooled(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Return one embedding a picture: CLIP's projected one (as IP-Adapter reads it), else the tower's pooled output.
+        """Return one embedding an image: CLIP's projected one (as IP-Adapter reads it), else the tower's pooled output.
 
         Raises:
             ImageEncoderError: if the tower has no pooled output.
@@ -157,7 +157,7 @@ class ImageEncoder(nn.Module):
         if self.preprocessing is None:
             raise ImageEncoderError("an image encoder on meta has no preprocessing and encodes nothing")
         weight = self._weight
-        # Embeddings are a pure function of the picture: computed in the weights' own dtype, whoever asks for them.
+        # Embeddings are a pure function of the image: computed in the weights' own dtype, whoever asks for them.
         with torch.autocast(weight.device.type, enabled=False):
             return self.tower(pixel_values=self.preprocessing(pixels.to(weight.device)).to(weight.dtype), **options)
 

@@ -24,7 +24,7 @@ _EPILOG = """examples:
 
 a comic of 8 to 10 panels: python generate.py story --help
 
-exit codes: 0 all pictures are there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
+exit codes: 0 all images are there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
 """
 
 
@@ -32,19 +32,19 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py`."""
     made = argparse.ArgumentParser(
         prog="python generate.py",
-        description="Draws the subject of a picture as a text says.",
+        description="Draws the subject of an image as a text says.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_flags(made)
 
     what = made.add_argument_group("what to draw")
-    what.add_argument("--image_path", type=Path, help="reference picture; its middle is cropped to the frame")
+    what.add_argument("--image_path", type=Path, help="reference image; its middle is cropped to the frame")
     what.add_argument("--text", help="the prompt; line breaks are taken out")
     what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
     add_drawing_flags(what)
     what.add_argument("--seed", type=int, default=-1, help="of the noise; -1, the default, draws one and prints it")
-    what.add_argument("--num_images", type=int, default=1, help="pictures, with seeds counted up from --seed")
+    what.add_argument("--num_images", type=int, default=1, help="images, with seeds counted up from --seed")
     what.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
     what.add_argument(
         "--disable_gemini_prompt", action="store_true", help="use the prompt as it is, without enhancing it"
@@ -52,12 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add_agent_flag(what)
     what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
 
-    several = made.add_argument_group("several pictures at once")
+    several = made.add_argument_group("several images at once")
     several.add_argument(
         "--jobs",
         type=Path,
         help="a .csv or .jsonl with columns image_path, text, output_path (relative to the file) and, where wanted, seed, "
-        "num_images, size, guidance, i_guidance, t_guidance, steps; pictures that exist are not drawn again",
+        "num_images, size, guidance, i_guidance, t_guidance, steps; images that exist are not drawn again",
     )
     several.add_argument(
         "--sheet",
@@ -79,7 +79,7 @@ def check(chosen: argparse.Namespace) -> None:
     """
     check_model(chosen)
     if chosen.jobs is not None and (chosen.image_path or chosen.text or chosen.sheet):
-        raise GenerationError("--jobs brings its own pictures and texts: leave out --image_path, --text and --sheet")
+        raise GenerationError("--jobs brings its own images and texts: leave out --image_path, --text and --sheet")
     if chosen.jobs is None and (chosen.image_path is None or chosen.text is None):
         raise GenerationError("give --image_path and --text (or a list of both: --jobs)")
 

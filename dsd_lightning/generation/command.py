@@ -46,7 +46,7 @@ def main(given: Sequence[str] | None = None) -> int:
             _run(chosen)
     except KeyboardInterrupt:
         again = "the same command goes on" if is_story else "--jobs goes on"
-        return _end(f"stopped; finished pictures are there, and {again} where it was", INTERRUPTED)
+        return _end(f"stopped; finished images are there, and {again} where it was", INTERRUPTED)
     except Exception as error:
         if memory.is_out_of_memory(error):
             return _end(f"error: {memory.NO_MEMORY}", NO_MEMORY)
@@ -123,7 +123,7 @@ def _draw(
 
 
 def check_files(jobs: Sequence[Job]) -> None:
-    """Refuse pictures that cannot be read and places that cannot be written, before anything is loaded."""
+    """Refuse images that cannot be read and places that cannot be written, before anything is loaded."""
     from dsd_lightning.images.pixels import load_rgb
 
     for image in dict.fromkeys(job.image for job in jobs):

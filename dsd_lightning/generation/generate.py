@@ -1,4 +1,4 @@
-"""How does an order become pictures, and what is noted about each?"""
+"""How does an order become images, and what is noted about each?"""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
 
 AT_ONCE = 4
-"""Pictures that are drawn as one batch."""
+"""Images that are drawn as one batch."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture, the reference as the model redrew it beside it (where it does), and the noise's seed."""
+    """One image, the reference as the model redrew it beside it (where it does), and the noise's seed."""
 
     image: Image.Image
-    redrawn: Image.Image | None
+    reconstructed: Image.Image | None
     seed: int
 
 
 def draw(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterator[Drawn]:
-    """Yield the pictures of a job, whose seed is not -1, as they are finished."""
+    """Yield the images of a job, whose seed is not -1, as they are finished."""
     for first in range(0, job.num_images, AT_ONCE):
         seeds = [job.seed + index for index in range(first, min(first + AT_ONCE, job.num_images))]
         yield from draw_prompts(pipeline, job, reference, [job.text] * len(seeds), seeds)
@@ -39,7 +39,7 @@ def draw(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterat
 def draw_prompts(
     pipeline: TwoFramePipeline, job: Job, reference: Image.Image, prompts: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Drawn]:
-    """Yield a picture for every prompt and seed, drawn as one batch, with the settings of `job`."""
+    """Yield an image for every prompt and seed, drawn as one batch, with the settings of `job`."""
     output: Any = pipeline(
         reference,
         list(prompts) if len(set(prompts)) > 1 else prompts[0],
@@ -50,8 +50,8 @@ def draw_prompts(
         return_reference=True,
         **_options(job),
     )
-    redrawn = output.references or [None] * len(seeds)
-    for image, beside, seed in zip(output.images, redrawn, seeds, strict=True):
+    reconstructed = output.references or [None] * len(seeds)
+    for image, beside, seed in zip(output.images, reconstructed, seeds, strict=True):
         yield Drawn(image, beside, seed)
 
 
@@ -77,7 +77,7 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def provenance(pipeline: TwoFramePipeline, job: Job, seed: int, given: str | None = None) -> dict[str, Any]:
-    """Return what a picture's metadata say; `given` is the user's prompt, where it is not the one that was drawn from."""
+    """Return what an image's metadata say; `given` is the user's prompt, where it is not the one that was drawn from."""
     facts = {
         "model": pipeline.config.model_name,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""What is one picture's order, and how does a table of them look?"""
+"""What is one image's order, and how does a table of them look?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class GenerationError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One order: a reference picture, a text, where the result goes, and how it is drawn.
+    """One order: a reference image, a text, where the result goes, and how it is drawn.
 
     Attributes:
         image, text, output: the reference, the prompt, and a .png file.
-        seed: of the first picture's noise; -1 stands for a drawn one.
-        num_images: pictures, with seeds counted up; with more than one, outputs are numbered: out_1.png, out_2.png.
+        seed: of the first image's noise; -1 stands for a drawn one.
+        num_images: images, with seeds counted up; with more than one, outputs are numbered: out_1.png, out_2.png.
         size: (height, width) of a frame, pixels; None for that of the model's training.
         guidance, i_guidance, t_guidance, steps: as the flags of these names.
     """
@@ -42,7 +42,7 @@ class Job:
         if not self.text.strip():
             raise GenerationError(f"text={self.text!r} for {self.output} is empty: say what to draw")
         if self.output.suffix.lower() != ".png":
-            raise GenerationError(f"output_path={self.output}: pictures are written as .png")
+            raise GenerationError(f"output_path={self.output}: images are written as .png")
         if not -1 <= self.seed < 2**63:
             raise GenerationError(f"seed={self.seed} must be >= 0, or -1 for a drawn one")
         if self.num_images < 1 or self.steps < 1:
@@ -57,7 +57,7 @@ class Job:
             )
 
     def outputs(self) -> list[Path]:
-        """Return the files of the job, one a picture."""
+        """Return the files of the job, one an image."""
         if self.num_images == 1:
             return [self.output]
         return [self.output.with_stem(f"{self.output.stem}_{index + 1}") for index in range(self.num_images)]

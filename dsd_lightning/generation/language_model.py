@@ -27,7 +27,7 @@ class NoAnswer(Exception):
 
 
 def find_agent(chosen: Sequence[str] | None) -> Agent:
-    """Return the agent that looks at pictures; see `find_settings`."""
+    """Return the agent that looks at images; see `find_settings`."""
     agent: Agent = instantiate(find_settings(chosen))
     return agent
 

@@ -17,7 +17,7 @@ HUB_BASE = "black-forest-labs/FLUX.1-dev"
 
 MINIATURE = (
     "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which knows 64 x 64 pixel "
-    "pictures of its own small world. --run or --model_path name another."
+    "images of its own small world. --run or --model_path name another."
 )
 
 

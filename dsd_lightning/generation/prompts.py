@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hydra.utils import instantiate
 from PIL import Image
 
-from dsd_lightning.agents import Agent, AuthenticationFailed, Picture, Request
+from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Request
 from dsd_lightning.generation.jobs import Job, one_line
 from dsd_lightning.generation.language_model import NoAnswer, ask_each, find_settings, instruction, line_of
 from dsd_lightning.images.pixels import load_rgb
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 GOING_ON = "going on with your prompt as it is"
 
 SEEN = 512
-"""Short side of the reference picture that a language model is shown, pixels."""
+"""Short side of the reference image that a language model is shown, pixels."""
 
 
 def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool) -> list[str]:
     """Return the prompts to draw from: enhanced by a language model, or the users' own, and then that is said.
 
     Args:
-        jobs: their texts and reference pictures.
+        jobs: their texts and reference images.
         chosen: see `asking.find_agent`.
         miniature: the shipped miniature draws, which knows the words of its own world alone: nobody is asked unless
             `chosen` says so.
@@ -66,7 +66,7 @@ def enhance(agent: Agent, references: Sequence[Image.Image], texts: Sequence[str
     As the official code: the user's wishes first, the rest from the caption. Where no answer comes, the text stays as it is,
     and a warning says why. Equal references are captioned once.
     """
-    captions = ask_each(agent, [Request.of(instruction("caption"), Picture.of(image)) for image in references])
+    captions = ask_each(agent, [Request.of(instruction("caption"), ImagePart.of(image)) for image in references])
     prompts = list(texts)
     asked: dict[int, Request] = {}
     for index, (text, answer) in enumerate(zip(texts, captions, strict=True)):

@@ -1,4 +1,4 @@
-"""What is written with a generated picture, and how is a contact sheet of guidances laid out?"""
+"""What is written with a generated image, and how is a contact sheet of guidances laid out?"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 PROVENANCE = "dsd_lightning"
-"""Name of the PNG text chunk that says, as JSON, how a picture was made."""
+"""Name of the PNG text chunk that says, as JSON, how an image was made."""
 
 MARGIN, GAP, HEADING = 14, 8, 16
-"""Pixels around the sheet, between pictures, and for a line of letters."""
+"""Pixels around the sheet, between images, and for a line of letters."""
 
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 
@@ -32,35 +32,38 @@ def save_png(image: Image.Image, path: Path, provenance: Mapping[str, Any] | Non
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what `save_png` wrote about a picture, or None."""
+    """Return what `save_png` wrote about an image, or None."""
     with Image.open(path) as image:
         text = image.info.get(PROVENANCE)
     return None if text is None else dict(json.loads(text))
 
 
 def guidance_sheet(
-    reference: Image.Image, rows: Sequence[Sequence[Image.Image]], image: Sequence[float], text: Sequence[float]
+    reference: Image.Image,
+    rows: Sequence[Sequence[Image.Image]],
+    image_guidances: Sequence[float],
+    text_guidances: Sequence[float],
 ) -> Image.Image:
-    """Return a sheet: the reference, and a picture for every image guidance (a row) and text guidance (a column)."""
+    """Return a sheet: the reference, and an image for every image guidance (a row) and text guidance (a column)."""
     width, height = rows[0][0].size
     font = ImageFont.load_default(12)
     lead = max(width, 64)
     sheet = Image.new(
         "RGB",
         (
-            2 * MARGIN + lead + len(text) * (width + GAP),
-            MARGIN + HEADING + len(image) * (height + GAP + HEADING) + MARGIN,
+            2 * MARGIN + lead + len(text_guidances) * (width + GAP),
+            MARGIN + HEADING + len(image_guidances) * (height + GAP + HEADING) + MARGIN,
         ),
         PAPER,
     )
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN), "reference", fill=INK, font=font)
     sheet.paste(reference.resize((width, height)), (MARGIN, MARGIN + HEADING))
-    for column, amount in enumerate(text):
+    for column, amount in enumerate(text_guidances):
         pen.text((MARGIN + lead + GAP + column * (width + GAP), MARGIN), f"t {amount:g}", fill=INK, font=font)
-    for line, (pictures, amount) in enumerate(zip(rows, image, strict=True)):
+    for line, (images, amount) in enumerate(zip(rows, image_guidances, strict=True)):
         top = MARGIN + HEADING + line * (height + GAP + HEADING)
         pen.text((MARGIN + lead + GAP, top + height), f"i {amount:g}", fill=INK, font=font)
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (MARGIN + lead + GAP + column * (width + GAP), top))
+        for column, image in enumerate(images):
+            sheet.paste(image, (MARGIN + lead + GAP + column * (width + GAP), top))
     return sheet

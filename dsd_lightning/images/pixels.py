@@ -1,8 +1,8 @@
-"""How does a picture file become pixels, and pixels a picture? Colour modes, orientation, resizing, cropping, buckets.
+"""How does an image file become pixels, and pixels an image? Colour modes, orientation, resizing, cropping, buckets.
 
-Pixels are float32 [3, height, width] in [-1, 1]; pictures are PIL images in mode RGB, 8 bits a channel, or in mode I;16,
+Pixels are float32 [3, height, width] in [-1, 1]; images are PIL images in mode RGB, 8 bits a channel, or in mode I;16,
 gray of 16 bits (depth maps), of whose three channels of pixels each has the full precision. Nothing here ever enlarges a
-picture: a model trained on enlarged pictures learns their blur.
+image: a model trained on enlarged images learns their blur.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STORED_FORMATS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg"}
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class PictureError(ValueError):
-    """A file or byte string is no picture, is damaged, or has pixel values without a defined range."""
+class ImageError(ValueError):
+    """A file or byte string is no image, is damaged, or has pixel values without a defined range."""
 
 
 WHITE_16 = 65535
@@ -51,11 +51,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     than cut off at 255. Of an animation the first frame is taken; colour profiles are ignored.
 
     Raises:
-        PictureError: floating point pixels, or integers beyond 16 bits, which have no defined white.
+        ImageError: floating point pixels, or integers beyond 16 bits, which have no defined white.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise PictureError("floating point pixels have no defined range; save the picture with 8 or 16 bits")
+        raise ImageError("floating point pixels have no defined range; save the image with 8 or 16 bits")
     if is_sixteen_bit(image):
         return Image.fromarray(np.round(_sixteen_bit_values(image) / 257).astype(np.uint8)).convert("RGB")
     if _is_transparent(image):
@@ -68,11 +68,11 @@ def _sixteen_bit_values(image: Image.Image) -> NDArray[np.uint16]:
     """Return the values [height, width] of gray of 16 bits, 0 to 65535.
 
     Raises:
-        PictureError: integers beyond 16 bits.
+        ImageError: integers beyond 16 bits.
     """
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > WHITE_16:
-        raise PictureError(
+        raise ImageError(
             f"integer pixels between {values.min()} and {values.max()} are outside 16 bits; save 8 or 16 bits"
         )
     return values.astype(np.uint16)
@@ -82,7 +82,7 @@ def to_stored_mode(image: Image.Image) -> Image.Image:
     """Return `image` upright in the mode in which pair shards hold it: gray of 16 bits as I;16, all else as RGB.
 
     Raises:
-        PictureError: see `to_rgb`.
+        ImageError: see `to_rgb`.
     """
     if is_sixteen_bit(image):
         return Image.fromarray(_sixteen_bit_values(ImageOps.exif_transpose(image)))
@@ -90,17 +90,17 @@ def to_stored_mode(image: Image.Image) -> Image.Image:
 
 
 def load_rgb(source: bytes | str | Path) -> Image.Image:
-    """Decode a picture, given as the bytes or the path of a file, whole, to mode RGB (see `to_rgb`).
+    """Decode an image, given as the bytes or the path of a file, whole, to mode RGB (see `to_rgb`).
 
     Raises:
-        PictureError: not a picture, truncated, damaged or of undefined range; the message says which.
+        ImageError: not an image, truncated, damaged or of undefined range; the message says which.
         FileNotFoundError: there is no such file.
     """
     return _load(source, to_rgb)
 
 
-def load_picture(source: bytes | str | Path) -> Image.Image:
-    """Decode a picture as `load_rgb` does, but leave gray of 16 bits its precision, in mode I;16."""
+def load_image(source: bytes | str | Path) -> Image.Image:
+    """Decode an image as `load_rgb` does, but leave gray of 16 bits its precision, in mode I;16."""
     return _load(source, to_stored_mode)
 
 
@@ -109,11 +109,11 @@ def _load(source: bytes | str | Path, convert: Callable[[Image.Image], Image.Ima
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             return convert(image)
-    except (FileNotFoundError, PictureError):
+    except (FileNotFoundError, ImageError):
         raise
     except _DAMAGE as error:
         size = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-        raise PictureError(f"cannot decode {size} as a picture: {error or type(error).__name__}") from error
+        raise ImageError(f"cannot decode {size} as an image: {error or type(error).__name__}") from error
 
 
 def stored_format(data: bytes) -> str | None:
@@ -150,7 +150,7 @@ def _as_float(image: Image.Image) -> Image.Image:
 
 
 def covering_size(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """Return (width, height) to which a picture of `size` (width, height) is resized so that it just covers a frame."""
+    """Return (width, height) to which an image of `size` (width, height) is resized so that it just covers a frame."""
     scale = max(height / size[1], width / size[0])
     return max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
 
@@ -161,24 +161,24 @@ def to_pixels(
     """Resize `image` until it just covers `height` x `width`, crop, and return pixels.
 
     Args:
-        image: a picture of any mode.
+        image: an image of any mode.
         height: rows asked for, pixels.
         width: columns asked for, pixels.
-        crop: where the crop lies in what the resized picture has too much: (top to bottom, left to right), each in
+        crop: where the crop lies in what the resized image has too much: (top to bottom, left to right), each in
             [0, 1]; (0.5, 0.5) is the middle.
 
     Returns:
-        float32 [3, height, width] in [-1, 1]; bicubic with antialiasing. A picture of the right size passes exactly.
+        float32 [3, height, width] in [-1, 1]; bicubic with antialiasing. An image of the right size passes exactly.
 
     Raises:
-        ValueError: the picture is smaller than what is asked, in either direction; or `crop` is outside [0, 1].
+        ValueError: the image is smaller than what is asked, in either direction; or `crop` is outside [0, 1].
     """
     if not all(0 <= position <= 1 for position in crop):
         raise ValueError(f"crop={crop}: both positions must lie in [0, 1]")
     if image.width < width or image.height < height:
         raise ValueError(
-            f"a picture of {image.width} x {image.height} (width x height) cannot fill {width} x {height} without "
-            f"being enlarged; ask for a lower resolution or leave this picture out"
+            f"an image of {image.width} x {image.height} (width x height) cannot fill {width} x {height} without "
+            f"being enlarged; ask for a lower resolution or leave this image out"
         )
     resized = covering_size(image.size, height, width)
     top, left = round(crop[0] * (resized[1] - height)), round(crop[1] * (resized[0] - width))
@@ -204,30 +204,30 @@ def to_gray16(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
         ValueError: the channels differ.
     """
     if not is_gray(pixels):
-        raise ValueError("pixels whose channels differ are no gray picture; store them with to_image, 8 bits a channel")
+        raise ValueError("pixels whose channels differ are no gray image; store them with to_image, 8 bits a channel")
     values = ((pixels[0].detach().double().cpu().clamp(-1, 1) + 1) * (WHITE_16 / 2)).round()
     return Image.fromarray(values.numpy().astype(np.uint16))
 
 
 def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Return pixels in [-1, 1] as an RGB picture; values outside are clamped. The inverse of `to_pixels`, exactly."""
+    """Return pixels in [-1, 1] as an RGB image; values outside are clamped. The inverse of `to_pixels`, exactly."""
     values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
 
 def bucket_for(width: int, height: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the bucket (width, height) of nearest aspect ratio that a picture of `width` x `height` fills.
+    """Return the bucket (width, height) of nearest aspect ratio that an image of `width` x `height` fills.
 
     Nearness is the difference of the aspect ratios' logarithms; of equally near buckets the one with more pixels wins.
 
     Raises:
-        ValueError: the picture would have to be enlarged for every bucket, or there is none.
+        ValueError: the image would have to be enlarged for every bucket, or there is none.
     """
     filled = [bucket for bucket in buckets if bucket[0] <= width and bucket[1] <= height]
     if not filled:
         raise ValueError(
-            f"a picture of {width} x {height} (width x height) fills none of the buckets {list(buckets)} without being "
-            f"enlarged; add a smaller bucket or leave this picture out"
+            f"an image of {width} x {height} (width x height) fills none of the buckets {list(buckets)} without being "
+            f"enlarged; add a smaller bucket or leave this image out"
         )
     aspect = math.log(width / height)
     return min(filled, key=lambda bucket: (round(abs(math.log(bucket[0] / bucket[1]) - aspect), 9), -math.prod(bucket)))

@@ -1,4 +1,4 @@
-"""What does a sheet of pictures look like? Headed columns, one row a sample, the caption below its row."""
+"""What does a sheet of images look like? Headed columns, one row a sample, the caption below its row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-GIVEN, REDRAWN, GENERATED, TRUTH = "reference", "redrawn reference", "generated", "truth"
+GIVEN, RECONSTRUCTED, GENERATED, TRUTH = "reference", "reconstructed reference", "generated", "truth"
 """Columns of a run's sheets, from left to right."""
 
 FINAL, ROWS = "final", "rows.json"
-"""Below a run's `samples/`: the folder of its last samples as single pictures, and the list of them therein."""
+"""Below a run's `samples/`: the folder of its last samples as single images, and the list of them therein."""
 
 MARGIN, GAP = 14, 8
-"""Pixels around the sheet, and between pictures."""
+"""Pixels around the sheet, and between images."""
 
 HEADING_SIZE, CAPTION_SIZE = 14, 12
 """Sizes of the letters, pixels."""
@@ -28,7 +28,7 @@ MOST_LINES = 2
 """Lines of a caption; what is longer ends in an ellipsis."""
 
 LEAST_SIDE = 128
-"""Pictures with a shorter side are magnified by whole numbers, pixel by pixel, until theirs is as long. Pixels."""
+"""Images with a shorter side are magnified by whole numbers, pixel by pixel, until theirs is as long. Pixels."""
 
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 99, 108)
 """Colours of the ground, of headings and of captions, sRGB."""
@@ -36,9 +36,9 @@ PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 99, 108)
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its pictures by column (a column may be missing), the words below them, and the sample's key."""
+    """One sample: its images by column (a column may be missing), the words below them, and the sample's key."""
 
-    pictures: Mapping[str, Image.Image]
+    images: Mapping[str, Image.Image]
     caption: str
     key: str = ""
 
@@ -56,17 +56,17 @@ def draw_sheet(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> 
 
     Args:
         columns: headings, from left to right.
-        rows: from top to bottom; pictures in columns that are not named are left out.
+        rows: from top to bottom; images in columns that are not named are left out.
         title: a line above the headings; none if empty.
 
     Raises:
-        ValueError: no columns, or no picture at all.
+        ValueError: no columns, or no image at all.
     """
-    shown = [{name: magnified(row.pictures[name]) for name in columns if name in row.pictures} for row in rows]
-    pictures = [picture for row in shown for picture in row.values()]
-    if not pictures:
-        raise ValueError(f"a sheet of {len(rows)} rows under the columns {list(columns)} has no picture to show")
-    cell = max(picture.width for picture in pictures)
+    shown = [{name: magnified(row.images[name]) for name in columns if name in row.images} for row in rows]
+    images = [image for row in shown for image in row.values()]
+    if not images:
+        raise ValueError(f"a sheet of {len(rows)} rows under the columns {list(columns)} has no image to show")
+    cell = max(image.width for image in images)
     width = 2 * MARGIN + len(columns) * cell + (len(columns) - 1) * GAP
     heading, small = ImageFont.load_default(HEADING_SIZE), ImageFont.load_default(CAPTION_SIZE)
     captions = [_lines(row.caption, small, width - 2 * MARGIN) for row in rows]
@@ -116,7 +116,7 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
 
 
 def save_whole(image: Image.Image, path: Path) -> None:
-    """Write a PNG beside its place and rename it, so that a reader never meets half a picture."""
+    """Write a PNG beside its place and rename it, so that a reader never meets half an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image.save(beside, format="PNG")

@@ -1,4 +1,4 @@
-"""Against what is a drawn picture held? The truth and 15 fixed distractors, for identities and for contexts.
+"""Against what is a drawn image held? The truth and 15 fixed distractors, for identities and for contexts.
 
 Five distractors differ from the truth in exactly one attribute, five different attributes; the other ten are drawn at
 random. All sixteen are distinct, so guessing scores 1 / 16 = 0.0625. A distractor whose rendering can hardly be told from
@@ -44,13 +44,13 @@ MEMORY = 8192
 """Renderings of candidates kept in memory; 256 samples need 7936 of 12 KiB, 93 MiB."""
 
 Features = NDArray[np.float32]
-"""Pictures as the distance sees them: [n, 32 * 32 * 3], 2 x 2 average pooled, on the [-1, 1] scale."""
+"""Images as the distance sees them: [n, 32 * 32 * 3], 2 x 2 average pooled, on the [-1, 1] scale."""
 
 
-def pooled(pictures: NDArray[np.float32]) -> Features:
-    """Return pictures [n, 3, h, w] averaged over blocks of 2 x 2 pixels and flattened to [n, 3 * h/2 * w/2]."""
-    count, channels, height, width = pictures.shape
-    blocks = pictures.reshape(count, channels, height // 2, 2, width // 2, 2)
+def pooled(images: NDArray[np.float32]) -> Features:
+    """Return images [n, 3, h, w] averaged over blocks of 2 x 2 pixels and flattened to [n, 3 * h/2 * w/2]."""
+    count, channels, height, width = images.shape
+    blocks = images.reshape(count, channels, height // 2, 2, width // 2, 2)
     return np.ascontiguousarray(blocks.mean(axis=(3, 5)).reshape(count, -1))
 
 
@@ -62,8 +62,8 @@ def distances(one: Features, others: Features) -> NDArray[np.float32]:
 @lru_cache(maxsize=MEMORY)
 def rendered(scene: Scene) -> Features:
     """Return the pooled rendering [d] of a scene (shared: do not write into it)."""
-    picture = render(scene).picture.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
-    features = pooled(picture[None])[0]
+    image = render(scene).image.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
+    features = pooled(image[None])[0]
     features.flags.writeable = False
     return features
 

@@ -1,10 +1,10 @@
-"""Which silhouette does a picture show? The one of the world's 720 that best explains which pixels are background.
+"""Which silhouette does an image show? The one of the world's 720 that best explains which pixels are background.
 
-A drawn picture has no depth and no mask; they are inferred. What a character looks like is not used, nor what was asked
+A drawn image has no depth and no mask; they are inferred. What a character looks like is not used, nor what was asked
 for: only that everything outside the character is the world's background, of any colour, kind and light, with the shadow
 that the character throws. For each silhouette and each kind of background the best colour is found in closed form; pixels
 inside cost `INSIDE` each, pixels outside their squared error. "No character" is one of the candidates, so that an empty
-picture has an empty mask. Scene of the silhouette found: its mask and its depth are known exactly.
+image has an empty mask. Scene of the silhouette found: its mask and its depth are known exactly.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _pooled_fields(fields: list[NDArray[np.float32]]) -> Cover:
 
 @dataclass(frozen=True)
 class _Search:
-    """What explains a picture: covers [2, 721, 32 * 32] (without, with outline) and backgrounds [15, 181, 32 * 32]."""
+    """What explains an image: covers [2, 721, 32 * 32] (without, with outline) and backgrounds [15, 181, 32 * 32]."""
 
     covers: NDArray[np.float32]
     backgrounds: NDArray[np.float32]
@@ -142,12 +142,12 @@ def _backgrounds(kind: int, direction: int, bodies: tuple[Key, ...]) -> Cover:
     return _pooled_fields([*fields, lit])
 
 
-def infer_silhouettes(pictures: NDArray[np.float32]) -> list[int]:
-    """Return, for pictures [n, 3, 64, 64] in [-1, 1], the positions in `silhouettes()` of what they show."""
+def infer_silhouettes(images: NDArray[np.float32]) -> list[int]:
+    """Return, for images [n, 3, 64, 64] in [-1, 1], the positions in `silhouettes()` of what they show."""
     search = _search()
-    colors = (pooled(pictures) + 1) / 2
+    colors = (pooled(images) + 1) / 2
     count = len(colors)
-    # Channels are fitted one by one, so that they are as good as pictures of their own: [32 * 32, 3 * n].
+    # Channels are fitted one by one, so that they are as good as images of their own: [32 * 32, 3 * n].
     values = np.ascontiguousarray(colors.reshape(count * 3, -1).T)
     best = np.full(count, np.inf, dtype=np.float32)
     chosen = np.zeros(count, dtype=np.intp)

@@ -1,7 +1,7 @@
-"""Who is in this picture? The identity whose rendering in a known context comes nearest to it.
+"""Who is in this image? The identity whose rendering in a known context comes nearest to it.
 
 The search is a coordinate descent over attributes with joint moves where attributes interact (shape with colour, second
-colour with pattern), from one start for every pattern; it is not exhaustive. On rendered pictures with slight noise it
+colour with pattern), from one start for every pattern; it is not exhaustive. On rendered images with slight noise it
 finds the truth nearly always (see its test). The distance is that of `candidates`.
 """
 
@@ -35,14 +35,14 @@ def _alternatives(identity: Identity, attributes: tuple[str, ...]) -> Iterable[I
         yield replace(identity, **changed)
 
 
-def infer_identity(picture: NDArray[np.float32], context: Context) -> Identity:
-    """Return the identity whose rendering in `context` is nearest to `picture` [3, 64, 64] in [-1, 1]."""
-    wanted = pooled(picture[None])[0]
+def infer_identity(image: NDArray[np.float32], context: Context) -> Identity:
+    """Return the identity whose rendering in `context` is nearest to `image` [3, 64, 64] in [-1, 1]."""
+    wanted = pooled(image[None])[0]
     known: dict[Identity, float] = {}
 
     def distance(identity: Identity) -> float:
         if identity not in known:
-            drawn = render(Scene(identity, context)).picture.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
+            drawn = render(Scene(identity, context)).image.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
             known[identity] = float(distances(wanted, pooled(drawn[None]))[0])
         return known[identity]
 
@@ -59,12 +59,12 @@ def infer_identity(picture: NDArray[np.float32], context: Context) -> Identity:
     return min(found, key=distance)
 
 
-def told_attributes(picture: NDArray[np.float32], scene: Scene) -> dict[str, bool]:
+def told_attributes(image: NDArray[np.float32], scene: Scene) -> dict[str, bool]:
     """Return, for every attribute of identity and context, whether its true value is the nearest, all others given."""
-    wanted = pooled(picture[None])[0]
+    wanted = pooled(image[None])[0]
 
     def distance(candidate: Scene) -> float:
-        drawn = render(candidate).picture.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
+        drawn = render(candidate).image.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
         return float(distances(wanted, pooled(drawn[None]))[0])
 
     truth = distance(scene)

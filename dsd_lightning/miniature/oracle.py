@@ -1,8 +1,8 @@
-"""Who is in this picture, of all 16,128? Every identity is tried, and where two fit about as well the answer is neither.
+"""Who is in this image, of all 16,128? Every identity is tried, and where two fit about as well the answer is neither.
 
 The oracle sees pixels alone: neither a caption nor what was asked for. It finds the context by descent over layouts (with
-all colours tried in each, `planes`), then holds the picture against every identity in that context: 288 layouts with 56
-colourings, each under all colours of light and ground. A picture is *ambiguous* if even the nearest rendering is far from
+all colours tried in each, `planes`), then holds the image against every identity in that context: 288 layouts with 56
+colourings, each under all colours of light and ground. An image is *ambiguous* if even the nearest rendering is far from
 it, or if another identity comes nearly as near. tests/miniature/test_oracle.py and benchmarks/oracle.py measure its error
 rate.
 """
@@ -23,16 +23,16 @@ from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Context, Identity, Scene
 
 FARTHEST = 0.16
-"""Greatest distance of a picture from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled.
+"""Greatest distance of an image from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled.
 
-Nineteen in twenty painted panels are nearer. What is farther was mostly looked for in the wrong place: the search can end
+Nineteen in twenty generated panels are nearer. What is farther was mostly looked for in the wrong place: the search can end
 in a local optimum.
 """
 
 CLEARLY_NEARER = 1.1
 """Least ratio of the distance of the nearest other identity to that of the nearest one.
 
-Chosen on rendered pictures that were blurred until they were as far from any rendering as painted ones are
+Chosen on rendered images that were blurred until they were as far from any rendering as generated ones are
 (`python -m benchmarks.oracle`): of 160, it tells 61 % at this ratio, 2 % of them wrongly; at 1.02, 84 % and 6 %.
 """
 
@@ -69,7 +69,7 @@ Same = Literal["yes", "no", "ambiguous"]
 
 @dataclass(frozen=True)
 class Sighting:
-    """What the oracle sees in one picture.
+    """What the oracle sees in one image.
 
     Attributes:
         scene: the nearest rendering's scene.
@@ -85,7 +85,7 @@ class Sighting:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the picture shows no character, or one that cannot be told from another."""
+        """Whether the image shows no character, or one that cannot be told from another."""
         return self.distance > FARTHEST or self.rival < CLEARLY_NEARER * self.distance
 
 
@@ -99,9 +99,9 @@ def _changed(layout: Layout, names: tuple[str, ...]) -> Iterator[Layout]:
         yield tuple(changed)
 
 
-def see(picture: NDArray[np.floating[Any]]) -> Sighting:
-    """Return what a picture [64, 64, 3] with values in [0, 1] shows."""
-    wanted = planes.pooled(np.asarray(picture, dtype=np.float32))
+def see(image: NDArray[np.floating[Any]]) -> Sighting:
+    """Return what an image [64, 64, 3] with values in [0, 1] shows."""
+    wanted = planes.pooled(np.asarray(image, dtype=np.float32))
     known: dict[Layout, float] = {}
 
     def distance(layout: Layout) -> float:
@@ -150,13 +150,13 @@ def _against_all(wanted: NDArray[np.floating[Any]], layout: Layout) -> Sighting:
             key = (*each[: len(_WHO)], int(body_and_second[coloring]))
             who[key] = (float(found[coloring]), each, int(coloring))
     scenes = [planes.scene_of(each, coloring) for _, each, coloring in sorted(who.values())[:RENDERED]]
-    exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).picture) - wanted) ** 2))) for scene in scenes]
+    exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).image) - wanted) ** 2))) for scene in scenes]
     nearest, rival = np.argsort(exact, kind="stable")[:2]
     return Sighting(scenes[nearest], exact[nearest], exact[rival], np.concatenate(distances))
 
 
 def same_identity(one: Sighting, other: Sighting) -> Same:
-    """Return whether two pictures show one character.
+    """Return whether two images show one character.
 
     Who it is must be clear in both for a yes. For a no it is enough that nobody fits both about as well as somebody fits
     each: two blurs of different colours are not the same, whoever they are.

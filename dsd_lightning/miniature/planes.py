@@ -1,9 +1,9 @@
-"""All colours of one layout at once: how well does a picture fit every choice of colours, in closed form?
+"""All colours of one layout at once: how well does an image fit every choice of colours, in closed form?
 
 A *layout* is everything of a scene but its colours: shape, pattern, accessory, face, and of the context place, size,
-rotation, kind of ground, direction of light and style. The renderer's picture is, before it is clipped to [0, 1], linear
+rotation, kind of ground, direction of light and style. The renderer's image is, before it is clipped to [0, 1], linear
 in the colours of ground, body and pattern and in the colour of the light. So one rendering of planes a layout gives the
-squared distance of a picture from all its 6 x 8 x 7 x 3 colourings.
+squared distance of an image from all its 6 x 8 x 7 x 3 colourings.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def scene_of(layout: Layout, coloring: int) -> Scene:
     )
 
 
-def pooled(picture: Values) -> Values:
-    """Return a picture [64, 64, 3] averaged over 2 x 2 pixels, by channel: [3, 1024]."""
-    blocks = picture.reshape(_SIDE, _POOL, _SIDE, _POOL, 3).mean(axis=(1, 3))
+def pooled(image: Values) -> Values:
+    """Return an image [64, 64, 3] averaged over 2 x 2 pixels, by channel: [3, 1024]."""
+    blocks = image.reshape(_SIDE, _POOL, _SIDE, _POOL, 3).mean(axis=(1, 3))
     return np.ascontiguousarray(blocks.transpose(2, 0, 1).reshape(3, -1))
 
 
@@ -106,15 +106,15 @@ def planes(layout: Layout) -> Planes:
     accessory = np.clip(0.5 - accessory_field * radius, 0, 1)
     mask = np.maximum(np.clip(0.5 - body_field * radius, 0, 1), accessory)
 
-    # Painted in black, the body shows what is fixed (face, accessory); painted in white with it taken away, its share.
+    # Painted in black, the body shows what is fixed (face, accessory); generated in white with it taken away, its share.
     second = renderer._pattern(identity.word("pattern"), u, v, body_field, edge)
 
-    def painted(body: Values) -> Values:
-        face = renderer._paint_face(np.repeat(body[..., None], 3, axis=-1), identity.word("face"), u, v, edge)
+    def generated(body: Values) -> Values:
+        face = renderer._render_face(np.repeat(body[..., None], 3, axis=-1), identity.word("face"), u, v, edge)
         return face + (np.asarray(accessory_rgb, dtype=np.float32) - face) * accessory[..., None]
 
-    fixed = painted(np.zeros_like(second))
-    shares = [(painted(each) - fixed)[..., 0] for each in (1 - second, second)]
+    fixed = generated(np.zeros_like(second))
+    shares = [(generated(each) - fixed)[..., 0] for each in (1 - second, second)]
 
     brightness, highlight, outline = _relief(scene, body_field, accessory_field, mask, radius)
     direction = renderer.light_direction(context)
@@ -155,7 +155,7 @@ def _relief(
 
 
 def distances(wanted: Values, layout: Layout) -> Values:
-    """Return the root mean squared difference on the [-1, 1] scale of a pooled picture [3, p] from each colouring [n]."""
+    """Return the root mean squared difference on the [-1, 1] scale of a pooled image [3, p] from each colouring [n]."""
     found = planes(layout)
     squares = np.full(len(COLORINGS), float((wanted**2).sum()), dtype=np.float32)
     for channel in range(3):

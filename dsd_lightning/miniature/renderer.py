@@ -1,6 +1,6 @@
-"""From a scene to its picture, foreground mask and depth: deterministic, anti-aliased, in closed form.
+"""From a scene to its image, foreground mask and depth: deterministic, anti-aliased, in closed form.
 
-Every edge is a signed distance clipped over one pixel, so a picture is a smooth function of the geometry and the same on
+Every edge is a signed distance clipped over one pixel, so an image is a smooth function of the geometry and the same on
 every machine up to float rounding. The body is a bevelled relief; its normals give diffuse light, a highlight and a soft
 shadow on the background, so that the same scene under another light differs as a photograph would.
 """
@@ -16,7 +16,7 @@ from dsd_lightning.miniature import shapes
 from dsd_lightning.miniature.world import BACKGROUND_PALETTE, PALETTE, Context, Scene
 
 RESOLUTION = 64
-"""Side of a picture, pixels."""
+"""Side of an image, pixels."""
 
 BODY_RADIUS = {"large": 19.0, "small": 14.5}
 """Body radius, pixels at 64 x 64."""
@@ -49,20 +49,20 @@ RELIEF = 0.55
 """Height of the body over the background, body radii."""
 
 FAR, NEAR_GROUND, BODY_FRONT = 1.0, 0.75, 0.45
-"""Depths: background at the top of the picture, background at its bottom, body's base plane (smaller is nearer)."""
+"""Depths: background at the top of the image, background at its bottom, body's base plane (smaller is nearer)."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A scene's picture [64, 64, 3] in [0, 1], mask [64, 64] in [0, 1] and depth [64, 64] in (0, 1] (far is 1)."""
+    """A scene's image [64, 64, 3] in [0, 1], mask [64, 64] in [0, 1] and depth [64, 64] in (0, 1] (far is 1)."""
 
-    picture: NDArray[np.float32]
+    image: NDArray[np.float32]
     mask: NDArray[np.float32]
     depth: NDArray[np.float32]
 
     @property
     def depth_map(self) -> NDArray[np.float32]:
-        """The depth as a picture [64, 64, 3] in [0, 1): `1 - depth`, near is bright, three equal channels.
+        """The depth as an image [64, 64, 3] in [0, 1): `1 - depth`, near is bright, three equal channels.
 
         The one definition of how depth is shown: what `task=depth` conditions on and what the VAE is trained on.
         """
@@ -104,8 +104,8 @@ def darkened(kind: str) -> NDArray[np.float32]:
 
 def _background(context: Context) -> NDArray[np.float32]:
     base = _rgb(BACKGROUND_PALETTE[context.word("background_color")])
-    picture = np.broadcast_to(base, (RESOLUTION, RESOLUTION, 3))
-    return _mix(picture, base * np.float32(DARKER), darkened(context.word("background_kind")))
+    image = np.broadcast_to(base, (RESOLUTION, RESOLUTION, 3))
+    return _mix(image, base * np.float32(DARKER), darkened(context.word("background_kind")))
 
 
 def _pattern(kind: str, u: shapes.Field, v: shapes.Field, body: shapes.Field, edge: float) -> NDArray[np.float32]:
@@ -131,26 +131,26 @@ def _pattern(kind: str, u: shapes.Field, v: shapes.Field, body: shapes.Field, ed
     return np.clip(0.5 - field / edge, 0, 1).astype(np.float32)
 
 
-def _paint_face(
-    picture: NDArray[np.float32], face: str, u: shapes.Field, v: shapes.Field, edge: float
+def _render_face(
+    image: NDArray[np.float32], face: str, u: shapes.Field, v: shapes.Field, edge: float
 ) -> NDArray[np.float32]:
     white, dark = _rgb((0.98, 0.98, 0.98)), _rgb((0.06, 0.06, 0.10))
 
-    def paint(onto: NDArray[np.float32], field: shapes.Field, color: NDArray[np.float32]) -> NDArray[np.float32]:
+    def generate(onto: NDArray[np.float32], field: shapes.Field, color: NDArray[np.float32]) -> NDArray[np.float32]:
         return _mix(onto, color, np.clip(0.5 - field / edge, 0, 1).astype(np.float32))
 
     if face == "cyclops":
-        picture = paint(picture, shapes.circle(u, v - np.float32(0.02), 0.42), dark)
-        picture = paint(picture, shapes.circle(u, v - np.float32(0.02), 0.34), white)
-        return paint(picture, shapes.circle(u, v - np.float32(0.02), 0.17), dark)
+        image = generate(image, shapes.circle(u, v - np.float32(0.02), 0.42), dark)
+        image = generate(image, shapes.circle(u, v - np.float32(0.02), 0.34), white)
+        return generate(image, shapes.circle(u, v - np.float32(0.02), 0.17), dark)
     if face == "glasses":
         lenses = shapes.box(np.abs(u) - np.float32(0.33), v - np.float32(0.08), 0.22, 0.17) - np.float32(0.05)
         bridge = shapes.box(u, v - np.float32(0.14), 0.62, 0.06)
-        return paint(picture, np.minimum(lenses, bridge), dark)
+        return generate(image, np.minimum(lenses, bridge), dark)
     eye = np.abs(u) - np.float32(0.30)
-    picture = paint(picture, shapes.circle(eye, v - np.float32(0.08), 0.27), dark)
-    picture = paint(picture, shapes.circle(eye, v - np.float32(0.08), 0.20), white)
-    return paint(picture, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
+    image = generate(image, shapes.circle(eye, v - np.float32(0.08), 0.27), dark)
+    image = generate(image, shapes.circle(eye, v - np.float32(0.08), 0.20), white)
+    return generate(image, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def render(scene: Scene) -> Rendering:
     albedo = np.broadcast_to(_rgb(PALETTE[identity.word("color")]), (RESOLUTION, RESOLUTION, 3))
     second = _rgb(PALETTE[identity.word("second_color")])
     albedo = _mix(albedo, second, _pattern(identity.word("pattern"), u, v, body_field, edge))
-    albedo = _paint_face(albedo, identity.word("face"), u, v, edge)
+    albedo = _render_face(albedo, identity.word("face"), u, v, edge)
     albedo = _mix(albedo, _rgb(accessory_rgb), accessory)
 
     # A quarter-round bevel: the relief rises over the outer 0.6 radii of the body, then stays flat.
@@ -246,11 +246,11 @@ def render(scene: Scene) -> Rendering:
 
     ground = _background(context) * glow(direction)[..., None]
     ground = ground * shade(identity.word("shape"), placement, direction)[..., None]
-    picture = _mix(ground, lit, mask)
-    picture = picture * _rgb(LIGHT_RGB[context.word("light_color")])
-    picture = _mix(picture, _rgb((0.05, 0.05, 0.08)), outline)
+    image = _mix(ground, lit, mask)
+    image = image * _rgb(LIGHT_RGB[context.word("light_color")])
+    image = _mix(image, _rgb((0.05, 0.05, 0.08)), outline)
 
     plane = np.float32(FAR) + np.float32(NEAR_GROUND - FAR) * (_ROWS / RESOLUTION)
     relief = np.float32(BODY_FRONT) - np.float32(0.30) * height / np.float32(BODY_RADIUS["large"] * RELIEF)
     depth = plane + (relief - plane) * mask
-    return Rendering(np.clip(picture, 0, 1).astype(np.float32), mask, depth.astype(np.float32))
+    return Rendering(np.clip(image, 0, 1).astype(np.float32), mask, depth.astype(np.float32))

@@ -47,7 +47,7 @@ BACKGROUND_KINDS = ("plain", "striped", "checkered")
 BACKGROUND_COLORS = tuple(BACKGROUND_PALETTE)
 LIGHT_DIRECTIONS = ("front", "left", "right", "above", "below")
 LIGHT_COLORS = ("white", "warm", "cool")
-STYLES = ("painted", "cartoon", "glossy")
+STYLES = ("generated", "cartoon", "glossy")
 
 
 @runtime_checkable

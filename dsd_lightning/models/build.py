@@ -64,7 +64,7 @@ def require_combinable(config: DictConfig) -> None:
     Raises:
         QuantizationError: naming both settings and the remedy.
     """
-    divides = OmegaConf.select(config, "trainer.strategy.divide_frozen")  # None: every device has the whole model
+    divides = OmegaConf.select(config, "trainer.strategy.shard_frozen")  # None: every device has the whole model
     if divides is not None and "8bit" in config.optimizer["_target_"].lower():
         raise QuantizationError(
             "an optimizer with moments of 8 bits, and a strategy that divides them: blocks of moments that share a scale "

@@ -44,15 +44,15 @@ def audit(root: Path, grids: int, seed: int) -> Path:
         for pair in of_grid[grid]:
             for side in SIDES:
                 if pair.stored[side] not in seen:
-                    seen[pair.stored[side]] = see(_values(pair.pictures[side]))
+                    seen[pair.stored[side]] = see(_values(pair.images[side]))
             labels[pair.id] = same_identity(*(seen[pair.stored[side]] for side in SIDES))
     target = root / LABELS / "oracle.csv"
     write_labels(target, labels)
     return target
 
 
-def _values(picture: bytes) -> NDArray[np.float32]:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+def _values(encoded: bytes) -> NDArray[np.float32]:
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
     if image.size != (RESOLUTION, RESOLUTION):
         raise DistillationError(
             f"a panel has {image.width} x {image.height} pixels: the oracle knows the miniature's {RESOLUTION} x "

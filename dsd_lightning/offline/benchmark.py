@@ -1,7 +1,7 @@
 """How does a benchmark of miniature characters look? A folder in DreamBench++'s shape, made of held-out identities.
 
 As in DreamBench++ there are 150 subjects (45, 20, 65 and 20 by category) with nine prompts each: four of plain contexts, three
-that ask for a style, two under unusual light. Every prompt asks for another pose than the reference's, so that a picture that
+that ask for a style, two under unusual light. Every prompt asks for another pose than the reference's, so that an image that
 repeats the reference's pixels is wrong. Categories are names only, but for style: there the colours and the pattern are the
 concept.
 """
@@ -85,8 +85,8 @@ def _write_subject(root: Path, category: str, number: int, identity: Identity, r
     lines = [f"{identity.word('color')} {identity.word('shape')}"]
     contexts = [_requested(kind, category, context, rng) for kind in DREAMBENCHPP_KINDS]
     lines += [target_caption(each, rng) for each in contexts]
-    picture = np.round(render(Scene(identity, context)).picture * 255).astype(np.uint8)
-    save_jpeg(Image.fromarray(picture), root / "images" / f"{place}.jpg")
+    image = np.round(render(Scene(identity, context)).image * 255).astype(np.uint8)
+    save_jpeg(Image.fromarray(image), root / "images" / f"{place}.jpg")
     captions = root / "captions" / f"{place}.txt"
     captions.parent.mkdir(parents=True, exist_ok=True)
     captions.write_text("\n".join(lines) + "\n", encoding="utf-8")

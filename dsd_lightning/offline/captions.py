@@ -12,7 +12,7 @@ from dsd_lightning.randomness import numpy_generator
 
 
 class MiniatureCaptions:
-    """Captions of single pictures of training characters, as a base model might have been trained on.
+    """Captions of single images of training characters, as a base model might have been trained on.
 
     Args:
         count: captions drawn before they are deduplicated and sampled.

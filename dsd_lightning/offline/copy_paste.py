@@ -1,6 +1,6 @@
 """What does a model draw that only copies? The reference's character as it stands, on the background that is asked for.
 
-A stand-in for methods that paste the reference's pixels into a new picture, as the paper says of IP-Adapter+. It knows the
+A stand-in for methods that paste the reference's pixels into a new image, as the paper says of IP-Adapter+. It knows the
 miniature world's silhouettes and nothing of the character.
 """
 
@@ -28,7 +28,7 @@ class CopyPaste:
         return {"model": "copy-paste"}
 
     def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-        """Return a picture a case; nothing is random."""
+        """Return an image a case; nothing is random."""
         found = geometry.silhouettes()
         palette = list(BACKGROUND_PALETTE.values())
         drawn = []

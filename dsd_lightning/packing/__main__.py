@@ -1,6 +1,6 @@
-"""How does one pack one's own pictures from the command line?
+"""How does one pack one's own images from the command line?
 
-python -m dsd_lightning.packing PICTURES OUT --task identity --reference-dir REFERENCES
+python -m dsd_lightning.packing IMAGES OUT --task identity --reference-dir REFERENCES
 python -m dsd_lightning.packing FOLDER_WITH_METADATA_JSONL OUT --task identity --resolution 512
 python -m dsd_lightning.packing FOLDER_OF_PARQUET_FILES OUT --task identity
 """
@@ -26,15 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m dsd_lightning.packing",
-        description="Pack your own pairs of pictures as shards to train from.",
+        description="Pack your own pairs of images as shards to train from.",
         epilog="Exit code 2: something is missing or cannot be read, and nothing was written.",
     )
-    parser.add_argument(
-        "source", help="folder of target pictures, folder with metadata.jsonl/.csv/.parquet, or a table"
-    )
+    parser.add_argument("source", help="folder of target images, folder with metadata.jsonl/.csv/.parquet, or a table")
     parser.add_argument("out", help="folder for the shards")
     parser.add_argument("--task", required=True, help="identity, depth, relighting, or text_only (no references)")
-    parser.add_argument("--reference-dir", help="folder of reference pictures with the targets' file stems")
+    parser.add_argument("--reference-dir", help="folder of reference images with the targets' file stems")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="what SOURCE is (default: look)")
     for part, known in KNOWN_COLUMNS.items():
         parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {known[0]}, ...)")
@@ -42,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--resolution", type=int, metavar="N", help="shrink to a short side of N pixels (default: keep)"
     )
     parser.add_argument("--min-quality", type=int, default=0, metavar="0..5", help="Subjects200K: lowest score to keep")
-    parser.add_argument(
-        "--image-format", choices=("webp", "png"), default="webp", help="of converted pictures, lossless"
-    )
+    parser.add_argument("--image-format", choices=("webp", "png"), default="webp", help="of converted images, lossless")
     parser.add_argument("--max-bytes", type=float, default=1e9, metavar="BYTES", help="size of a tar (default: 1e9)")
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads (default: one a core)"

@@ -1,4 +1,4 @@
-"""What does a source of pairs yield? Candidates, whose pictures are yet to be decoded, and orphans, which lack one."""
+"""What does a source of pairs yield? Candidates, whose images are yet to be decoded, and orphans, which lack one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-Picture = Path | bytes | Image.Image
-"""A picture as a source has it: a file, the bytes of a file, or decoded already."""
+ImageSource = Path | bytes | Image.Image
+"""An image as a source has it: a file, the bytes of a file, or decoded already."""
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif", ".ppm", ".pgm"}
 )
 _LONGEST_STEM = 150
@@ -30,16 +30,16 @@ class Candidate:
 
     Attributes:
         name: where in the source it stands, for messages; its key is made from the last part of it.
-        target: the target picture.
-        reference: the reference picture; None where the task has none.
+        target: the target image.
+        reference: the reference image; None where the task has none.
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where the source has such a sentence.
         provenance: where the pair comes from; plain JSON.
     """
 
     name: str
-    target: Picture
-    reference: Picture | None
+    target: ImageSource
+    reference: ImageSource | None
     caption: str
     instruction: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Orphan:
 
 @runtime_checkable
 class Source(Protocol):
-    """A user's pictures and captions, as pairs. Iterating it reads no picture files."""
+    """A user's images and captions, as pairs. Iterating it reads no image files."""
 
     orphans: list[Orphan]
     """What names alone show to be orphaned, known before anything is read."""

@@ -1,8 +1,8 @@
-"""How do pictures become depth pairs? A depth model draws each one's map, once; a kill loses at most the map being drawn.
+"""How do images become depth pairs? A depth model draws each one's map, once; a kill loses at most the map being drawn.
 
-A map is gray of 16 bits, of the picture's size, near is bright (as `miniature.renderer.Rendering.depth_map`), stretched so
+A map is gray of 16 bits, of the image's size, near is bright (as `miniature.renderer.Rendering.depth_map`), stretched so
 that the farthest pixel is black and the nearest white. Maps are kept in a folder named after the model's weights, each
-under the hash of its picture's file: whatever changes, a map is never taken for another's.
+under the hash of its image's file: whatever changes, a map is never taken for another's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsd_lightning.images.pixels import WHITE_16, PictureError, load_rgb, shrink
+from dsd_lightning.images.pixels import WHITE_16, ImageError, load_rgb, shrink
 from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
 from dsd_lightning.packing.sources import TASK_WITHOUT_REFERENCE, open_source
-from dsd_lightning.shards import DamagedSample, PairShards, encode_picture
+from dsd_lightning.shards import DamagedSample, PairShards, encode_image
 
 _METRIC_TYPES = ("zoedepth", "glpn", "depth_pro")
 """Types of transformers' models that answer with distances; the others answer with inverse depth."""
@@ -35,18 +35,18 @@ def normalised(nearness: NDArray[np.float32]) -> Image.Image:
     """Return values [height, width], large is near, as gray of 16 bits from black (farthest) to white (nearest).
 
     Raises:
-        PictureError: values that are not finite.
+        ImageError: values that are not finite.
     """
     values = nearness.astype(np.float64)
     if not np.isfinite(values).all():
-        raise PictureError("the depth model answered with values that are not finite")
+        raise ImageError("the depth model answered with values that are not finite")
     spread = values.max() - values.min()
     share = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     return Image.fromarray(np.round(share * WHITE_16).astype(np.uint16))
 
 
 class DepthEstimator:
-    """A depth model of transformers, with its own preprocessing; one picture at a time, so that no other changes its map.
+    """A depth model of transformers, with its own preprocessing; one image at a time, so that no other changes its map.
 
     Args:
         model: hub id or folder, for `AutoModelForDepthEstimation` and `AutoImageProcessor`.
@@ -54,8 +54,8 @@ class DepthEstimator:
         near_is: whether near is "large" in the model's answers (inverse depth) or "small" (distances, which are inverted);
             "auto" tells by its configuration.
         device: torch's name of a device; "auto" takes CUDA where there is a device.
-        short_side: pictures with a longer short side (pixels) are shrunk before the model sees them; None lets its own
-            preprocessing decide. The map has the picture's size in any case.
+        short_side: images with a longer short side (pixels) are shrunk before the model sees them; None lets its own
+            preprocessing decide. The map has the image's size in any case.
 
     Raises:
         PackingError: the model cannot be loaded.
@@ -89,7 +89,7 @@ class DepthEstimator:
         self.near_is = ("small" if metric else "large") if near_is == "auto" else near_is
 
     def fingerprint(self) -> str:
-        """Return a short hash of all that a map depends on besides its picture."""
+        """Return a short hash of all that a map depends on besides its image."""
         settings = (self.near_is, self.short_side, type(self.processor).__name__, self.processor.to_json_string())
         digest = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
@@ -98,15 +98,15 @@ class DepthEstimator:
         return digest.hexdigest()[:16]
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Return the depth map of an RGB picture, of its size.
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the depth map of an RGB image, of its size.
 
         Raises:
-            PictureError: the model's answer is not finite.
+            ImageError: the model's answer is not finite.
         """
-        inputs = self.processor(images=shrink(picture, self.short_side), return_tensors="pt").to(self.device)
+        inputs = self.processor(images=shrink(image, self.short_side), return_tensors="pt").to(self.device)
         answer = self.network(**inputs)
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         depth = self.processor.post_process_depth_estimation(answer, target_sizes=[size])[0]["predicted_depth"]
         values: NDArray[np.float32] = depth.float().cpu().numpy()
         if self.near_is == "small":
@@ -115,11 +115,11 @@ class DepthEstimator:
 
 
 class DepthMaps:
-    """Depth maps in a folder, each written whole or not at all, under the hash of its picture's file.
+    """Depth maps in a folder, each written whole or not at all, under the hash of its image's file.
 
     Args:
         folder: where they are; made where missing.
-        estimate: what draws the map of an RGB picture.
+        estimate: what draws the map of an RGB image.
     """
 
     def __init__(self, folder: Path, estimate: Callable[[Image.Image], Image.Image]) -> None:
@@ -127,20 +127,20 @@ class DepthMaps:
         self.drawn = 0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, picture: bytes) -> Path:
-        """Return where the map of a picture's file is, or will be."""
-        return self.folder / f"{hashlib.sha256(picture).hexdigest()[:40]}.png"
+    def path(self, image: bytes) -> Path:
+        """Return where the map of an image's file is, or will be."""
+        return self.folder / f"{hashlib.sha256(image).hexdigest()[:40]}.png"
 
-    def make(self, picture: bytes) -> Path:
-        """Return the file with a picture's map, drawn now unless it is there.
+    def make(self, image: bytes) -> Path:
+        """Return the file with an image's map, drawn now unless it is there.
 
         Raises:
-            PictureError: the picture cannot be decoded, or the model fails on it.
+            ImageError: the image cannot be decoded, or the model fails on it.
         """
-        path = self.path(picture)
+        path = self.path(image)
         if path.exists():
             return path
-        data = encode_picture(self.estimate(load_rgb(picture)), "png")
+        data = encode_image(self.estimate(load_rgb(image)), "png")
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             file.write(data)
@@ -152,39 +152,39 @@ class DepthMaps:
 
 
 class DepthPairSource:
-    """A source of pictures as a source of pairs: to each picture, as target, its depth map as reference.
+    """A source of images as a source of pairs: to each image, as target, its depth map as reference.
 
     Args:
-        pictures: what gives the targets and their captions; references and instructions of its own are left out.
+        images: what gives the targets and their captions; references and instructions of its own are left out.
         maps: what draws the maps.
         model: the depth model's name, for the provenance.
     """
 
-    def __init__(self, pictures: Source, maps: DepthMaps, model: str) -> None:
-        self.pictures, self.maps, self.model = pictures, maps, model
-        self.orphans = pictures.orphans
+    def __init__(self, images: Source, maps: DepthMaps, model: str) -> None:
+        self.images, self.maps, self.model = images, maps, model
+        self.orphans = images.orphans
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[Candidate | Orphan]:
-        for each in self.pictures:
+        for each in self.images:
             yield each if isinstance(each, Orphan) else self._pair(each)
 
     def _pair(self, candidate: Candidate) -> Candidate | Orphan:
         target = candidate.target
         try:
             if isinstance(target, Image.Image):
-                target = encode_picture(target, "png")
+                target = encode_image(target, "png")
             reference = self.maps.make(target.read_bytes() if isinstance(target, Path) else target)
-        except (PictureError, OSError) as error:
+        except (ImageError, OSError) as error:
             return Orphan(candidate.name, "unreadable_target", f"{candidate.name}: {error}")
         provenance: dict[str, Any] = {**candidate.provenance, "depth_model": self.model}
         return replace(candidate, target=target, reference=reference, instruction=None, provenance=provenance)
 
 
 class ShardTargets:
-    """The target pictures of pair shards, with their captions.
+    """The target images of pair shards, with their captions.
 
     Raises:
         ShardError: see `PairShards`.
@@ -207,8 +207,8 @@ class ShardTargets:
             yield Candidate(key, target, None, record.caption, provenance={**record.provenance, "source": key})
 
 
-def open_pictures(source: str | Path) -> Source:
-    """Open pictures with captions: a folder of pair shards, or whatever the packing command takes for targets alone.
+def open_images(source: str | Path) -> Source:
+    """Open images with captions: a folder of pair shards, or whatever the packing command takes for targets alone.
 
     Raises:
         PackingError, ShardError: nothing of that kind is there.

@@ -1,4 +1,4 @@
-"""How do pictures with captions become depth pairs? `python -m dsd_lightning.packing.depth_command source=PICTURES out=FOLDER`."""
+"""How do images with captions become depth pairs? `python -m dsd_lightning.packing.depth_command source=IMAGES out=FOLDER`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 
 if TYPE_CHECKING:
     from dsd_lightning.packing.candidates import Orphan
@@ -35,7 +35,7 @@ def write_depth(config: DictConfig) -> Path:
         ShardError: `out` holds a set already, or the source's shards cannot be read.
     """
     from dsd_lightning.packing.candidates import PackingError
-    from dsd_lightning.packing.depth import DepthMaps, DepthPairSource, open_pictures
+    from dsd_lightning.packing.depth import DepthMaps, DepthPairSource, open_images
     from dsd_lightning.packing.pack import pack
     from dsd_lightning.shards.format import INDEX_NAME, ShardError
 
@@ -44,13 +44,13 @@ def write_depth(config: DictConfig) -> Path:
         raise ShardError(f"out={out} holds a set of shards already; give a new or empty folder")
     if maps.resolve() == out.resolve():
         raise ShardError(f"maps={maps} is the folder of the shards; give another one")
-    pictures = open_pictures(config.source)
-    if pictures.orphans and not config.allow_orphans:
-        raise PackingError(_refusal(pictures.orphans))
+    images = open_images(config.source)
+    if images.orphans and not config.allow_orphans:
+        raise PackingError(_refusal(images.orphans))
     estimator = instantiate(config.estimator)
     finished = DepthMaps(maps / estimator.fingerprint(), estimator)
     report = pack(
-        DepthPairSource(pictures, finished, estimator.name),
+        DepthPairSource(images, finished, estimator.name),
         out,
         task=TASK,
         resolution=config.resolution,
@@ -96,7 +96,7 @@ def _refusal(orphans: Sequence[Orphan]) -> str:
     lines = [f"{orphan.reason}: {orphan.detail}" for orphan in orphans[:_LISTED]]
     if len(orphans) > _LISTED:
         lines.append(f"... and {len(orphans) - _LISTED} more")
-    lines.append("No shards were written. Mend these pictures, or leave them out with allow_orphans=true")
+    lines.append("No shards were written. Mend these images, or leave them out with allow_orphans=true")
     return "\n".join(lines)
 
 
@@ -107,4 +107,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsd_lightning.packing.candidates import PICTURE_SUFFIXES, Candidate, Orphan, PackingError, clean_text
+from dsd_lightning.packing.candidates import IMAGE_SUFFIXES, Candidate, Orphan, PackingError, clean_text
 
 _CAPTION_SUFFIX = ".txt"
 
@@ -27,11 +27,11 @@ class PairedFolders:
     """A folder of targets with captions, and a folder of references (none for a task without reference).
 
     Args:
-        targets: folder of target pictures and their <stem>.txt captions; folders within it are searched too.
-        references: folder of reference pictures of the same stems; None for a task without.
+        targets: folder of target images and their <stem>.txt captions; folders within it are searched too.
+        references: folder of reference images of the same stems; None for a task without.
 
     Raises:
-        PackingError: a folder is missing, or holds no picture.
+        PackingError: a folder is missing, or holds no image.
     """
 
     def __init__(self, targets: Path, references: Path | None) -> None:
@@ -40,20 +40,20 @@ class PairedFolders:
             if folder is not None and not folder.is_dir():
                 raise PackingError(f"{folder} is not a folder")
         targets, references = targets.resolve(), references.resolve() if references is not None else None
-        self._references = self._unambiguous(_by_stem(references, PICTURE_SUFFIXES), "reference") if references else {}
+        self._references = self._unambiguous(_by_stem(references, IMAGE_SUFFIXES), "reference") if references else {}
         self._has_references = references is not None
-        self._targets = self._unambiguous(_by_stem(targets, PICTURE_SUFFIXES, references), "target")
+        self._targets = self._unambiguous(_by_stem(targets, IMAGE_SUFFIXES, references), "target")
         self._captions = _by_stem(targets, frozenset({_CAPTION_SUFFIX}), references)
-        for folder, pictures in ((targets, self._targets), (references, self._references)):
-            if folder is not None and not pictures:
-                raise PackingError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        for folder, images in ((targets, self._targets), (references, self._references)):
+            if folder is not None and not images:
+                raise PackingError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self._stems = self._complete(targets, references)
 
     def _unambiguous(self, found: dict[str, list[Path]], frame: str) -> dict[str, Path]:
         for stem, paths in found.items():
             if len(paths) > 1:
                 names = ", ".join(path.name for path in paths)
-                self.orphans.append(Orphan(stem, f"ambiguous_{frame}", f"several pictures have this stem: {names}"))
+                self.orphans.append(Orphan(stem, f"ambiguous_{frame}", f"several images have this stem: {names}"))
         return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
 
     def _complete(self, targets: Path, references: Path | None) -> list[str]:
@@ -62,7 +62,7 @@ class PairedFolders:
         ambiguous = {orphan.name for orphan in self.orphans}
         for stem in sorted(self._targets.keys() - ambiguous):
             if references is not None and stem not in self._references:
-                detail = f"{self._targets[stem]} has no picture '{stem}' in {references}"
+                detail = f"{self._targets[stem]} has no image '{stem}' in {references}"
                 self.orphans.append(Orphan(stem, "missing_reference", detail))
             elif stem not in self._captions:
                 detail = f"{self._targets[stem]} has no caption beside it: {stem}{_CAPTION_SUFFIX} is missing"
@@ -70,10 +70,10 @@ class PairedFolders:
             else:
                 complete.append(stem)
         for stem in sorted(self._references.keys() - self._targets.keys() - ambiguous):
-            detail = f"{self._references[stem]} has no picture '{stem}' in {targets}"
+            detail = f"{self._references[stem]} has no image '{stem}' in {targets}"
             self.orphans.append(Orphan(stem, "missing_target", detail))
         for stem in sorted(self._captions.keys() - self._targets.keys() - self._references.keys() - ambiguous):
-            detail = f"{self._captions[stem][0]} has no picture '{stem}' beside it"
+            detail = f"{self._captions[stem][0]} has no image '{stem}' beside it"
             self.orphans.append(Orphan(stem, "caption_without_target", detail))
         return complete
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.images.pixels import PictureError, load_picture, shrink, stored_format
-from dsd_lightning.packing.candidates import Candidate, Keys, Orphan, PackingError, Picture, Source
-from dsd_lightning.shards import ShardIndex, ShardWriter, encode_picture
+from dsd_lightning.images.pixels import ImageError, load_image, shrink, stored_format
+from dsd_lightning.packing.candidates import Candidate, ImageSource, Keys, Orphan, PackingError, Source
+from dsd_lightning.shards import ShardIndex, ShardWriter, encode_image
 from dsd_lightning.shards.writer import ImageFormat
 
 _IN_FLIGHT_PER_WORKER = 4
@@ -48,23 +48,23 @@ class _Prepared:
     reference: bytes | None
 
 
-def _prepare_picture(picture: Picture, resolution: int | None, image_format: ImageFormat) -> bytes:
-    """Return a picture as it is to be stored: the file itself where nothing is to be done to it, else encoded anew."""
-    data = picture.read_bytes() if isinstance(picture, Path) else picture
-    image = data if isinstance(data, Image.Image) else load_picture(data)
+def _prepare_image(source: ImageSource, resolution: int | None, image_format: ImageFormat) -> bytes:
+    """Return an image as it is to be stored: the file itself where nothing is to be done to it, else encoded anew."""
+    data = source.read_bytes() if isinstance(source, Path) else source
+    image = data if isinstance(data, Image.Image) else load_image(data)
     smaller = shrink(image, resolution)
     if isinstance(data, bytes) and smaller is image and stored_format(data) is not None:
         return data
-    return encode_picture(smaller, image_format)
+    return encode_image(smaller, image_format)
 
 
 def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFormat) -> _Prepared | Orphan:
     stored: dict[str, bytes | None] = {}
-    for frame, picture in (("reference", candidate.reference), ("target", candidate.target)):
+    for frame, image in (("reference", candidate.reference), ("target", candidate.target)):
         try:
-            stored[frame] = None if picture is None else _prepare_picture(picture, resolution, image_format)
-        except (PictureError, OSError) as error:
-            where = f"{candidate.name}: {picture}" if isinstance(picture, Path) else candidate.name
+            stored[frame] = None if image is None else _prepare_image(image, resolution, image_format)
+        except (ImageError, OSError) as error:
+            where = f"{candidate.name}: {image}" if isinstance(image, Path) else candidate.name
             return Orphan(candidate.name, f"unreadable_{frame}", f"{where}: {error}")
     target = stored["target"]
     assert target is not None, "a candidate always has a target"
@@ -74,7 +74,7 @@ def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFo
 def _prepared(
     source: Source, resolution: int | None, image_format: ImageFormat, workers: int
 ) -> Generator[_Prepared | Orphan, None, None]:
-    """Yield what `source` yields, in order, with pictures ready to store; threads do it, as PIL lets go of the GIL."""
+    """Yield what `source` yields, in order, with images ready to store; threads do it, as PIL lets go of the GIL."""
     waiting: deque[Future[_Prepared | Orphan] | Orphan] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -104,7 +104,7 @@ def pack(
 ) -> PackingReport:
     """Write the pairs of `source` as a set of shards in `out`.
 
-    Pictures that are upright RGB files of webp, png or jpg and small enough are stored as they are; others are
+    Images that are upright RGB files of webp, png or jpg and small enough are stored as they are; others are
     converted (transparency over white, EXIF orientation applied, palettes and gray to RGB) and stored without loss. Gray
     of 16 bits keeps its precision.
 
@@ -112,10 +112,10 @@ def pack(
         source: the pairs; see `open_source`.
         out: the set's folder.
         task: the task's name.
-        resolution: pictures with a longer short side (pixels) are shrunk to it; None keeps sizes. None is enlarged.
+        resolution: images with a longer short side (pixels) are shrunk to it; None keeps sizes. None is enlarged.
         allow_orphans: leave orphans out and count them in the index, rather than refuse the source.
         overwrite: replace the set that is in `out`.
-        image_format: format of converted pictures, "webp" or "png", without loss.
+        image_format: format of converted images, "webp" or "png", without loss.
         max_bytes: size of a tar, bytes.
         workers: threads that decode and encode.
         progress: show a bar on standard error.

@@ -55,7 +55,7 @@ def open_source(
             .parquet, a folder of parquet files, or one such file.
         task: the task's name; "text_only" needs no references.
         source_format: what `source` is; "auto" looks.
-        reference_dir: folder of references, for folders of pictures.
+        reference_dir: folder of references, for folders of images.
         columns: names of a table's columns by part; the usual names are found by themselves.
         min_quality: for Subjects200K, the lowest score (0 to 5) that each of a row's three must reach.
 
@@ -67,7 +67,7 @@ def open_source(
     if not source.exists():
         raise PackingError(f"there is no {source}")
     if source_format == "folders" and source.is_file():
-        raise PackingError(f"{source} is a file; --format folders needs a folder of target pictures")
+        raise PackingError(f"{source} is a file; --format folders needs a folder of target images")
     as_folders = source_format == "folders" or (source_format == "auto" and reference_dir is not None)
     paths = [] if as_folders else _table_paths(source, source_format)
     if not paths:
@@ -77,7 +77,7 @@ def open_source(
         return _open_folders(source, reference_dir, with_reference)
     if reference_dir is not None:
         raise PackingError(
-            f"--reference-dir is for folders of pictures, but {paths[0]} is a table of pairs; leave it out"
+            f"--reference-dir is for folders of images, but {paths[0]} is a table of pairs; leave it out"
         )
     return _open_tables([open_table(path) for path in paths], source_format, columns or {}, with_reference, min_quality)
 
@@ -90,8 +90,8 @@ def _open_folders(source: Path, reference_dir: str | Path | None, with_reference
     if (source / "target").is_dir() and (source / "reference").is_dir():
         return PairedFolders(source / "target", source / "reference")
     raise PackingError(
-        f"where are the references of {source}? Give their folder with --reference-dir, or put the pictures into "
-        f"{source / 'target'} and {source / 'reference'}, or use --task {TASK_WITHOUT_REFERENCE} for pictures without"
+        f"where are the references of {source}? Give their folder with --reference-dir, or put the images into "
+        f"{source / 'target'} and {source / 'reference'}, or use --task {TASK_WITHOUT_REFERENCE} for images without"
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from dsd_lightning.images.pixels import PictureError, load_rgb
+from dsd_lightning.images.pixels import ImageError, load_rgb
 from dsd_lightning.packing.candidates import Candidate, Orphan, clean_text
-from dsd_lightning.packing.tables import Table, name_of, picture_from
+from dsd_lightning.packing.tables import Table, image_from, name_of
 
 PADDING = 16
 """Pixels by which a composite is higher than its panels: 8 above and 8 below."""
@@ -25,11 +25,11 @@ def is_composite_table(table: Table) -> bool:
 def split_composite(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Return the left and the right panel of a composite, both square.
 
-    The panels lie where the data set's authors cut them (src/dataset.py of Yuanshi9815/Subjects200K): of a picture 528
+    The panels lie where the data set's authors cut them (src/dataset.py of Yuanshi9815/Subjects200K): of an image 528
     pixels high the left is at columns 8 to 520, the right at 528 to 1040, both at rows 8 to 520.
 
     Raises:
-        ValueError: the picture is not about twice as wide as high.
+        ValueError: the image is not about twice as wide as high.
     """
     size, edge = image.height - PADDING, PADDING // 2
     if size < 1 or not 2 * size + PADDING <= image.width <= 2 * image.height + PADDING:
@@ -69,13 +69,13 @@ class Subjects200K:
             detail = f"{where}: lowest quality score {lowest} is below {self.min_quality}"
             yield from (Orphan(where, f"quality_below_{self.min_quality}", detail, expected=True) for _ in range(2))
             return
-        source = picture_from(row["image"], path.parent)
+        source = image_from(row["image"], path.parent)
         try:
             if source is None or (isinstance(source, Path) and not source.is_file()):
-                raise FileNotFoundError(f"no picture {source or 'in column image'}")
+                raise FileNotFoundError(f"no image {source or 'in column image'}")
             panels = split_composite(load_rgb(source) if not isinstance(source, Image.Image) else source)
-        except (PictureError, FileNotFoundError, ValueError) as error:
-            reason = {PictureError: "unreadable_target", FileNotFoundError: "missing_target"}.get(type(error))
+        except (ImageError, FileNotFoundError, ValueError) as error:
+            reason = {ImageError: "unreadable_target", FileNotFoundError: "missing_target"}.get(type(error))
             yield from (Orphan(where, reason or "no_composite", f"{where}: {error}") for _ in range(2))
             return
         description = row.get("description") or {}

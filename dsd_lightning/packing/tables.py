@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Picture, clean_text
+from dsd_lightning.packing.candidates import Candidate, ImageSource, Orphan, PackingError, clean_text
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "target", "target_image", "image_path", "file_name", "target_file_name", "image_file_name"),
@@ -91,7 +91,7 @@ class TextTable:
 
 
 class ParquetTable:
-    """The rows of a .parquet file, read a few at a time, since pictures may lie within.
+    """The rows of a .parquet file, read a few at a time, since images may lie within.
 
     Raises:
         PackingError: pyarrow is not installed, or the file is no parquet file.
@@ -167,8 +167,8 @@ class Columns:
         return cls(image, chosen["reference"] if with_reference else None, caption, chosen["instruction"])
 
 
-def picture_from(value: Any, folder: Path) -> Picture | None:
-    """Return the picture in a table's cell: a path (relative to `folder`), bytes, or Hugging Face's {bytes, path}."""
+def image_from(value: Any, folder: Path) -> ImageSource | None:
+    """Return the image in a table's cell: a path (relative to `folder`), bytes, or Hugging Face's {bytes, path}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -177,7 +177,7 @@ def picture_from(value: Any, folder: Path) -> Picture | None:
 
 
 def name_of(value: Any, table: Path, row: int) -> str:
-    """Return a name for a row: its picture's path where there is one, else the table's name and the row's number."""
+    """Return a name for a row: its image's path where there is one, else the table's name and the row's number."""
     path = value.get("path") if isinstance(value, dict) else value
     if isinstance(path, str) and path.strip():
         return Path(path).with_suffix("").as_posix()
@@ -212,24 +212,24 @@ class PairTables:
     def _pair(self, path: Path, columns: Columns, number: int, row: Mapping[str, Any]) -> Candidate | Orphan:
         where = f"{path.name}, row {number}"
         folder = path.parent
-        pictures: dict[str, Picture | None] = {
-            "target": picture_from(row.get(columns.image), folder),
+        images: dict[str, ImageSource | None] = {
+            "target": image_from(row.get(columns.image), folder),
             "reference": None,
         }
         if columns.reference is not None:
-            pictures["reference"] = picture_from(row.get(columns.reference), folder)
+            images["reference"] = image_from(row.get(columns.reference), folder)
         for frame, column in (("target", columns.image), ("reference", columns.reference)):
-            picture = pictures[frame]
-            if column is not None and picture is None:
+            image = images[frame]
+            if column is not None and image is None:
                 return Orphan(where, f"missing_{frame}", f"{where}: column '{column}' is empty")
-            if isinstance(picture, Path) and not picture.is_file():
-                return Orphan(where, f"missing_{frame}", f"{where}: there is no file {picture}")
+            if isinstance(image, Path) and not image.is_file():
+                return Orphan(where, f"missing_{frame}", f"{where}: there is no file {image}")
         caption = clean_text(row.get(columns.caption))
         if caption is None:
             return Orphan(where, "missing_caption", f"{where}: column '{columns.caption}' is empty")
         instruction = clean_text(row.get(columns.instruction)) if columns.instruction else None
         name = name_of(row.get(columns.image), path, number)
-        target = pictures["target"]
+        target = images["target"]
         assert target is not None, "an empty target was returned above"
         provenance = {"source": path.name, "row": number}
-        return Candidate(name, target, pictures["reference"], caption, instruction, provenance)
+        return Candidate(name, target, images["reference"], caption, instruction, provenance)

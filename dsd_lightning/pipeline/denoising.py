@@ -1,4 +1,4 @@
-"""From a condition and noise to pictures: the sampler under diffusers' habits, and the forms that results take."""
+"""From a condition and noise to images: the sampler under diffusers' habits, and the forms that results take."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TwoFrameOutput(BaseOutput):
     """What a call returns.
 
     Attributes:
-        images: the results: PIL pictures; an array [b, h, w, 3] in [0, 1]; or packed latents [b, tokens, d] of the canvas.
+        images: the results: PIL images; an array [b, h, w, 3] in [0, 1]; or packed latents [b, tokens, d] of the canvas.
         references: the reference as the model redrew it, in the same form, where it was asked for and there is one.
     """
 
@@ -64,7 +64,7 @@ def run_sampler(
     steps = settings.num_inference_steps
     times = schedule.times_of(pipeline.scheduler, steps, pipeline.transformer.image_tokens(noise))
     hook = getattr(pipeline.transformer, "_hf_hook", None)
-    if isinstance(hook, CpuOffload):  # what an architecture prepares once a picture comes before its first forward
+    if isinstance(hook, CpuOffload):  # what an architecture prepares once an image comes before its first forward
         hook.pre_forward(pipeline.transformer)
     with pipeline.progress_bar(total=steps) as progress:
 
@@ -99,7 +99,7 @@ class DrawingCodec(Codec):
 
 
 def as_output(pixels: Tensor, output_type: str) -> Any:
-    """Return pixels in [-1, 1] as PIL pictures ("pil") or as an array [b, h, w, 3] in [0, 1] ("np")."""
+    """Return pixels in [-1, 1] as PIL images ("pil") or as an array [b, h, w, 3] in [0, 1] ("np")."""
     if output_type == "pil":
         return [to_image(each) for each in pixels]
     return ((pixels.cpu().float() + 1) / 2).permute(0, 2, 3, 1).numpy()

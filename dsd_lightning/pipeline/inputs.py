@@ -1,4 +1,4 @@
-"""How do what a user gives (pictures, prompts, sizes, generators) become the pipeline's batch?"""
+"""How do what a user gives (images, prompts, sizes, generators) become the pipeline's batch?"""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from dsd_lightning.images.pixels import to_rgb
 from dsd_lightning.pairs import TextEmbeddings
 
-Picture = Image.Image | Tensor | np.ndarray
-"""A PIL picture of any mode and size; pixels [3, h, w] in [-1, 1]; or 8-bit RGB [h, w, 3]."""
+ImageInput = Image.Image | Tensor | np.ndarray
+"""A PIL image of any mode and size; pixels [3, h, w] in [-1, 1]; or 8-bit RGB [h, w, 3]."""
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -27,8 +27,8 @@ class InputError(ValueError):
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     """Return the largest middle part of `image` that has the proportions of `height` x `width`, resized to that size.
 
-    As the official code does it: cropped first, at whole pixels rounded down, then resized (bicubic); small pictures are
-    enlarged. To train on, `pictures.to_pixels` resizes first and never enlarges.
+    As the official code does it: cropped first, at whole pixels rounded down, then resized (bicubic); small images are
+    enlarged. To train on, `images.to_pixels` resizes first and never enlarges.
     """
     image = to_rgb(image)
     if image.size == (width, height):
@@ -44,34 +44,32 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_pixels(picture: Picture, height: int, width: int) -> Float[Tensor, "3 h w"]:
-    """Return a reference picture as pixels in [-1, 1] of `height` x `width`.
+def to_pixels(image: ImageInput, height: int, width: int) -> Float[Tensor, "3 h w"]:
+    """Return a reference image as pixels in [-1, 1] of `height` x `width`.
 
     Raises:
-        InputError: a tensor of another size or range, or no picture at all.
+        InputError: a tensor of another size or range, or no image at all.
     """
-    if isinstance(picture, Tensor):
-        if picture.shape != (3, height, width) or not bool(picture.abs().max() <= 1 + 1e-4):
+    if isinstance(image, Tensor):
+        if image.shape != (3, height, width) or not bool(image.abs().max() <= 1 + 1e-4):
             raise InputError(
                 f"image: a tensor must hold pixels [3, {height}, {width}] in [-1, 1], and this one is "
-                f"{list(picture.shape)} in [{float(picture.min()):g}, {float(picture.max()):g}]; PIL pictures may have any size"
+                f"{list(image.shape)} in [{float(image.min()):g}, {float(image.max()):g}]; PIL images may have any size"
             )
-        return picture.float()
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise InputError(f"image: an array must be 8-bit RGB [h, w, 3], not {picture.dtype} {list(picture.shape)}")
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise InputError(
-            f"image: give a PIL picture, a tensor, an array, or a list of them, not {type(picture).__name__}"
-        )
-    values = np.asarray(fit(picture, height, width), dtype=np.float32)
+        return image.float()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"image: an array must be 8-bit RGB [h, w, 3], not {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image: give a PIL image, a tensor, an array, or a list of them, not {type(image).__name__}")
+    values = np.asarray(fit(image, height, width), dtype=np.float32)
     # In the order of diffusers' VaeImageProcessor.
     return torch.from_numpy(2 * (values / 255) - 1).permute(2, 0, 1).contiguous()
 
 
-def as_pictures(image: Picture | Sequence[Picture] | None) -> list[Any]:
-    """Return one or several pictures as a list; a batch of pixels [b, 3, h, w] is taken apart; None gives []."""
+def as_images(image: ImageInput | Sequence[ImageInput] | None) -> list[Any]:
+    """Return one or several images as a list; a batch of pixels [b, 3, h, w] is taken apart; None gives []."""
     if image is None:
         return []
     if isinstance(image, Image.Image) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 3):

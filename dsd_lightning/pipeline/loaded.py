@@ -101,7 +101,7 @@ class LoadedPipeline(DiffusionPipeline):
             quantize: 8- or 4-bit weights of the transformer's blocks.
             offload: keep weights in main memory, by part or layer by layer; needs a GPU.
             device: where to compute; the GPU, where there is one, if None.
-            compile: compile every block; the first picture takes a minute longer.
+            compile: compile every block; the first image takes a minute longer.
 
         Raises:
             QuantizationError: the library is not installed, or factors are not merged.

@@ -141,7 +141,7 @@ def adapter_parts(
 ) -> Parts:
     """Return the parts that a training configuration (`base`, `arch`, `shift`) and trained weights make.
 
-    Without `shift`, the base's scheduler has the say. `name` is what pictures' metadata call the weights.
+    Without `shift`, the base's scheduler has the say. `name` is what images' metadata call the weights.
     """
     path = str(config.base.model.path)
     if not Path(path).exists() and (CHECKOUT / path).exists():

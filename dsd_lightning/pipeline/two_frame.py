@@ -1,4 +1,4 @@
-"""How does diffusers' interface look on any of our architectures? A reference picture and a prompt in, pictures out."""
+"""How does diffusers' interface look on any of our architectures? A reference image and a prompt in, images out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
 from dsd_lightning.pipeline.denoising import DrawingCodec, TwoFrameOutput, as_output, run_sampler
 from dsd_lightning.pipeline.inputs import (
     Generator,
+    ImageInput,
     InputError,
-    Picture,
-    as_pictures,
+    as_images,
     expand_text,
     given_text,
     repeated,
@@ -35,7 +35,7 @@ from dsd_lightning.sampler import SamplerSettings
 log = logging.getLogger(__name__)
 
 FAR_BEYOND = 1.5
-"""Ratio to the trained side beyond which pictures distort (512 pixels: from 768 on, as users of the release found)."""
+"""Ratio to the trained side beyond which images distort (512 pixels: from 768 on, as users of the release found)."""
 
 
 class TwoFramePipeline(LoadedPipeline):
@@ -48,7 +48,7 @@ class TwoFramePipeline(LoadedPipeline):
         vae: FLUX's.
         text_length: T5 tokens a prompt in training.
         default_size: side of a frame in training, pixels.
-        model_name: what is written into pictures' metadata.
+        model_name: what is written into images' metadata.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
@@ -131,7 +131,7 @@ class TwoFramePipeline(LoadedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture | Sequence[Picture] | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
         prompt_embeds: Tensor | None = None,
@@ -157,12 +157,12 @@ class TwoFramePipeline(LoadedPipeline):
         callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         return_dict: bool = True,
     ) -> TwoFrameOutput | tuple[Any, ...]:
-        """Draw the subject of a picture as a prompt says.
+        """Draw the subject of an image as a prompt says.
 
         Images and prompts form a batch: equally many, or one of them for all of the others.
 
         Args:
-            image: reference pictures; the middle is cropped to the frame's proportions.
+            image: reference images; the middle is cropped to the frame's proportions.
             prompt: or `prompt_embeds` (T5's sequence [b, n, d]) with `pooled_prompt_embeds` (CLIP's [b, p]).
             negative_prompt: stands for "no text" under true guidance; likewise as embeddings.
             num_inference_steps: Euler steps.
@@ -172,11 +172,11 @@ class TwoFramePipeline(LoadedPipeline):
             guidance_start: index of the first step with true guidance.
             height, width: of one frame, pixels; those of training if None.
             latents: packed noise of the whole canvas, [b, tokens, d], instead of drawing it.
-            generator: of the noise; on the CPU its draws are the same on every device. A list gives one a picture.
+            generator: of the noise; on the CPU its draws are the same on every device. A list gives one an image.
             condition_sample: encode the reference as the VAE posterior's mode, or as a draw from it made with `generator`
                 before the noise (as the official code does with the global one).
             output_type: "latent" gives packed latents of the whole canvas.
-            num_images_per_prompt: pictures for each image and prompt.
+            num_images_per_prompt: images for each image and prompt.
             return_reference: also return the reference as the model redrew it.
             reference_strength: of all steps, or as ranges (first step, step after the last, strength); at 0 the model sees
                 no reference. It costs no prediction.
@@ -196,17 +196,17 @@ class TwoFramePipeline(LoadedPipeline):
             raise InputError(f"output_type={output_type!r}, condition_sample={condition_sample!r}: see the call's help")
         strengths = strength_of_steps(reference_strength, num_inference_steps)
         height, width = self.frame_size(height, width)
-        pictures = as_pictures(image)
+        references_given = as_images(image)
         text = given_text(prompt_embeds, pooled_prompt_embeds, "")
         if (text is None) == (prompt is None):
             raise InputError("give either a prompt, or prompt_embeds with pooled_prompt_embeds")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        count = max(len(pictures), len(prompts) if text is None else text.sequence.shape[0])
+        count = max(len(references_given), len(prompts) if text is None else text.sequence.shape[0])
         total = count * num_images_per_prompt
         if total < 1 or (text is None and not prompts):
             raise InputError(f"nothing to draw: {len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}")
         if isinstance(generator, list) and len(generator) != total:
-            raise InputError(f"generator: a list of {len(generator)} for {total} pictures; give one a picture")
+            raise InputError(f"generator: a list of {len(generator)} for {total} images; give one an image")
         device, dtype = self._execution_device, self.vae.dtype
 
         text = expand_text(text or self.encode_prompt(prompts), count, num_images_per_prompt, "prompt").to(device)
@@ -215,7 +215,7 @@ class TwoFramePipeline(LoadedPipeline):
             null = self.encode_prompt([negative_prompt] if isinstance(negative_prompt, str) else negative_prompt)
         null = text if null is None else expand_text(null.to(device), count, num_images_per_prompt, "negative_prompt")
         reference = self._encode_reference(
-            repeated(pictures, count, num_images_per_prompt, "image") if pictures else [],
+            repeated(references_given, count, num_images_per_prompt, "image") if references_given else [],
             (height, width),
             generator if condition_sample == "sample" else None,
             condition_sample == "sample",
@@ -245,11 +245,11 @@ class TwoFramePipeline(LoadedPipeline):
         return TwoFrameOutput(images, references) if return_dict else (images, references)
 
     def _encode_reference(
-        self, pictures: Sequence[Picture], size: tuple[int, int], generator: Generator, drawn: bool
+        self, images: Sequence[ImageInput], size: tuple[int, int], generator: Generator, drawn: bool
     ) -> dict[str, Tensor]:
         codec: Codec = self.codec
         if drawn:
             codec = DrawingCodec(self.vae, torch.default_generator if generator is None else generator)
-        pixels = torch.stack([to_pixels(picture, *size) for picture in pictures]) if pictures else None
+        pixels = torch.stack([to_pixels(image, *size) for image in images]) if images else None
         encoded = self.transformer.encode_reference(pixels, codec)
         return {name: value.to(self._execution_device) for name, value in encoded.items()}

@@ -69,9 +69,9 @@ def step_cost(
         dtype = architecture.transformer.context_embedder.weight.dtype
         # A token is a square of 2 x 2 latents.
         codec = _Shapes(int(config.in_channels) // 4, pixels_per_token // 2, dtype)
-        pictures = torch.empty(batch, 3, *frame_size)
+        images = torch.empty(batch, 3, *frame_size)
         with torch.no_grad():
-            encoded = architecture.encode(pictures, pictures, codec)
+            encoded = architecture.encode(images, images, codec)
         text = TextEmbeddings(
             torch.empty(batch, text_tokens, int(config.joint_attention_dim), dtype=dtype),
             torch.empty(batch, int(config.pooled_projection_dim), dtype=dtype),

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
@@ -70,7 +70,7 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     def cost(choice: str | int) -> Cost:
         # A new one each time: a traced one has lost its place on meta.
         traced, _ = _on_meta(config, config.base.get("quantize"))
-        recompute(traced, choice)
+        checkpoint_blocks(traced, choice)
         return step_cost(
             traced,
             planner.frame_size(resolution),
@@ -86,7 +86,7 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         base_bytes=base.torch_dtype.itemsize,
         encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
         averaged=config.callbacks.get("ema") is not None,
-        costs={str(config.recompute): cost(config.recompute)},
+        costs={str(config.gradient_checkpointing): cost(config.gradient_checkpointing)},
         batch_size=int(config.data.datamodule.batch_size),
         accumulate=int(config.trainer.accumulate_grad_batches),
         steps=int(config.trainer.max_steps),
@@ -98,8 +98,8 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         linear=sum(weight.numel() for weight in linear),
         stored={kind: sum(stored_bytes(kind, *weight.shape) for weight in linear) for kind in LIBRARIES},
     )
-    if not fits(run, planner) and config.recompute != "all":
-        more = [choice for choice in (2, "all") if choice != config.recompute]
+    if not fits(run, planner) and config.gradient_checkpointing != "all":
+        more = [choice for choice in (2, "all") if choice != config.gradient_checkpointing]
         run = replace(run, costs={**run.costs, **{str(choice): cost(choice) for choice in more}})
     return run
 
@@ -121,14 +121,14 @@ def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Divi
         raise ValueError(f"trainer.strategy.replicas={built.replicas} does not divide the {gpus} GPUs")
 
     def size(module: nn.Module) -> int:
-        kept = (p for p in module.parameters() if p.requires_grad or built.divide_frozen)
+        kept = (p for p in module.parameters() if p.requires_grad or built.shard_frozen)
         return sum(p.numel() * p.element_size() for p in kept)
 
     units = sorted((size(unit) for unit in architecture.shard_units()), reverse=True)
     everything = size(architecture)
     # The block at work, the next one on its way, and what belongs to no block.
     held = sum(units[:2]) + everything - sum(units) if built.reshard_after_forward else everything
-    return Division(gpus // built.replicas, built.divide_frozen, held / everything)
+    return Division(gpus // built.replicas, built.shard_frozen, held / everything)
 
 
 def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, FluxBase]:

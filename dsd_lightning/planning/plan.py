@@ -114,7 +114,7 @@ class Run:
         encoders: parameters of the text encoders and the VAE.
         parked: whether they wait in main memory while a step is made.
         averaged: whether averages (EMA) of the trained parameters are kept.
-        costs: of one sample, by the choice of `recompute`; the run's own is the first.
+        costs: of one sample, by the choice of `gradient_checkpointing`; the run's own is the first.
         batch_size: pairs a batch, all devices together.
         accumulate: batches an optimizer step.
         steps: optimizer steps.
@@ -158,14 +158,14 @@ class Run:
         return float((self.frozen - self.linear) * self.base_bytes + self.stored[self.quantize])
 
     @property
-    def recompute(self) -> str:
-        """The run's own choice of blocks that are recomputed."""
+    def gradient_checkpointing(self) -> str:
+        """The run's own choice of checkpointed blocks."""
         return next(iter(self.costs))
 
     @property
     def cost(self) -> Cost:
         """Of one sample."""
-        return self.costs[self.recompute]
+        return self.costs[self.gradient_checkpointing]
 
 
 def memory(run: Run, planner: Planner) -> dict[str, float]:
@@ -212,7 +212,7 @@ def alternatives(run: Run, planner: Planner) -> Iterator[str]:
     pairs = run.batch_size * run.accumulate
     changed = {"": run}
     for choice, cost in list(run.costs.items())[1:]:
-        changed[f"recompute={choice}"] = replace(run, costs={choice: cost})
+        changed[f"gradient_checkpointing={choice}"] = replace(run, costs={choice: cost})
     if run.averaged:
         changed["callbacks.ema=null"] = replace(run, averaged=False)
     if run.base_bytes == FLOAT32:
@@ -260,7 +260,7 @@ def table(run: Run, planner: Planner) -> str:
     rows: Mapping[str, str] = {
         "parameters": f"{run.frozen + run.trained:,} ({run.trained:,} trained)",
         "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training "
-        f"(recompute={run.recompute})",
+        f"(gradient_checkpointing={run.gradient_checkpointing})",
         "pairs": f"{run.batch_size // run.gpus} a device and batch, {run.batch_size * run.accumulate} an optimizer step, "
         f"{run.gpus} GPUs (each holds {held})",
         **{f"memory: {name}": f"{value / GIB:8.2f} GiB" for name, value in parts.items()},

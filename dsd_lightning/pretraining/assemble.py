@@ -67,7 +67,7 @@ def write_transformer(folder: Path, run: Path, config: DictConfig) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def painter(folder: Path, steps: int) -> DiffusionSelfDistillation:
+def teacher(folder: Path, steps: int) -> DiffusionSelfDistillation:
     """Return the finished base as a module that can draw."""
     base = FluxBase(str(folder), text_length=24, guidance_scale=3.5)
     return DiffusionSelfDistillation(
@@ -88,31 +88,31 @@ def painter(folder: Path, steps: int) -> DiffusionSelfDistillation:
 
 @hydra.main(config_path="../../conf", config_name="pretraining/assemble", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Write the folder, measure it, and write the figures beside it."""
+    """Write the folder, measure it, and write the metrics beside it."""
     folder = Path(config.output)
     write_scheduler(folder, cast(dict[str, Any], OmegaConf.to_container(config.scheduler, resolve=True)))
     if config.run is None:
         return
     step = write_transformer(folder, Path(config.run), config.transformer)
-    module = painter(folder, config.num_inference_steps)
-    figures: dict[str, Any] = {"steps": step, "num_inference_steps": config.num_inference_steps}
-    pictures = {}
+    module = teacher(folder, config.num_inference_steps)
+    metrics: dict[str, Any] = {"steps": step, "num_inference_steps": config.num_inference_steps}
+    images = {}
     for name, held_out in (("training", False), ("held_out", True)):
-        told, pictures[name] = attribute_accuracy(module, config.singles, config.seed, held_out)
-        figures[f"attribute_accuracy_{name}"] = told
-        log.info("attributes of single pictures (%s identities): %s", name, told)
-    for name, told_identity in (("told", True), ("untold", False)):
-        figures[f"grids_{name}"], pictures[name] = grid_consistency(
+        told, images[name] = attribute_accuracy(module, config.singles, config.seed, held_out)
+        metrics[f"attribute_accuracy_{name}"] = told
+        log.info("attributes of single images (%s identities): %s", name, told)
+    for name, told_identity in (("told", True), ("unnamed", False)):
+        metrics[f"grids_{name}"], images[name] = grid_consistency(
             module, config.grids, config.seed, told_identity, config.grid_text_length
         )
-        log.info("grids, identity %s: %s", name, figures[f"grids_{name}"])
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    for name, drawn in pictures.items():
+        log.info("grids, identity %s: %s", name, metrics[f"grids_{name}"])
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for name, drawn in images.items():
         _sheet(drawn[:16]).save(Path(config.sheets) / f"tiny_flux_{name}.png")
 
 
-def _sheet(pictures: torch.Tensor) -> Image.Image:
-    rows = [torch.cat(list(pictures[i : i + 8]), dim=-1) for i in range(0, len(pictures), 8)]
+def _sheet(images: torch.Tensor) -> Image.Image:
+    rows = [torch.cat(list(images[i : i + 8]), dim=-1) for i in range(0, len(images), 8)]
     return to_image(torch.cat(rows, dim=-2))
 
 

@@ -1,8 +1,8 @@
 """How the miniature's image encoder is made: a small CLIP vision tower that has learned to see every attribute.
 
-It stands where CLIP or SigLIP stand for FLUX.1-dev: it knows what is in a picture and has never seen a pair. Identity and
+It stands where CLIP or SigLIP stand for FLUX.1-dev: it knows what is in an image and has never seen a pair. Identity and
 context are read off its pooled embedding and off its patch tokens by heads that are thrown away afterwards, so both
-IP-Adapters find everything in it. Some pictures are depth maps, of which only the form is asked. Held-out identities are
+IP-Adapters find everything in it. Some images are depth maps, of which only the form is asked. Held-out identities are
 never drawn.
 
     python -m dsd_lightning.pretraining.image_encoder output=assets/tiny-image-encoder
@@ -47,35 +47,35 @@ SEEN_IN_DEPTH = ("shape", "accessory", "place", "size", "rotation")
 """Attributes that a depth map shows."""
 
 IGNORED = -100
-"""Label of an attribute that a picture does not show."""
+"""Label of an attribute that an image does not show."""
 
 
-class LabelledPictures(NamedTuple):
-    """Pictures in [-1, 1] and the index of every attribute's value (`IGNORED` where it is not shown)."""
+class LabelledImages(NamedTuple):
+    """Images in [-1, 1] and the index of every attribute's value (`IGNORED` where it is not shown)."""
 
     pixels: Float[Tensor, "b 3 h w"]
     labels: Int[Tensor, "b attributes"]
 
 
-def draw_pictures(
+def draw_images(
     rng: np.random.Generator, count: int, depth_share: float = 0.0, held_out: bool = False
-) -> LabelledPictures:
-    """Return `count` pictures of training or held-out identities, `depth_share` of them as depth maps (near is bright)."""
-    pictures, labels = [], []
+) -> LabelledImages:
+    """Return `count` images of training or held-out identities, `depth_share` of them as depth maps (near is bright)."""
+    images, labels = [], []
     for _ in range(count):
         scene = Scene(draw_identity(rng, held_out=held_out), draw_context(rng))
         drawn, values = render(scene), [*scene.identity.values(), *scene.context.values()]
-        picture = drawn.picture
+        image = drawn.image
         if rng.random() < depth_share:
-            picture = np.repeat(1 - drawn.depth[..., None], 3, axis=-1)
+            image = np.repeat(1 - drawn.depth[..., None], 3, axis=-1)
             values = [v if name in SEEN_IN_DEPTH else IGNORED for name, v in zip(ATTRIBUTES, values, strict=True)]
-        pictures.append(picture)
+        images.append(image)
         labels.append(values)
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() * 2 - 1
-    return LabelledPictures(pixels, torch.tensor(labels))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() * 2 - 1
+    return LabelledImages(pixels, torch.tensor(labels))
 
 
-class PictureBatches(Dataset[LabelledPictures]):
+class ImageBatches(Dataset[LabelledImages]):
     """Whole batches by step number."""
 
     def __init__(self, steps: int, count: int, depth_share: float, seed: int) -> None:
@@ -84,8 +84,8 @@ class PictureBatches(Dataset[LabelledPictures]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> LabelledPictures:
-        return draw_pictures(numpy_generator(self.seed, "image encoder", step), self.count, self.depth_share)
+    def __getitem__(self, step: int) -> LabelledImages:
+        return draw_images(numpy_generator(self.seed, "image encoder", step), self.count, self.depth_share)
 
 
 class Seeing(L.LightningModule):
@@ -122,7 +122,7 @@ class Seeing(L.LightningModule):
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return {"pooled": self.pooled_head(seen.image_embeds), "patches": self.patch_head(tokens, everywhere)}
 
-    def training_step(self, batch: LabelledPictures, _: int) -> Tensor:
+    def training_step(self, batch: LabelledImages, _: int) -> Tensor:
         loss = torch.zeros((), device=self.device)
         for name, logits in self.read(batch.pixels).items():
             parts = logits.float().split(SIZES, -1)
@@ -145,7 +145,7 @@ class Seeing(L.LightningModule):
 
 
 def shares_right(logits: Float[Tensor, "b values"], labels: Int[Tensor, "b attributes"]) -> dict[str, float]:
-    """Return the share of pictures whose value of each attribute has the largest logit."""
+    """Return the share of images whose value of each attribute has the largest logit."""
     shares = {}
     for index, (name, part) in enumerate(zip(ATTRIBUTES, logits.split(SIZES, -1), strict=True)):
         shown = labels[:, index] != IGNORED
@@ -155,17 +155,17 @@ def shares_right(logits: Float[Tensor, "b values"], labels: Int[Tensor, "b attri
 
 @torch.no_grad()
 def measure(module: Seeing, count: int, held_out: bool, seed: int) -> dict[str, dict[str, float]]:
-    """Return, for the pooled embedding and the patches, the share of `count` new pictures with each attribute right."""
+    """Return, for the pooled embedding and the patches, the share of `count` new images with each attribute right."""
     rng = numpy_generator(seed, "image encoder", "measure", held_out)
-    drawn = draw_pictures(rng, count, held_out=held_out)
+    drawn = draw_images(rng, count, held_out=held_out)
     read = [module.read(some) for some in drawn.pixels.split(64)]
     return {
         name: shares_right(torch.cat([each[name] for each in read]), drawn.labels) for name in ("pooled", "patches")
     }
 
 
-def save(output: Path, tower: CLIPVisionModelWithProjection, figures: dict[str, Any]) -> None:
-    """Write the tower in float16, its preprocessing and its figures; each file is written beside and then renamed."""
+def save(output: Path, tower: CLIPVisionModelWithProjection, metrics: dict[str, Any]) -> None:
+    """Write the tower in float16, its preprocessing and its metrics; each file is written beside and then renamed."""
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     tower.to(torch.float16).save_pretrained(partial)
@@ -175,7 +175,7 @@ def save(output: Path, tower: CLIPVisionModelWithProjection, figures: dict[str, 
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     ).save_pretrained(partial)
-    (partial / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     for file in _weights_last(partial.iterdir()):
         file.replace(output / file.name)
     partial.rmdir()
@@ -201,19 +201,19 @@ def main(config: DictConfig) -> None:
         config.warmup_steps,
         config.context_weight,
     )
-    fit(module, PictureBatches(config.steps, config.batch_size, config.depth_share, config.seed), config)
+    fit(module, ImageBatches(config.steps, config.batch_size, config.depth_share, config.seed), config)
 
     module = module.cpu().float().eval()
-    figures = {
-        "held_out" if held_out else "training": measure(module, config.measured_pictures, held_out, config.seed)
+    metrics = {
+        "held_out" if held_out else "training": measure(module, config.measured_images, held_out, config.seed)
         for held_out in (False, True)
     }
-    for kind, shares in figures["held_out"].items():
+    for kind, shares in metrics["held_out"].items():
         for name, share in shares.items():
             log.info("%s told from %s, held-out identities: %.4f", name, kind, share)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    save(output, module.tower, figures)
+    save(output, module.tower, metrics)
     log.info("saved %s", output)
 
 

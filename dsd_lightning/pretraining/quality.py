@@ -1,4 +1,4 @@
-"""How good is a text-to-image base on the miniature world: attributes of single pictures, consistency of grids."""
+"""How good is a text-to-image base on the miniature world: attributes of single images, consistency of grids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsd_lightning.sampler import sample
 
 
 @torch.no_grad()
-def paint(
+def generate(
     module: DiffusionSelfDistillation,
     prompts: Sequence[str],
     keys: Sequence[str],
@@ -28,12 +28,12 @@ def paint(
     text_length: int | None = None,
     batch: int = 32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Return pictures of `side` x `side` pixels that a text-to-image module draws, from noise keyed by `keys`."""
+    """Return images of `side` x `side` pixels that a text-to-image module draws, from noise keyed by `keys`."""
     drawn = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
         text = module.text_encoder.encode(prompts[some], sequence_length=text_length)
-        noise = module.frame_noise(module.frame_shape(side, side), [("paint", key) for key in keys[some]])
+        noise = module.frame_noise(module.frame_shape(side, side), [("grids", key) for key in keys[some]])
         guidance = torch.full((len(noise),), module.sampler_settings.guidance_scale)
         canvas = sample(
             module.architecture,
@@ -50,9 +50,9 @@ def paint(
 def attribute_accuracy(
     module: DiffusionSelfDistillation, count: int, seed: int, held_out: bool
 ) -> tuple[dict[str, float], Float[Tensor, "b 3 h w"]]:
-    """Return the share of single pictures in which each attribute is as the caption says, and the pictures.
+    """Return the share of single images in which each attribute is as the caption says, and the images.
 
-    An attribute is right when the true value's rendering is nearer to the picture than that of any other value, all
+    An attribute is right when the true value's rendering is nearer to the image than that of any other value, all
     other attributes being as told.
     """
     scenes, prompts = [], []
@@ -60,9 +60,9 @@ def attribute_accuracy(
         rng = numpy_generator(seed, "quality", held_out, index)
         scenes.append(Scene(draw_identity(rng, held_out=held_out), draw_context(rng)))
         prompts.append(full_caption(scenes[-1], rng))
-    pictures = paint(module, prompts, [f"single-{held_out}-{i}" for i in range(count)], 64)
-    right = [told_attributes(picture.numpy(), scene) for picture, scene in zip(pictures, scenes, strict=True)]
-    return {name: float(np.mean([each[name] for each in right])) for name in right[0]}, pictures
+    images = generate(module, prompts, [f"single-{held_out}-{i}" for i in range(count)], 64)
+    right = [told_attributes(image.numpy(), scene) for image, scene in zip(images, scenes, strict=True)]
+    return {name: float(np.mean([each[name] for each in right])) for name in right[0]}, images
 
 
 def grid_consistency(
@@ -82,7 +82,7 @@ def grid_consistency(
         identities.append(identity)
         contexts.append(panels)
         prompts.append(grid_caption(identity if told else None, panels, rng))
-    grids = paint(module, prompts, [f"grid-{told}-{i}" for i in range(count)], 128, text_length, batch=16)
+    grids = generate(module, prompts, [f"grid-{told}-{i}" for i in range(count)], 128, text_length, batch=16)
     consistent, pairs, as_told = [], [], []
     for grid, panels, identity in zip(grids, contexts, identities, strict=True):
         cut = rearrange(grid, "d (r h) (c w) -> (r c) d h w", r=2, c=2).numpy()
@@ -90,5 +90,5 @@ def grid_consistency(
         consistent.append(len(set(found)) == 1)
         pairs += [found[i] == found[j] for i in range(4) for j in range(i)]
         as_told += [each == identity for each in found]
-    figures = {"consistent": float(np.mean(consistent)), "pairs": float(np.mean(pairs))}
-    return figures | ({"as_told": float(np.mean(as_told))} if told else {}), grids
+    metrics = {"consistent": float(np.mean(consistent)), "pairs": float(np.mean(pairs))}
+    return metrics | ({"as_told": float(np.mean(as_told))} if told else {}), grids

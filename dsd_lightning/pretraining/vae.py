@@ -1,10 +1,10 @@
 """How the miniature's VAE is made: a small AutoencoderKL, trained on everything the tasks will show it.
 
-FLUX's layout (8x downsampling, 16 latent channels, no quant convolutions). Batches are of one kind each: single pictures,
+FLUX's layout (8x downsampling, 16 latent channels, no quant convolutions). Batches are of one kind each: single images,
 depth maps and relit scenes at 64 x 64, two-frame canvases at 64 x 128 (with a black right half too, since that is how a
 condition is encoded), grids at 128 x 128. Held-out identities are never drawn.
 
-The latents are held near a linear code of the picture, the principal components of its 8 x 8 patches: a transformer of this
+The latents are held near a linear code of the image, the principal components of its 8 x 8 patches: a transformer of this
 size learns to draw in such latents several times sooner than in those that the reconstruction loss alone finds.
 
     python -m dsd_lightning.pretraining.vae output=assets/tiny-flux/vae
@@ -40,7 +40,7 @@ PATCH = 8
 PATCHES = "b c (h p) (w q) -> b h w (c p q)"
 
 
-class PictureBatches(Dataset[Tensor]):
+class ImageBatches(Dataset[Tensor]):
     """Whole batches by step number: [n, 3, h, w] in [-1, 1], each of `pixels` pixels in all."""
 
     def __init__(self, steps: int, pixels: int, seed: int) -> None:
@@ -53,16 +53,16 @@ class PictureBatches(Dataset[Tensor]):
         rng = numpy_generator(self.seed, "vae", step)
         rows, columns = ((1, 1), (1, 1), (1, 2), (2, 2))[step % 4]
         count = self.pixels // (rows * columns * 64 * 64)
-        batch = np.stack([self._picture(rng, rows, columns) for _ in range(count)])
+        batch = np.stack([self._image(rng, rows, columns) for _ in range(count)])
         return torch.from_numpy(batch * 2 - 1)
 
-    def _picture(self, rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    def _image(self, rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
         identity, context = draw_identity(rng), draw_context(rng)
         contexts = [context] + [draw_context(rng) for _ in range(rows * columns - 1)]
         if rows * columns == 2 and rng.random() < 0.3:
             contexts[1] = change_context(context, "light_direction", rng)
         drawn = [render(Scene(identity, each)) for each in contexts]
-        panels = [each.picture for each in drawn]
+        panels = [each.image for each in drawn]
         as_depth = rng.random() < (0.2 if rows == 1 else 0.0)
         if as_depth:
             panels[0] = drawn[0].depth_map
@@ -81,9 +81,9 @@ class PatchCode(nn.Module):
     mean: Tensor
     components: Tensor
 
-    def __init__(self, pictures: Float[Tensor, "b 3 h w"], channels: int) -> None:
+    def __init__(self, images: Float[Tensor, "b 3 h w"], channels: int) -> None:
         super().__init__()
-        patches = rearrange(pictures, PATCHES, p=PATCH, q=PATCH).flatten(0, 2)
+        patches = rearrange(images, PATCHES, p=PATCH, q=PATCH).flatten(0, 2)
         mean = patches.mean(0)
         components = torch.linalg.eigh((patches - mean).T @ (patches - mean)).eigenvectors[:, -channels:].flip(1)
         # An eigenvector's sign is the solver's whim; the largest entry is made positive.
@@ -92,9 +92,9 @@ class PatchCode(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("components", components / ((patches - mean) @ components).std())
 
-    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
-        """Return the code of pictures in [-1, 1], an eighth of their height and width."""
-        patches = rearrange(pictures, PATCHES, p=PATCH, q=PATCH)
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Return the code of images in [-1, 1], an eighth of their height and width."""
+        patches = rearrange(images, PATCHES, p=PATCH, q=PATCH)
         return rearrange((patches - self.mean) @ self.components, "b h w c -> b c h w")
 
 
@@ -115,11 +115,11 @@ class Autoencoding(L.LightningModule):
         self.vae, self.code = vae, code
         self.save_hyperparameters(ignore=["vae", "code"])
 
-    def training_step(self, pictures: Tensor, _: int) -> Tensor:
-        posterior = self.vae.encode(pictures).latent_dist
-        code_error = (posterior.mean.float() - self.code(pictures).float()).square().mean()
+    def training_step(self, images: Tensor, _: int) -> Tensor:
+        posterior = self.vae.encode(images).latent_dist
+        code_error = (posterior.mean.float() - self.code(images).float()).square().mean()
         rebuilt = self.vae.decode(posterior.sample()).sample.float()
-        error = rebuilt - pictures
+        error = rebuilt - images
         pixel = error.abs().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -136,9 +136,9 @@ class Autoencoding(L.LightningModule):
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKL, pictures: Tensor) -> tuple[float, float]:
-    """Return (shift_factor, scaling_factor) that bring the latents of `pictures` to mean 0 and deviation 1."""
-    latents = vae.encode(pictures).latent_dist.mode()
+def measure_latents(vae: AutoencoderKL, images: Tensor) -> tuple[float, float]:
+    """Return (shift_factor, scaling_factor) that bring the latents of `images` to mean 0 and deviation 1."""
+    latents = vae.encode(images).latent_dist.mode()
     return float(latents.mean()), float(1 / latents.std())
 
 
@@ -147,12 +147,12 @@ def main(config: DictConfig) -> None:
     """Train the VAE and save it in the diffusers layout; the same command goes on where it stopped."""
     L.seed_everything(config.seed)
     vae = AutoencoderKL(**cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True)))
-    batches = PictureBatches(config.steps, config.pixels_per_batch, config.seed)
-    probe = PictureBatches(200, config.pixels_per_batch, config.seed + 1)
-    pictures = torch.cat([probe[step] for step in range(0, len(probe), 4)])
+    batches = ImageBatches(config.steps, config.pixels_per_batch, config.seed)
+    probe = ImageBatches(200, config.pixels_per_batch, config.seed + 1)
+    images = torch.cat([probe[step] for step in range(0, len(probe), 4)])
     module = Autoencoding(
         vae.to(memory_format=torch.channels_last),
-        PatchCode(pictures, vae.config.latent_channels),
+        PatchCode(images, vae.config.latent_channels),
         config.learning_rate,
         config.steps,
         config.warmup_steps,
@@ -165,9 +165,9 @@ def main(config: DictConfig) -> None:
     shift, scale = measure_latents(vae, torch.cat([probe[0], probe[1]]))
     vae.register_to_config(shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
     with torch.no_grad():
-        for kind, step in (("pictures", 0), ("canvases", 2), ("grids", 3)):
-            pictures = probe[step]
-            error = vae.decode(vae.encode(pictures).latent_dist.mode()).sample.clamp(-1, 1) - pictures
+        for kind, step in (("images", 0), ("canvases", 2), ("grids", 3)):
+            images = probe[step]
+            error = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1) - images
             log.info("PSNR of %s: %.2f dB", kind, -10 * torch.log10(error.square().mean() / 4).item())
     vae.to(torch.float16).save_pretrained(config.output)
     log.info("saved %s (shift %.4f, scale %.4f)", config.output, shift, scale)

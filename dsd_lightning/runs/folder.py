@@ -18,7 +18,7 @@ CONFIG = "config.yaml"
 """The configuration that a run was last started with, as composed. (Hydra replaces its own record on every command.)"""
 
 SUMMARY, METRICS, SAMPLES, FAILURE = "summary.json", "metrics.csv", "samples", "failure.txt"
-"""A run's last figures, all its figures, its pictures, and why it failed, if it did."""
+"""A run's last metrics, all its metrics, its images, and why it failed, if it did."""
 
 MAY_DIFFER = (
     "ckpt",
@@ -27,7 +27,7 @@ MAY_DIFFER = (
     "logger",
     "plan",
     "planner",
-    "recompute",
+    "gradient_checkpointing",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

@@ -1,4 +1,4 @@
-"""`metrics.csv`: every logged figure of a run, one row a step, going on where a resumed run went on."""
+"""`metrics.csv`: every logged metric of a run, one row a step, going on where a resumed run went on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsFile(Logger):
     """A Lightning logger that writes a CSV file with a `step` column and a column a metric.
 
-    Rows stand in the order of their steps; figures of one step share a row, also when they come one after another. A
+    Rows stand in the order of their steps; metrics of one step share a row, also when they come one after another. A
     file that is already there is kept up to one step beyond what the resumed run logs first (Lightning counts a step's
     losses from 0, probes count the steps done); later rows, which the interrupted run wrote after its last checkpoint,
     are replaced.

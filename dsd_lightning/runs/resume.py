@@ -24,7 +24,7 @@ class OtherRunError(ValueError):
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Return the figures of `summary.json`; empty if there is none."""
+    """Return the metrics of `summary.json`; empty if there is none."""
     path = run_dir / SUMMARY
     return dict(json.loads(path.read_text())) if path.exists() else {}
 

@@ -3,7 +3,7 @@
 from dsd_lightning.shards.format import DamagedSample, SampleRecord, ShardEntry, ShardError, ShardIndex
 from dsd_lightning.shards.inspection import index_shards, verify_shards
 from dsd_lightning.shards.reader import PairShards, RawPair
-from dsd_lightning.shards.writer import ShardWriter, encode_picture
+from dsd_lightning.shards.writer import ShardWriter, encode_image
 
 __all__ = [
     "DamagedSample",
@@ -14,7 +14,7 @@ __all__ = [
     "ShardError",
     "ShardIndex",
     "ShardWriter",
-    "encode_picture",
+    "encode_image",
     "index_shards",
     "verify_shards",
 ]

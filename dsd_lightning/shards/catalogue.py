@@ -15,10 +15,10 @@ from dsd_lightning.shards.scan import ScannedShard, find_shards, scan_shard
 
 Verification = Literal["size", "sha256", "off"]
 
-_PICTURES = "KEY.{part}.webp (or .png, .jpg)"
+_IMAGES = "KEY.{part}.webp (or .png, .jpg)"
 _FILE_OF_PART = {
-    "reference": _PICTURES.format(part="reference"),
-    "target": _PICTURES.format(part="target"),
+    "reference": _IMAGES.format(part="reference"),
+    "target": _IMAGES.format(part="target"),
     "record": "KEY.json",
     "encoded": "KEY.encoded.safetensors",
     "text": "KEY.text.safetensors",
@@ -136,7 +136,7 @@ def _check_encodings(root: Path, index: ShardIndex | None, encoding_key: str | N
         made = "no encodings known by a key" if stored is None else f"encodings made under the key '{stored}'"
         raise ShardError(
             f"{root} holds {made}, but '{encoding_key}' was asked for; encode the set again for this "
-            f"architecture and base, or train from its pictures"
+            f"architecture and base, or train from its images"
         )
 
 

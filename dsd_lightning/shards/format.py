@@ -2,10 +2,10 @@
 
 A set is a folder of plain webdataset tar files. A sample is the members that share a KEY (no dots in it):
 
-    KEY.reference.webp      the reference picture, or .png, .jpg; absent where the task has none
-    KEY.target.webp         the target picture, or .png, .jpg
+    KEY.reference.webp      the reference image, or .png, .jpg; absent where the task has none
+    KEY.target.webp         the target image, or .png, .jpg
     KEY.json                {"caption", "instruction", "task", "provenance", "facts"}; only "caption" is required
-    KEY.encoded.safetensors what an architecture made of the pictures (optional; see `encoding_key`)
+    KEY.encoded.safetensors what an architecture made of the images (optional; see `encoding_key`)
     KEY.text.safetensors    embeddings of the caption (optional)
 
 Beside the tars stands index.json: format_version, samples, task, resolution, encoding_key, shards (name, samples,
@@ -27,7 +27,7 @@ from typing import Any
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 PARTIAL = ".partial"
-PICTURE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 PARTS = ("reference", "target", "record", "encoded", "text")
 """The parts of a sample, in the order in which readers and writers list them."""
 
@@ -36,7 +36,7 @@ _PART_OF_SUFFIX: dict[str, str] = {
     "json": "record",
     "encoded.safetensors": "encoded",
     "text.safetensors": "text",
-    **{f"{frame}.{extension}": frame for frame in ("reference", "target") for extension in PICTURE_EXTENSIONS},
+    **{f"{frame}.{extension}": frame for frame in ("reference", "target") for extension in IMAGE_EXTENSIONS},
 }
 _FORBIDDEN_IN_KEY = re.compile(r"[./\\\s\x00-\x1f\x7f]")
 _LONGEST_KEY = 200
@@ -133,7 +133,7 @@ class ShardIndex:
 
     Attributes:
         task: the task's name, or None where unknown.
-        resolution: greatest short side of the pictures, pixels; None where they are as they came.
+        resolution: greatest short side of the images, pixels; None where they are as they came.
         encoding_key: what the stored encodings depend on (an architecture's `encoding_key`); None where there are none.
         shards: the tar files, by name.
         rejections: number of samples that were left out, by reason.

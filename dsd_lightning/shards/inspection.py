@@ -93,7 +93,7 @@ def describe_shards(shards: PairShards, limit: int | None = 20) -> list[str]:
     else:
         resolution = "as they came" if index.resolution is None else f"short side at most {index.resolution} pixels"
         lines.append(
-            f"task: {index.task or 'unknown'}; pictures: {resolution}; encodings: {index.encoding_key or 'none'}"
+            f"task: {index.task or 'unknown'}; images: {resolution}; encodings: {index.encoding_key or 'none'}"
         )
         lines += [f"{entry.name}: {entry.samples} pairs, {entry.bytes:,} bytes" for entry in index.shards]
         lines += [f"left out, {reason}: {count}" for reason, count in index.rejections.items()]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from dsd_lightning.images.pixels import PictureError, load_picture
+from dsd_lightning.images.pixels import ImageError, load_image
 from dsd_lightning.shards.catalogue import Verification, read_catalogue
 from dsd_lightning.shards.format import PARTS, DamagedSample, SampleRecord
 
@@ -23,17 +23,17 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class RawPair:
-    """One sample as it is stored: pictures of their own sizes, not yet cropped.
+    """One sample as it is stored: images of their own sizes, not yet cropped.
 
     Attributes:
         key: the sample's key, unique in the set.
-        reference: the reference picture, RGB, or I;16 (gray of 16 bits); None where the task has none.
-        target: the target picture, alike.
+        reference: the reference image, RGB, or I;16 (gray of 16 bits); None where the task has none.
+        target: the target image, alike.
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where there is such a sentence.
         provenance: where the sample comes from.
-        facts: plain integers for probes; empty for pictures from the world.
-        encoded: encodings of the pictures by name; None unless asked for by `encoding_key`.
+        facts: plain integers for probes; empty for images from the world.
+        encoded: encodings of the images by name; None unless asked for by `encoding_key`.
         text: embeddings of the caption by name; None unless asked for, or where there are none.
     """
 
@@ -59,7 +59,7 @@ class PairShards:
         root: the set's folder.
         task: refuse a set that was made for another task; None takes any.
         encoding_key: read the stored encodings and refuse those made under another key; None leaves them unread.
-        require_reference: refuse samples without a reference picture.
+        require_reference: refuse samples without a reference image.
         verify: compare the tars with index.json: their "size", their "sha256" (reads everything once), or "off".
         ignore_index: read the tars as though there were no index.json.
 
@@ -106,12 +106,12 @@ class PairShards:
             ShardError: its record has no caption.
         """
         record = self.record(position)
-        target = self._picture(position, "target")
+        target = self._image(position, "target")
         assert target is not None, "the scan keeps no sample without a target"
         encoded, text = self.encodings(position) if self.encoding_key is not None else (None, None)
         return RawPair(
             key=self.keys[position],
-            reference=self._picture(position, "reference"),
+            reference=self._image(position, "reference"),
             target=target,
             caption=record.caption,
             instruction=record.instruction,
@@ -148,7 +148,7 @@ class PairShards:
         return self._bytes(position, part)
 
     def target_bytes(self, position: int) -> bytes:
-        """Return the file of a sample's target picture.
+        """Return the file of a sample's target image.
 
         Raises:
             DamagedSample: it cannot be read.
@@ -158,23 +158,23 @@ class PairShards:
         return data
 
     def target_size(self, position: int) -> tuple[int, int]:
-        """Return (width, height) of a sample's target picture, from its header alone.
+        """Return (width, height) of a sample's target image, from its header alone.
 
         Raises:
-            DamagedSample: the picture cannot be read.
+            DamagedSample: the image cannot be read.
         """
         data = self._bytes(position, "target")
         try:
             with Image.open(io.BytesIO(data or b"")) as image:
                 return image.size
         except (OSError, ValueError) as error:
-            raise self._damaged(position, f"its target is no readable picture: {error}") from error
+            raise self._damaged(position, f"its target is no readable image: {error}") from error
 
-    def _picture(self, position: int, part: str) -> Image.Image | None:
+    def _image(self, position: int, part: str) -> Image.Image | None:
         data = self._bytes(position, part)
         try:
-            return None if data is None else load_picture(data)
-        except PictureError as error:
+            return None if data is None else load_image(data)
+        except ImageError as error:
             raise self._damaged(position, f"its {part}: {error}") from error
 
     def _tensors(self, position: int, part: str) -> dict[str, Tensor] | None:

@@ -84,7 +84,7 @@ def find_shards(root: Path) -> list[Path]:
     paths = sorted(path for path in root.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
     if not paths:
         raise ShardError(
-            f"{root} holds no .tar file; make a set from your own pictures with 'python -m dsd_lightning.packing "
+            f"{root} holds no .tar file; make a set from your own images with 'python -m dsd_lightning.packing "
             f"SOURCE {root} --task TASK'"
         )
     return paths

@@ -29,22 +29,22 @@ from dsd_lightning.shards.format import (
 )
 
 ImageFormat = Literal["webp", "png"]
-Picture = Image.Image | bytes
+ImageData = Image.Image | bytes
 _LARGEST_WEBP_SIDE = 16383
 
 
-def encode_picture(image: Image.Image, image_format: ImageFormat = "webp") -> bytes:
+def encode_image(image: Image.Image, image_format: ImageFormat = "webp") -> bytes:
     """Return `image` as a file without loss: RGB, or gray of 16 bits, which is a png whatever the format.
 
     Raises:
-        ValueError: the format is neither webp nor png, or the picture is too large for webp.
+        ValueError: the format is neither webp nor png, or the image is too large for webp.
     """
     if image_format not in ("webp", "png"):
         raise ValueError(f"image_format={image_format!r}: choose 'webp' or 'png', both without loss")
     gray = is_sixteen_bit(image)
     if image_format == "webp" and not gray and max(image.size) > _LARGEST_WEBP_SIDE:
         raise ValueError(
-            f"a picture of {image.width} x {image.height} is beyond webp's {_LARGEST_WEBP_SIDE} pixels a side; choose "
+            f"an image of {image.width} x {image.height} is beyond webp's {_LARGEST_WEBP_SIDE} pixels a side; choose "
             f"image_format='png' or a lower resolution"
         )
     # A fresh image carries no metadata (EXIF, colour profile, time), which would end up in the file.
@@ -106,9 +106,9 @@ class ShardWriter:
     Args:
         root: the set's folder; made where missing.
         task: the task's name.
-        resolution: greatest short side of the pictures, pixels; None where they are stored as they come.
+        resolution: greatest short side of the images, pixels; None where they are stored as they come.
         max_bytes: a tar is closed before it grows beyond this many bytes (one sample always fits).
-        image_format: how pictures are stored, "webp" or "png", both without loss; gray of 16 bits always as png.
+        image_format: how images are stored, "webp" or "png", both without loss; gray of 16 bits always as png.
         encoding_key: what the stored encodings depend on; needed where samples bring `encoded` or `text`.
         overwrite: replace the set that is in `root`; it stays until the new one is whole.
 
@@ -173,8 +173,8 @@ class ShardWriter:
     def write(
         self,
         key: str,
-        reference: Picture | None,
-        target: Picture,
+        reference: ImageData | None,
+        target: ImageData,
         caption: str,
         instruction: str | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -186,14 +186,14 @@ class ShardWriter:
 
         Args:
             key: unique in the set; no dots, slashes or blanks.
-            reference: the reference picture; None where the task has none.
-            target: the target picture. Pictures given as bytes (webp, png or jpg, RGB, or png with gray of 16 bits) are
+            reference: the reference image; None where the task has none.
+            target: the target image. Images given as bytes (webp, png or jpg, RGB, or png with gray of 16 bits) are
                 stored as they are.
             caption: what the target shows.
             instruction: what to do to the reference to get the target.
             provenance: where the sample comes from; plain JSON.
             facts: what probes may need, plain integers by name.
-            encoded: encodings of the pictures by name.
+            encoded: encodings of the images by name.
             text: embeddings of the caption by name.
 
         Raises:
@@ -211,9 +211,9 @@ class ShardWriter:
             )
         record = SampleRecord(caption, instruction, self.task, provenance or {}, facts or {})
         members: dict[str, bytes] = {}
-        for frame, picture in (("reference", reference), ("target", target)):
-            if picture is not None:
-                extension, data = self._picture(key, picture)
+        for frame, image in (("reference", reference), ("target", target)):
+            if image is not None:
+                extension, data = self._image(key, image)
                 members[f"{key}.{frame}.{extension}"] = data
         try:
             members[f"{key}.json"] = record.to_bytes()
@@ -225,17 +225,17 @@ class ShardWriter:
         self._tar_for(sum(map(len, members.values()))).add(members)
         self._keys.add(key)
 
-    def _picture(self, key: str, picture: Picture) -> tuple[str, bytes]:
-        if isinstance(picture, Image.Image):
-            extension = "png" if is_sixteen_bit(picture) else self.image_format
-            return extension, encode_picture(picture, self.image_format)
-        as_it_is = stored_format(picture)
+    def _image(self, key: str, image: ImageData) -> tuple[str, bytes]:
+        if isinstance(image, Image.Image):
+            extension = "png" if is_sixteen_bit(image) else self.image_format
+            return extension, encode_image(image, self.image_format)
+        as_it_is = stored_format(image)
         if as_it_is is None:
             raise ValueError(
-                f"sample {key!r}: bytes that are stored as they are must be an upright RGB picture in one of "
-                f"{', '.join(STORED_FORMATS.values())}, or gray of 16 bits in a png; pass the decoded picture instead"
+                f"sample {key!r}: bytes that are stored as they are must be an upright RGB image in one of "
+                f"{', '.join(STORED_FORMATS.values())}, or gray of 16 bits in a png; pass the decoded image instead"
             )
-        return as_it_is, picture
+        return as_it_is, image
 
     def _tar_for(self, size: int) -> _Tar:
         if self._tars and self._tars[-1].size + size <= self.max_bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.compute.machine import compile_blocks
 from dsd_lightning.flux.placement import park
 from dsd_lightning.models.build import build_architecture, build_base, parks_encoders
@@ -33,7 +33,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     for height, width in sizes:
         codec.require_size(height, width)
     architecture = build_architecture(config, base)
-    recompute(architecture, config.recompute)
+    checkpoint_blocks(architecture, config.gradient_checkpointing)
     compile_blocks(architecture.shard_units(), config.compile)
     module = DiffusionSelfDistillation(
         architecture=architecture,

@@ -52,10 +52,10 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
 
 
 def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
-    """Run the configured training in `run_dir` and return the figures that the callbacks measured.
+    """Run the configured training in `run_dir` and return the metrics that the callbacks measured.
 
     With `ckpt=auto`, start anew, go on from the last checkpoint, or do nothing if the run is finished or another process
-    is at it (then the figures are empty), so that one command can be given again and again, and several times at once.
+    is at it (then the metrics are empty), so that one command can be given again and again, and several times at once.
 
     Raises:
         OtherRunError: with `ckpt=auto`, if the folder holds a run of another configuration.
@@ -130,13 +130,13 @@ HEADLINES = (
 
 
 def report(run_dir: Path) -> str:
-    """Return where the results of a finished run lie, and its headline figures."""
-    figures = read_summary(run_dir)
+    """Return where the results of a finished run lie, and its headline metrics."""
+    metrics = read_summary(run_dir)
     lines = [f"run folder    {run_dir}"]
     sheets = sorted((run_dir / "samples").glob("step_*.png"))
     if sheets:
         lines.append(f"sample sheet  {sheets[-1]}")
-    if figures:
-        lines.append(f"figures       {run_dir / SUMMARY}")
-    lines += [f"  {name:<26}{figures[name]:.4g}" for name in HEADLINES if name in figures]
+    if metrics:
+        lines.append(f"metrics       {run_dir / SUMMARY}")
+    lines += [f"  {name:<26}{metrics[name]:.4g}" for name in HEADLINES if name in metrics]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ MISSING = "This needs the package wandb-workspaces: pip install -e '.[workspace]
 
 @dataclass(frozen=True)
 class Panel:
-    """A line plot of metrics over the optimizer steps, or, if `media`, a browser of pictures and tables."""
+    """A line plot of metrics over the optimizer steps, or, if `media`, a browser of images and tables."""
 
     title: str
     metrics: tuple[str, ...]
@@ -52,7 +52,7 @@ SECTIONS = (
             Panel("Right light (chance 0.2 and 0.33)",
                   ("probe/light_direction_accuracy", "probe/light_color_accuracy"), "share", (0.0, 1.0)),
             Panel("Copied from the reference (0 is none)", ("probe/copy_paste",), "RMS RGB difference"),
-            Panel("Redrawn reference", ("probe/reference_psnr",), "PSNR, dB"),
+            Panel("Reconstructed reference", ("probe/reference_psnr",), "PSNR, dB"),
         ),
     ),
     Section(

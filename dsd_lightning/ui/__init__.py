@@ -1,1 +1,1 @@
-"""A page in the browser: reference picture and prompt in, pictures, guidance sheets and comics out. See `page.py`."""
+"""A page in the browser: reference image and prompt in, images, guidance sheets and comics out. See `page.py`."""

@@ -26,7 +26,7 @@ NO_GRADIO = (
 )
 
 LARGEST_FILE = "20mb"
-"""Of an uploaded picture."""
+"""Of an uploaded image."""
 
 VISITORS = 32
 """Visitors whose histories are kept; who was away longest is forgotten."""

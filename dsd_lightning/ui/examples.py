@@ -1,4 +1,4 @@
-"""Which pictures are offered for a first try? Characters of the miniature world that no model was trained on."""
+"""Which images are offered for a first try? Characters of the miniature world that no model was trained on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PLAIN = Context(
 
 
 def write_examples(folder: Path) -> list[tuple[str, str]]:
-    """Write reference pictures into `folder`; return their files, with a prompt for each."""
+    """Write reference images into `folder`; return their files, with a prompt for each."""
     rng = np.random.default_rng(SEED)
     examples = []
     for number in range(EXAMPLES):
-        picture = render(Scene(draw_identity(rng, held_out=True), _PLAIN)).picture
+        image = render(Scene(draw_identity(rng, held_out=True), _PLAIN)).image
         file = folder / f"character_{number + 1}.png"
-        Image.fromarray((picture * 255).round().astype(np.uint8)).save(file)
+        Image.fromarray((image * 255).round().astype(np.uint8)).save(file)
         examples.append((str(file), ", ".join(["this character", *context_phrases(draw_context(rng))])))
     return examples

@@ -1,6 +1,6 @@
-"""How do pictures reach the browser? As files that are written whole, and once.
+"""How do images reach the browser? As files that are written whole, and once.
 
-Gradio itself writes a picture anew for every request, while other visitors may be reading an equal one.
+Gradio itself writes an image anew for every request, while other visitors may be reading an equal one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from PIL.PngImagePlugin import PngInfo
 from dsd_lightning.generation.provenance import PROVENANCE
 
 
-def served(picture: Image.Image | None) -> str | None:
-    """Return the PNG file of a picture, with its provenance, in the folder from which Gradio serves; None for None.
+def served(image: Image.Image | None) -> str | None:
+    """Return the PNG file of an image, with its provenance, in the folder from which Gradio serves; None for None.
 
-    Equal pictures share a file; Gradio removes it a day after it was last asked for.
+    Equal images share a file; Gradio removes it a day after it was last asked for.
     """
-    if picture is None:
+    if image is None:
         return None
     information = PngInfo()
-    if PROVENANCE in picture.info:
-        information.add_text(PROVENANCE, picture.info[PROVENANCE])
+    if PROVENANCE in image.info:
+        information.add_text(PROVENANCE, image.info[PROVENANCE])
     content = io.BytesIO()
-    picture.save(content, format="PNG", pnginfo=information)
-    path = Path(get_upload_folder()) / hashlib.sha256(content.getvalue()).hexdigest() / "picture.png"
+    image.save(content, format="PNG", pnginfo=information)
+    path = Path(get_upload_folder()) / hashlib.sha256(content.getvalue()).hexdigest() / "image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.utime(path)

@@ -11,16 +11,16 @@ from dsd_lightning.generation.arguments import DEFAULT_SHEET
 from dsd_lightning.ui.errors import told
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
-from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, Picture, Settings, Studio
+from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, GeneratedImage, Settings, Studio
 
 WAITING = 16
 """Requests in the queue; who comes later is told so."""
 
 REMEMBERED = 12
-"""Pictures in a visitor's history."""
+"""Images in a visitor's history."""
 
 SMALL = 128
-"""Pictures with shorter sides are magnified pixel by pixel, without smoothing."""
+"""Images with shorter sides are magnified pixel by pixel, without smoothing."""
 
 TITLE = "Diffusion Self-Distillation"
 
@@ -35,7 +35,7 @@ CSS = """
 """
 
 Example = tuple[str, str]
-"""File of a reference picture, and a prompt."""
+"""File of a reference image, and a prompt."""
 
 
 def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
@@ -49,8 +49,8 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
     image, text = examples[0] if examples else (None, "")
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
         gr.Markdown(
-            f"# {TITLE}\nDraws the subject of a picture as a text says. Model: {studio.name}."
-            + (" It knows 64 x 64 pixel pictures of its own small world." if studio.miniature else "")
+            f"# {TITLE}\nDraws the subject of an image as a text says. Model: {studio.name}."
+            + (" It knows 64 x 64 pixel images of its own small world." if studio.miniature else "")
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -66,8 +66,8 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
                 )
                 shared = _settings()
             with gr.Column(scale=5, min_width=480), gr.Tabs():
-                with gr.Tab("Picture", id="picture"):
-                    _picture_tab(studio, reference, text, shared, examples, kind)
+                with gr.Tab("Image", id="image"):
+                    _image_tab(studio, reference, text, shared, examples, kind)
                 with gr.Tab("Guidance sheet", id="sheet"):
                     _sheet_tab(studio, reference, text, shared, kind)
                 with gr.Tab("Story", id="story"):
@@ -97,7 +97,7 @@ def _settings() -> list[gr.components.Component]:
     return [guidance, by_image, by_text, steps, seed]
 
 
-def _picture_tab(
+def _image_tab(
     studio: Studio,
     reference: gr.Image,
     text: str,
@@ -120,7 +120,7 @@ def _picture_tab(
                 height=260,
                 buttons=["download", "fullscreen"],
             )
-            for label, name in (("Reference", "seen"), ("Redrawn", "redrawn"), ("Result", "result"))
+            for label, name in (("Reference", "seen"), ("Reconstructed", "reconstructed"), ("Result", "result"))
         ]
     with gr.Row():
         drawn_from = gr.Textbox(label="Drawn from", interactive=False, scale=4, elem_id="drawn_from")
@@ -151,7 +151,7 @@ def _picture_tab(
         seed: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  how Gradio is told to follow tqdm
     ) -> tuple[Any, ...]:
-        """Draw the subject of a picture as a prompt says."""
+        """Draw the subject of an image as a prompt says."""
         settings = Settings(guidance, image_guidance, text_guidance, steps, seed)
         drawn = studio.generate(image, text, prompt_enhancement, settings)
         if drawn.note:
@@ -177,26 +177,26 @@ def _picture_tab(
         gr.Examples([list(example) for example in examples], [reference, prompt], label="Try")
 
 
-Entry = tuple[Picture, str, Settings]
-"""What the history keeps of one picture: itself, the prompt as it was typed, and the fields."""
+Entry = tuple[GeneratedImage, str, Settings]
+"""What the history keeps of one image: itself, the prompt as it was typed, and the fields."""
 
 
-def _shown(picture: Picture) -> list[Any]:
-    """Return what the fields of a result show: its three pictures, what it was drawn from, its seed."""
-    files = [served(each) for each in (picture.reference, picture.redrawn, picture.result)]
-    return [*files, picture.prompt, picture.seed]
+def _shown(image: GeneratedImage) -> list[Any]:
+    """Return what the fields of a result show: its three images, what it was drawn from, its seed."""
+    files = [served(each) for each in (image.reference, image.reconstructed, image.result)]
+    return [*files, image.prompt, image.seed]
 
 
 def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[str | None, str]]]:
     history = [latest, *history][:REMEMBERED]
-    return history, [(served(picture.result), f"seed {picture.seed}") for picture, _, _ in history]
+    return history, [(served(image.result), f"seed {image.seed}") for image, _, _ in history]
 
 
 def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
-    """Return everything of a picture of the history to its place, with the seed that draws it again."""
-    picture, text, settings = history[event.index]
-    again = [settings.guidance, settings.image_guidance, settings.text_guidance, settings.steps, picture.seed]
-    return [*_shown(picture), text, *again]
+    """Return everything of an image of the history to its place, with the seed that draws it again."""
+    image, text, settings = history[event.index]
+    again = [settings.guidance, settings.image_guidance, settings.text_guidance, settings.steps, image.seed]
+    return [*_shown(image), text, *again]
 
 
 def _sheet_tab(

@@ -45,7 +45,7 @@ def story_tab(studio: Studio, reference: gr.Image, shared: list[gr.components.Co
 
     @told
     def write_story(image: str | None, idea: str, panels: Any, seed: Any) -> list[list[Any]]:
-        """Write captions and prompts of a story whose first panel is the picture."""
+        """Write captions and prompts of a story whose first panel is the image."""
         story = studio.write_story(image, idea, panels, seed)
         return [[panel.caption, panel.prompt, panel.seed] for panel in story.panels]
 

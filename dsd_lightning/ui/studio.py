@@ -25,17 +25,17 @@ from dsd_lightning.generation.story.arguments import FEWEST, MOST
 from dsd_lightning.generation.story.comic import comic_page
 from dsd_lightning.generation.story.story import Panel, Story, next_step, story_of, tell, with_seeds
 from dsd_lightning.generation.story.tellers import AgentStoryteller, MiniatureStoryteller
-from dsd_lightning.images.pixels import PictureError, load_rgb
+from dsd_lightning.images.pixels import ImageError, load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
 if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
 
 MOST_PIXELS = 64_000_000
-"""Pixels of an uploaded picture."""
+"""Pixels of an uploaded image."""
 
 MOST_LETTERS, MOST_STEPS, MOST_CELLS = 2000, 100, 25
-"""Of a prompt or a story's text, of a picture, of a guidance sheet."""
+"""Of a prompt or a story's text, of an image, of a guidance sheet."""
 
 HIGHEST_GUIDANCE, LARGEST_SEED = 20.0, 2**31 - 1
 
@@ -52,11 +52,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GeneratedImage:
     """A result: the reference as the model saw it, the reference as it redrew it, and what it drew."""
 
     reference: Image.Image
-    redrawn: Image.Image | None
+    reconstructed: Image.Image | None
     result: Image.Image
     seed: int
     prompt: str
@@ -85,13 +85,13 @@ class Studio:
         """Return the model's name."""
         return str(self.pipeline.config.model_name)
 
-    def generate(self, file: str | None, text: str, prompt_enhancement: bool, settings: Settings) -> Picture:
-        """Return a picture of the reference's subject.
+    def generate(self, file: str | None, text: str, prompt_enhancement: bool, settings: Settings) -> GeneratedImage:
+        """Return an image of the reference's subject.
 
         Raises:
             GenerationError: naming the field.
         """
-        job, reference = self._job(settings, text), self._picture(file)
+        job, reference = self._job(settings, text), self._image(file)
         prompt, note = self._prompt(job, reference) if prompt_enhancement else (job.text, "")
         job = self._job(settings, prompt, job.seed)
         with self._drawing:
@@ -99,7 +99,7 @@ class Studio:
         facts = provenance(self.pipeline, job, drawn.seed, one_line(text))
         drawn.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
         seen = fit(reference, drawn.image.height, drawn.image.width)
-        return Picture(seen, drawn.redrawn, drawn.image, drawn.seed, prompt, note)
+        return GeneratedImage(seen, drawn.reconstructed, drawn.image, drawn.seed, prompt, note)
 
     def sheet(self, file: str | None, text: str, guidances: str, settings: Settings) -> tuple[Image.Image, int]:
         """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.
@@ -109,22 +109,22 @@ class Studio:
         """
         image, words = sheet_of(guidances)
         if len(image) * len(words) > MOST_CELLS:
-            raise GenerationError(f"guidances {guidances}: at most {MOST_CELLS} pictures a sheet")
+            raise GenerationError(f"guidances {guidances}: at most {MOST_CELLS} images a sheet")
         for value in (*image, *words):
             _within("guidances", value, 0, HIGHEST_GUIDANCE)
-        job, reference = self._job(settings, text), self._picture(file)
+        job, reference = self._job(settings, text), self._image(file)
         with self._drawing:
             return draw_sheet(self.pipeline, job, reference, image, words), job.seed
 
     def write_story(self, file: str | None, idea: str, panels: Any, seed: Any) -> Story:
-        """Return a story whose first panel is the picture in `file`, with all its prompts.
+        """Return a story whose first panel is the image in `file`, with all its prompts.
 
         Raises:
             GenerationError, AgentFailure: naming the field, or who gave no answer.
         """
         count = int(_within("panels", panels, FEWEST, MOST))
         chosen = _seed(seed)
-        image = self._picture(file)
+        image = self._image(file)
         story = Story(count, one_line(_short("idea", idea)))
         with closing(self._teller()) as teller:
             while (step := next_step(story)) is not None:
@@ -145,15 +145,15 @@ class Studio:
         """
         panels = self._panels(rows)
         title = one_line(_short("idea", idea))
-        job, reference = self._job(settings, panels[1].prompt), self._picture(file)
+        job, reference = self._job(settings, panels[1].prompt), self._image(file)
         height, width = self.pipeline.frame_size(None, None)
-        pictures = [fit(reference, height, width)]
+        images = [fit(reference, height, width)]
         with self._drawing:
             for first in range(1, len(panels), AT_ONCE):
                 batch = panels[first : first + AT_ONCE]
                 prompts, seeds = [panel.prompt for panel in batch], [panel.seed for panel in batch]
-                pictures += [each.image for each in draw_prompts(self.pipeline, job, reference, prompts, seeds)]
-        return comic_page(pictures, [panel.caption for panel in panels], title)
+                images += [each.image for each in draw_prompts(self.pipeline, job, reference, prompts, seeds)]
+        return comic_page(images, [panel.caption for panel in panels], title)
 
     def _panels(self, rows: Sequence[Sequence[Any]]) -> list[Panel]:
         if not FEWEST <= len(rows) <= MOST:
@@ -201,9 +201,9 @@ class Studio:
             steps=int(_within("steps", settings.steps, 1, MOST_STEPS)),
         )
 
-    def _picture(self, file: str | None) -> Image.Image:
+    def _image(self, file: str | None) -> Image.Image:
         if not file:
-            raise GenerationError("reference: drop a picture first")
+            raise GenerationError("reference: drop an image first")
         try:
             with Image.open(file) as header:
                 pixels = header.width * header.height
@@ -213,7 +213,7 @@ class Studio:
             raise GenerationError(f"reference: {pixels} pixels are more than {MOST_PIXELS}; make it smaller first")
         try:
             return load_rgb(file)
-        except PictureError as error:  # whose message names a file of this machine, which the visitor does not know
+        except ImageError as error:  # whose message names a file of this machine, which the visitor does not know
             raise GenerationError(f"reference: {str(error).replace(file, 'this file')}") from error
 
 

@@ -213,9 +213,9 @@ def test_a_sweep_that_was_killed_goes_on_and_is_reported_whole(tiny_base: Path, 
             "identity_accuracy", "prompt_accuracy", "val/loss_target", "parameters_trained", "flops_per_pair",
             "seconds_per_pair", "peak_memory_gib",
         ):  # fmt: skip
-            assert row["figures"][name]["count"] == 2, name
-            assert row["figures"][name]["mean"] >= 0
-    two, one = (row["figures"]["flops_per_pair"]["mean"] for row in table["rows"])
+            assert row["metrics"][name]["count"] == 2, name
+            assert row["metrics"][name]["mean"] >= 0
+    two, one = (row["metrics"]["flops_per_pair"]["mean"] for row in table["rows"])
     assert two > 1.1 * one > 0
     for name in ("curves_identity.png", "samples_identity.png", "report.html"):
         assert (tmp_path / "whole" / name).stat().st_size > 3000

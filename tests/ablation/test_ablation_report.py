@@ -57,11 +57,11 @@ def write_run(
     if finished:
         rows = []
         for index, colour in enumerate(references):
-            pictures = {}
+            images = {}
             for column, fill in (("reference", colour), ("generated", COLOURS[label]), ("truth", (255, 255, 0))):
-                pictures[column] = f"{index:02d}_{column}.png"
-                Image.new("RGB", (8, 8), fill).save(folder / SAMPLES / FINAL / pictures[column])
-            rows.append({"key": f"pair-{index}", "caption": f"caption {index}", "pictures": pictures})
+                images[column] = f"{index:02d}_{column}.png"
+                Image.new("RGB", (8, 8), fill).save(folder / SAMPLES / FINAL / images[column])
+            rows.append({"key": f"pair-{index}", "caption": f"caption {index}", "images": images})
         (folder / SAMPLES / FINAL / ROWS).write_text(json.dumps(rows))
     return folder
 
@@ -104,9 +104,9 @@ def test_the_table_says_what_the_runs_say(sweep: Path, tmp_path: Path) -> None:
     rows = {row["label"]: row for row in table["rows"]}
     assert list(rows) == ["parallel", "text_only"]
     assert rows["parallel"]["seeds"] == [0, 1, 2]
-    assert rows["parallel"]["figures"]["identity_accuracy"]["mean"] == pytest.approx(0.6)
-    assert rows["parallel"]["figures"]["identity_accuracy"]["half_width"] == pytest.approx(0.2484138, abs=1e-6)
-    alone = rows["text_only"]["figures"]
+    assert rows["parallel"]["metrics"]["identity_accuracy"]["mean"] == pytest.approx(0.6)
+    assert rows["parallel"]["metrics"]["identity_accuracy"]["half_width"] == pytest.approx(0.2484138, abs=1e-6)
+    alone = rows["text_only"]["metrics"]
     assert alone["identity_accuracy"] == {"mean": 0.0625, "half_width": None, "count": 1}
     assert alone["flops_per_pair"]["mean"] == pytest.approx(2e9)
     assert alone["seconds_per_pair"]["mean"] == pytest.approx(0.005)
@@ -117,7 +117,7 @@ def test_the_table_says_what_the_runs_say(sweep: Path, tmp_path: Path) -> None:
     assert "src=" in page
     assert 'src="http' not in page
     lines = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
-    assert {line["figure"] for line in lines} >= {"identity_accuracy", "peak_memory_gib", "parameters_trained"}
+    assert {line["metric"] for line in lines} >= {"identity_accuracy", "peak_memory_gib", "parameters_trained"}
 
 
 def test_missing_runs_are_named_and_never_counted(sweep: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_what_is_planned_is_what_the_last_command_asked_for(sweep: Path) -> None
     assert planned(sweep) == []
 
 
-def test_pictures_stand_in_their_columns(sweep: Path, tmp_path: Path) -> None:
+def test_images_stand_in_their_columns(sweep: Path, tmp_path: Path) -> None:
     make(sweep, tmp_path / "report")
     with Image.open(tmp_path / "report" / "samples_identity.png") as sheet:
         colours = [colour for _, colour in sorted((n, c) for n, c in sheet.getcolors(1 << 24))[::-1]][:8]
@@ -191,7 +191,7 @@ def test_collected_runs_survive_their_folders_and_make_the_same_report(sweep: Pa
     files = sorted(path.name for path in (report / "runs").glob("*.json"))
     assert files == [*(f"identity-parallel-seed{seed}.json" for seed in range(3)), "identity-text_only-seed0.json"]
     # References and truths are shared among runs: two references, two architectures' results, one truth.
-    assert len(list((report / "runs" / "pictures").iterdir())) == 5
+    assert len(list((report / "runs" / "images").iterdir())) == 5
 
     (sweep / "identity" / "parallel").rename(tmp_path / "gone")
     others = make(sweep, report)

@@ -17,8 +17,8 @@ from support.rehearsals import ROOT, Stand, compose_agents, texts
 from tokenizers import Tokenizer
 
 from dsd_lightning.agents import (
+    ImagePart,
     Message,
-    Picture,
     Request,
     Sampling,
 )
@@ -59,7 +59,7 @@ def test_threads_and_event_loops_may_ask_one_agent(tmp_path: Path) -> None:
 
 
 def test_everything_that_determines_an_answer_is_in_its_key(tmp_path: Path) -> None:
-    red, blue = (Picture.of(Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue"))
+    red, blue = (ImagePart.of(Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue"))
     hot = Sampling(max_output_tokens=10, temperature=1.0)
     requests = [
         Request.of("a"),
@@ -80,21 +80,21 @@ def test_everything_that_determines_an_answer_is_in_its_key(tmp_path: Path) -> N
     others = [agent_of(other, tmp_path).key(requests[0]) for other in (other_model, other_host)]
     keys = [agent.key(request) for request in requests] + others
     assert len(set(keys)) == len(requests) + 2
-    same = Picture.of(Image.new("RGB", (4, 4), "red"))
+    same = ImagePart.of(Image.new("RGB", (4, 4), "red"))
     assert agent.key(Request.of("a", same)) == agent.key(requests[3])
 
 
 def test_a_record_tells_what_was_asked_and_a_damaged_one_is_asked_again(tmp_path: Path) -> None:
     stand = Stand(str.upper)
-    picture = Picture.of(Image.new("RGB", (4, 4), "red"))
+    image = ImagePart.of(Image.new("RGB", (4, 4), "red"))
     with agent_of(stand, tmp_path) as agent:
-        answer = agent.ask(Request.of("what?", picture))
+        answer = agent.ask(Request.of("what?", image))
         path = agent.cache.path(answer.key)
         record = json.loads(path.read_text())
-        assert record["request"]["messages"] == [{"role": "user", "parts": ["what?", {"picture": picture.sha256}]}]
+        assert record["request"]["messages"] == [{"role": "user", "parts": ["what?", {"image": image.sha256}]}]
         assert record["answer"]["served_model"] == "stand-1-served"
         path.write_text(path.read_text()[:-20])
-        assert agent.ask(Request.of("what?", picture)).cached is False
+        assert agent.ask(Request.of("what?", image)).cached is False
         assert len(stand.asked) == 2
 
 
@@ -106,10 +106,10 @@ def test_no_text_has_more_tokens_than_its_bound(text: str) -> None:
 
 def test_a_dry_run_counts_calls_tokens_and_dollars_and_asks_nothing(tmp_path: Path) -> None:
     stand = Stand(str.upper)
-    picture = Picture.of(Image.new("RGB", (4, 4), "red"))
+    image = ImagePart.of(Image.new("RGB", (4, 4), "red"))
     with agent_of(stand, tmp_path) as agent:
         agent.ask(Request.of("known"))
-        estimate = agent.dry_run([Request.of("x" * 400, picture)] * 2 + [Request.of("known")], answer_tokens=4)
+        estimate = agent.dry_run([Request.of("x" * 400, image)] * 2 + [Request.of("known")], answer_tokens=4)
         assert len(stand.asked) == 1
     assert (estimate.calls, estimate.cached) == (1, 2)
     assert (estimate.input_tokens, estimate.output_tokens) == (100 + 50 + 16, 4)
@@ -145,10 +145,10 @@ def test_requests_that_cannot_be_meant_are_refused() -> None:
         Request((Message.user("a"), Message.assistant("b")))
     with pytest.raises(ValueError, match="only its first message may be system"):
         Request((Message.user("a"), Message.system("b"), Message.user("c")))
-    with pytest.raises(ValueError, match="pictures go into user messages"):
-        Message("assistant", (Picture.of(Image.new("RGB", (1, 1))),))
+    with pytest.raises(ValueError, match="images go into user messages"):
+        Message("assistant", (ImagePart.of(Image.new("RGB", (1, 1))),))
     with pytest.raises(ValueError, match="no png, jpg or webp"):
-        Picture(b"GIF89a")
+        ImagePart(b"GIF89a")
     with pytest.raises(ValueError, match="attempt=-1"):
         Request.of("a", attempt=-1)
 

@@ -21,8 +21,8 @@ from dsd_lightning.agents import (
     AuthenticationFailed,
     BudgetExceeded,
     ConnectionFailed,
+    ImagePart,
     Message,
-    Picture,
     ProviderFailed,
     QuotaExhausted,
     Refused,
@@ -33,7 +33,7 @@ from dsd_lightning.agents.batch.folder import Batch, BatchFolder
 from dsd_lightning.agents.batch.gathering import Gathering
 
 CANARY = "sk-canary-batch-0123456789"
-PICTURES = [Picture.of(Image.new("RGB", (8, 6), colour)) for colour in ("red", "blue")]
+IMAGES = [ImagePart.of(Image.new("RGB", (8, 6), colour)) for colour in ("red", "blue")]
 COUNT = 5
 QUESTIONS = [Request.of(f"question {number}") for number in range(COUNT)]
 ANSWERS = [f"answer to question {number}" for number in range(COUNT)]
@@ -76,7 +76,7 @@ def test_many_questions_are_one_batch_at_half_the_price(provider: str, tmp_path:
     assert list((tmp_path / "batch" / "batches").iterdir()) == []
 
 
-def test_conversations_take_a_batch_a_turn_and_carry_pictures(provider: str, tmp_path: Path) -> None:
+def test_conversations_take_a_batch_a_turn_and_carry_images(provider: str, tmp_path: Path) -> None:
     seen: list[Asked] = []
 
     def remember(asked: Asked) -> str | Fault:
@@ -84,7 +84,7 @@ def test_conversations_take_a_batch_a_turn_and_carry_pictures(provider: str, tmp
         return rule(asked)
 
     with RehearsalServer(remember) as server, batching_agent(provider, server.url, tmp_path) as agent:
-        openings = [Request.of(f"what is common, {number}?", *PICTURES) for number in range(3)]
+        openings = [Request.of(f"what is common, {number}?", *IMAGES) for number in range(3)]
         turns = [Message.user("describe both"), Message.user("identical?")]
         with ThreadPoolExecutor(3) as pool:
             answers = list(pool.map(lambda opening: agent.converse(opening, turns), openings))
@@ -92,7 +92,7 @@ def test_conversations_take_a_batch_a_turn_and_carry_pictures(provider: str, tmp
     assert [[each.text for each in said][1:] for said in answers] == [
         ["answer to describe both", "answer to identical?"]
     ] * 3
-    assert all(each.pictures == tuple(picture.data for picture in PICTURES) for each in seen)
+    assert all(each.images == tuple(image.data for image in IMAGES) for each in seen)
     assert max(len(each.turns) for each in seen) == 5
 
 

@@ -18,8 +18,8 @@ from dsd_lightning.agents import (
     AgentFailure,
     AuthenticationFailed,
     ConnectionFailed,
+    ImagePart,
     Message,
-    Picture,
     ProviderFailed,
     QuotaExhausted,
     RateLimited,
@@ -29,7 +29,7 @@ from dsd_lightning.agents import (
 )
 
 CANARY = "sk-canary-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
-PICTURES = [Picture.of(Image.new("RGB", (8, 6), colour)) for colour in ("red", "blue")]
+IMAGES = [ImagePart.of(Image.new("RGB", (8, 6), colour)) for colour in ("red", "blue")]
 
 
 class Ask:
@@ -61,13 +61,13 @@ def rehearsal(
         yield agent, server, rule
 
 
-def test_texts_pictures_and_turns_arrive_as_they_were_meant(rehearsal: tuple[Agent, RehearsalServer, Ask]) -> None:
+def test_texts_images_and_turns_arrive_as_they_were_meant(rehearsal: tuple[Agent, RehearsalServer, Ask]) -> None:
     agent, _, rule = rehearsal
-    question = Request.of("first", PICTURES[0], "second", PICTURES[1], system="be short")
+    question = Request.of("first", IMAGES[0], "second", IMAGES[1], system="be short")
     answer = agent.ask(question)
     [asked] = rule.asked
     assert asked.turns == (("system", "be short"), ("user", "first\n\nsecond"))
-    assert asked.pictures == tuple(picture.data for picture in PICTURES)
+    assert asked.images == tuple(image.data for image in IMAGES)
     assert asked.model == answer.model == agent.model
     assert (answer.text, answer.finish, answer.cached) == ("answer to first\n\nsecond", "stop", False)
     assert answer.served_model == f"{agent.model}-rehearsal"
@@ -80,7 +80,7 @@ def test_a_conversation_says_each_answer_before_the_next_question(
 ) -> None:
     agent, server, rule = rehearsal
     turns = [Message.user("describe both"), Message.user("are they identical?")]
-    answers = agent.converse(Request.of("what is common?", *PICTURES), turns)
+    answers = agent.converse(Request.of("what is common?", *IMAGES), turns)
     assert [answer.text for answer in answers] == [
         "answer to what is common?",
         "answer to describe both",
@@ -93,8 +93,8 @@ def test_a_conversation_says_each_answer_before_the_next_question(
         ("assistant", "answer to describe both"),
         ("user", "are they identical?"),
     )
-    assert rule.asked[-1].pictures == tuple(picture.data for picture in PICTURES)
-    again = agent.converse(Request.of("what is common?", *PICTURES), turns)
+    assert rule.asked[-1].images == tuple(image.data for image in IMAGES)
+    again = agent.converse(Request.of("what is common?", *IMAGES), turns)
     assert [answer.text for answer in again] == [answer.text for answer in answers]
     assert all(answer.cached for answer in again)
     assert server.counts["asked"] == 3
@@ -182,7 +182,7 @@ def test_no_key_is_written_anywhere(
 ) -> None:
     agent, server, _ = rehearsal
     with caplog.at_level(logging.DEBUG):
-        agent.ask(Request.of("hello", PICTURES[0]))
+        agent.ask(Request.of("hello", IMAGES[0]))
         for fault in ("unauthorized", "refusal", "reset", "rejected"):
             with pytest.raises(AgentFailure) as failure:
                 agent.ask(Request.of(f"always {fault}"))
@@ -211,7 +211,7 @@ def test_every_preset_composes_without_a_key_and_dumps_none(
         monkeypatch.delenv(name)
     for role in ("llm", "vlm"):
         agent: Agent = instantiate(config.agents[role])
-        estimate = agent.dry_run([Request.of("a question", PICTURES[0])])
+        estimate = agent.dry_run([Request.of("a question", IMAGES[0])])
         assert estimate.calls == 1
         if preset == "local":
             assert (estimate.usd, estimate.usd_at_most) == (0.0, 0.0)

@@ -19,7 +19,7 @@ from support.architecture_rows import (
     Row,
     base,
     condition_of,
-    pictures,
+    images,
     with_random_weights,
 )
 from torch import Tensor
@@ -65,7 +65,7 @@ def case(row: Row, codec: Codec, trained: bool = False, dtype: torch.dtype = tor
     architecture = row.build(base(dtype))
     if trained:
         with_random_weights(architecture)
-    encoded = architecture.encode(pictures("reference"), pictures("target"), codec)
+    encoded = architecture.encode(images("reference"), images("target"), codec)
     noisy = normal(encoded.clean.shape, "noise")
     return Case(architecture, encoded, noisy, condition_of(encoded))
 
@@ -92,9 +92,9 @@ def test_the_clean_canvas_ends_with_the_target(row: Row, codec: Codec) -> None:
     split = drawn.architecture.split(codec.decode(drawn.encoded.clean))
     assert list(split)[-1] == TARGET
     assert torch.equal(drawn.architecture.join(split), codec.decode(drawn.encoded.clean))
-    for name, picture in split.items():
+    for name, image in split.items():
         other = {REFERENCE: TARGET, TARGET: REFERENCE}[name]
-        assert (picture - pictures(name)).square().mean() < 0.5 * (picture - pictures(other)).square().mean()
+        assert (image - images(name)).square().mean() < 0.5 * (image - images(other)).square().mean()
 
 
 def test_tokens_are_counted_over_the_whole_canvas(row: Row, codec: Codec) -> None:
@@ -109,7 +109,7 @@ def test_encoding_is_a_pure_function_of_the_pair(row: Row, codec: Codec) -> None
     for name, value in first.reference.items():
         assert torch.equal(value, second.reference[name])
     # What sampling asks for, without a target, is the same.
-    sampling = case(row, codec).architecture.encode_reference(pictures("reference"), codec)
+    sampling = case(row, codec).architecture.encode_reference(images("reference"), codec)
     for name, value in first.reference.items():
         assert torch.equal(value, sampling[name])
 
@@ -139,7 +139,7 @@ def test_at_first_the_prediction_is_the_bases(row: Row, codec: Codec) -> None:
 
 def test_the_reference_changes_the_prediction(row: Row, codec: Codec) -> None:
     drawn = case(row, codec, trained=True)
-    other = drawn.architecture.encode_reference(pictures("another"), codec)
+    other = drawn.architecture.encode_reference(images("another"), codec)
     frames = [
         drawn.architecture.split(drawn.predict(condition))[TARGET]
         for condition in (drawn.condition, replace(drawn.condition, reference=other))
@@ -150,9 +150,9 @@ def test_the_reference_changes_the_prediction(row: Row, codec: Codec) -> None:
         assert torch.equal(*frames)
 
 
-def test_no_reference_does_not_depend_on_the_picture(row: Row, codec: Codec) -> None:
+def test_no_reference_does_not_depend_on_the_image(row: Row, codec: Codec) -> None:
     drawn = case(row, codec, trained=True)
-    other = drawn.architecture.encode_reference(pictures("another"), codec)
+    other = drawn.architecture.encode_reference(images("another"), codec)
     null, same = (drawn.architecture.null_reference(each) for each in (drawn.encoded.reference, other))
     assert null.keys() == same.keys() == drawn.encoded.reference.keys()
     for name, value in null.items():
@@ -175,7 +175,7 @@ def test_references_are_dropped_a_sample_at_a_time(row: Row, codec: Codec) -> No
 
 
 @torch.no_grad()
-def test_what_is_prepared_once_a_picture_changes_nothing(row: Row, codec: Codec) -> None:
+def test_what_is_prepared_once_an_image_changes_nothing(row: Row, codec: Codec) -> None:
     drawn = case(row, codec, trained=True)
     state = drawn.architecture.prepare(drawn.condition)
     for _ in range(2):
@@ -206,15 +206,15 @@ def test_guidance_keeps_a_state_for_each_of_its_passes(row: Row, codec: Codec) -
     settings = SamplerSettings(steps, image_guidance=image, text_guidance=text, guidance_start=0)
     sampled = sample(drawn.architecture, drawn.condition, no_text, drawn.noisy, settings, NoShift())
 
-    untold = drawn.condition.with_text(
+    unnamed = drawn.condition.with_text(
         TextEmbeddings(no_text.sequence.expand(BATCH, -1, -1), no_text.pooled.expand(BATCH, -1))
     )
-    nothing = replace(untold, reference=drawn.architecture.null_reference(drawn.encoded.reference))
+    nothing = replace(unnamed, reference=drawn.architecture.null_reference(drawn.encoded.reference))
     canvas = drawn.noisy
     for time in (1.0, 0.5):
         null, reference, full = (
             drawn.architecture(canvas, torch.full((BATCH,), time), condition)
-            for condition in (nothing, untold, drawn.condition)
+            for condition in (nothing, unnamed, drawn.condition)
         )
         canvas = canvas - (null + image * (reference - null) + text * (full - reference)) / steps
     torch.testing.assert_close(sampled, canvas, atol=1e-4, rtol=1e-4)

@@ -77,10 +77,10 @@ def trained(
 
 @torch.no_grad()
 def prediction(architecture: Architecture, codec: Codec) -> Tensor:
-    picture = normal((2, 3, 64, 64), "picture").clamp(-1, 1)
-    clean = architecture.encode_clean(picture, picture, codec)
+    image = normal((2, 3, 64, 64), "image").clamp(-1, 1)
+    clean = architecture.encode_clean(image, image, codec)
     text = TextEmbeddings(normal((2, 5, 64), "text"), normal((2, 64), "pooled"))
-    condition = Condition(text, torch.full((2,), 3.5), architecture.encode_reference(picture, codec))
+    condition = Condition(text, torch.full((2,), 3.5), architecture.encode_reference(image, codec))
     return architecture.eval()(normal(clean.shape, "noise"), torch.tensor([0.5, 0.25]), condition)
 
 

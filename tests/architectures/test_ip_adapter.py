@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from hydra.errors import InstantiationException
 from safetensors import safe_open
-from support.architecture_rows import BATCH, TIMES, base, condition_of, pictures, with_random_weights
+from support.architecture_rows import BATCH, TIMES, base, condition_of, images, with_random_weights
 from support.commands import compose_train, tiny_miniature
 from support.toy_models import image_encoder
 
@@ -45,7 +45,7 @@ def xlabs(adapter: IPAdapter) -> dict[str, dict[str, torch.Tensor]]:
 @torch.no_grad()
 def test_the_prediction_is_that_of_diffusers_with_the_same_adapter_loaded(codec: Codec) -> None:
     adapter = with_random_weights(IPAdapter(base(), image_encoder(), num_tokens=4))
-    reference = adapter.encode_reference(pictures("reference"), codec)
+    reference = adapter.encode_reference(images("reference"), codec)
     noisy = normal((BATCH, 16, 4, 4), "noise")
     condition = condition_of(Encoded(noisy, reference))
     stock: FluxTransformer2DModel = base()
@@ -100,7 +100,7 @@ def test_a_missing_image_encoder_is_told_before_the_transformer_is_loaded(tmp_pa
     assert message.startswith("base.image_encoder.path='assets/nowhere': no such folder")
 
 
-def test_only_the_double_blocks_attend_to_the_picture() -> None:
+def test_only_the_double_blocks_attend_to_the_image() -> None:
     architecture = IPAdapter(base(), image_encoder())
     kinds = {name: type(each).__name__ for name, each in architecture.transformer.attn_processors.items()}
     assert kinds == {

@@ -64,7 +64,7 @@ def test_the_golden_files_are_those_that_their_provenance_names() -> None:
     assert {name: digest for digest, name in listed} == sums
 
 
-# --- The figures.
+# --- The metrics.
 
 
 def test_output() -> None:

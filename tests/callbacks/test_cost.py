@@ -46,10 +46,10 @@ def test_the_training_does_not_notice_that_its_step_is_measured(tmp_path: Path) 
     watched, alone = Run(tmp_path / "watched", 4, StepCost()).fit(), Run(tmp_path / "alone", 4).fit()
     assert_same(watched.trained(), alone.trained())
     assert watched.recorder.losses == alone.recorder.losses
-    figures = watched.module.summary
+    metrics = watched.module.summary
     weights = sum(p.numel() * p.element_size() for p in watched.module.parameters())
-    assert figures["peak_memory_gib"] * 2**30 > weights  # type: ignore[operator]
-    assert figures["flops_per_pair"] > 0  # type: ignore[operator]
+    assert metrics["peak_memory_gib"] * 2**30 > weights  # type: ignore[operator]
+    assert metrics["flops_per_pair"] > 0  # type: ignore[operator]
 
 
 class Clock(L.Callback):
@@ -73,9 +73,9 @@ def test_drawing_does_not_count_as_training_time(tmp_path: Path, monkeypatch: py
     clock = Clock()
     monkeypatch.setattr("callbacks.throughput.time", clock)
     run = Run(tmp_path, 4, clock).fit()
-    figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    assert figures["throughput/pairs_per_second"] == 2  # two pairs a step
-    assert figures["throughput/data_share"] == 0
+    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    assert metrics["throughput/pairs_per_second"] == 2  # two pairs a step
+    assert metrics["throughput/data_share"] == 0
     assert run.module.summary["seconds_per_pair"] == 0.5  # type: ignore[index]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.tiny_run import Run, assert_same, make_module
 
-from callbacks.ema import ExponentialMovingAverage, averaged_weights
+from callbacks.ema import ExponentialMovingAverage, ema_weights
 
 
 class Trajectory(L.Callback):
@@ -108,10 +108,10 @@ def test_no_checkpoint_is_made_of_the_averages(tmp_path: Path) -> None:
 def test_other_callbacks_may_ask_for_the_averages(tmp_path: Path) -> None:
     run = Run(tmp_path, 3).fit()
     trained = weights(run.module)
-    with averaged_weights(run.trainer):
+    with ema_weights(run.trainer):
         assert_same(weights(run.module), run.ema.averages)
     run.trainer.callbacks.remove(run.ema)
-    with averaged_weights(run.trainer):
+    with ema_weights(run.trainer):
         assert_same(weights(run.module), trained)
 
 

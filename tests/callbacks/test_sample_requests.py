@@ -34,15 +34,15 @@ def test_a_users_requests_are_rows_without_truth(tmp_path: Path) -> None:
     assert (tmp_path / "here" / "step_00000001.png").is_file()
     assert [tuple(reference.shape) for reference in sheets.references] == [(3, 64, 64)] * 3
     rows = sheets._request_rows(module)
-    assert [set(row.pictures) for row in rows] == [{"reference", "redrawn reference", "generated"}] * 3
+    assert [set(row.images) for row in rows] == [{"reference", "reconstructed reference", "generated"}] * 3
     assert rows[0].caption == line["prompt"]
-    assert rows[0].pictures["generated"] != rows[1].pictures["generated"]  # the same request, other noise
+    assert rows[0].images["generated"] != rows[1].images["generated"]  # the same request, other noise
 
 
-def test_missing_pictures_are_all_named(tmp_path: Path) -> None:
+def test_missing_images_are_all_named(tmp_path: Path) -> None:
     Image.new("RGB", (80, 80)).save(tmp_path / "there.png")
     path = write_requests(tmp_path, *({"image": name, "prompt": "p"} for name in ("a.png", "there.png", "b.png")))
-    with pytest.raises(PromptsFileError, match=r"2 pictures that do not exist: .*a\.png, .*b\.png"):
+    with pytest.raises(PromptsFileError, match=r"2 images that do not exist: .*a\.png, .*b\.png"):
         SampleSheets(prompts_file=str(path))
 
 
@@ -55,18 +55,16 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (80, 80)).save(tmp_path / "pictures" / "a.png")
-    path = write_requests(tmp_path, {"image": "pictures/a.png", "prompt": "p"})
-    assert read_requests(path) == [Request(tmp_path / "pictures" / "a.png", "p")]
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "images" / "a.png")
+    path = write_requests(tmp_path, {"image": "images/a.png", "prompt": "p"})
+    assert read_requests(path) == [Request(tmp_path / "images" / "a.png", "p")]
     with pytest.raises(PromptsFileError, match="no such file"):
         read_requests(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [((40, 80), "without being enlarged"), (b"no picture", "cannot decode")]
-)
-def test_a_picture_that_cannot_be_a_reference_is_refused_before_training(
+@pytest.mark.parametrize(("content", "reason"), [((40, 80), "without being enlarged"), (b"no image", "cannot decode")])
+def test_an_image_that_cannot_be_a_reference_is_refused_before_training(
     tmp_path: Path, content: Any, reason: str
 ) -> None:
     if isinstance(content, bytes):
@@ -93,7 +91,7 @@ def test_a_sheet_shows_every_pixel_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(("size", "shown"), [((64, 64), (128, 128)), ((50, 100), (150, 300)), ((512, 300), (512, 300))])
-def test_pictures_are_magnified_by_whole_numbers(size: tuple[int, int], shown: tuple[int, int]) -> None:
+def test_images_are_magnified_by_whole_numbers(size: tuple[int, int], shown: tuple[int, int]) -> None:
     assert magnified(Image.new("RGB", size)).size == shown
 
 
@@ -109,18 +107,18 @@ def test_long_captions_are_broken_and_then_cut() -> None:
     assert all(font.getlength(line) <= 300 for line in (*lines, *_lines("x" * 400, font, 300)))
 
 
-def test_a_sheet_without_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match="no picture"):
+def test_a_sheet_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image"):
         draw_sheet(["one"], [Row({}, "caption")])
 
 
-def test_a_picture_is_written_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    picture = to_image(torch.rand(3, 16, 16) * 2 - 1)
+def test_an_image_is_written_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    image = to_image(torch.rand(3, 16, 16) * 2 - 1)
     for _ in range(2):
-        save_whole(picture, tmp_path / "new" / "sheet.png")
+        save_whole(image, tmp_path / "new" / "sheet.png")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
     with Image.open(tmp_path / "new" / "sheet.png") as read:
-        assert read.tobytes() == picture.tobytes()
+        assert read.tobytes() == image.tobytes()
 
 
 def test_intervals_and_counts_below_one_are_refused() -> None:

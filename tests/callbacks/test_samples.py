@@ -23,15 +23,15 @@ from callbacks.isolated_sampling import drawing
 from callbacks.probes import MiniatureProbe
 from callbacks.samples import SampleSheets
 from dsd_lightning.images.sheet import GAP, MARGIN
-from dsd_lightning.miniature.metrics.base import Figure
+from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.miniature.metrics.identity_metrics import CopyPaste, ReferencePSNR
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import PairBatch
 
 
-def identity_figures() -> dict[str, Figure]:
+def identity_metrics() -> dict[str, SampleMetric]:
     """Return what `conf/task/identity.yaml` names."""
-    return dict(instantiate(OmegaConf.load(CONF / "task" / "identity.yaml").figures))
+    return dict(instantiate(OmegaConf.load(CONF / "task" / "identity.yaml").metrics))
 
 
 def trained(module: DiffusionSelfDistillation) -> dict[str, Tensor]:
@@ -45,10 +45,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # --- The whole, in one run.
 
 
-def test_a_run_leaves_sheets_figures_and_no_trace_on_the_training(tmp_path: Path) -> None:
+def test_a_run_leaves_sheets_metrics_and_no_trace_on_the_training(tmp_path: Path) -> None:
     watched, alone = small_module(), small_module()
     modes = [part.training for part in watched.modules()]
-    probe = MiniatureProbe(identity_figures(), samples=3, batch_size=2, every_n_steps=2)
+    probe = MiniatureProbe(identity_metrics(), samples=3, batch_size=2, every_n_steps=2)
     sheets = SampleSheets(count=2, every_n_steps=3)
     run(tmp_path / "watched", watched, Miniature(), [ExponentialMovingAverage(0.9), probe, sheets])
     run(tmp_path / "alone", alone, Miniature(), [ExponentialMovingAverage(0.9)])
@@ -94,7 +94,7 @@ def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None
     trainer = run(tmp_path / "first", small_module(), Miniature(), [], steps=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     module, data = small_module(), Miniature()
-    callbacks = [MiniatureProbe(identity_figures(), 2, 2, every_n_steps=2), SampleSheets(count=1, every_n_steps=2)]
+    callbacks = [MiniatureProbe(identity_metrics(), 2, 2, every_n_steps=2), SampleSheets(count=1, every_n_steps=2)]
     run(tmp_path / "second", module, data, callbacks, steps=3, ckpt_path=tmp_path / "two.ckpt")
     assert [path.name for path in (tmp_path / "second" / "samples").glob("step_*")] == ["step_00000003.png"]
     assert not any(name.endswith(("_before", "_ceiling")) for name in module.summary)
@@ -112,15 +112,15 @@ def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None
 )
 def test_a_probe_tells_what_can_be_told(tmp_path: Path, kind: str, with_facts: bool, expected: set[str]) -> None:
     module = small_module(kind)
-    probe = MiniatureProbe(identity_figures(), samples=2, batch_size=2, before=False)
+    probe = MiniatureProbe(identity_metrics(), samples=2, batch_size=2, before=False)
     run(tmp_path, module, Miniature(with_facts), [probe], steps=1)
     assert set(module.summary) == expected | {f"{name}_ceiling" for name in expected}
 
 
 def test_the_ceiling_is_what_the_truth_scores_once_it_has_passed_through_the_vae(tmp_path: Path) -> None:
     module, data = small_module(), Miniature()
-    figures = identity_figures()
-    run(tmp_path, module, data, [MiniatureProbe(figures, 3, 2, before=False)], steps=1)
+    metrics = identity_metrics()
+    run(tmp_path, module, data, [MiniatureProbe(metrics, 3, 2, before=False)], steps=1)
     psnr, copied = ReferencePSNR(), CopyPaste()
     for batch in data.probe_batches(3, 2):
         assert batch.reference is not None
@@ -135,8 +135,8 @@ def test_the_ceiling_is_what_the_truth_scores_once_it_has_passed_through_the_vae
 
 def test_a_ceiling_can_be_left_out(tmp_path: Path) -> None:
     module = small_module()
-    run(tmp_path, module, Miniature(), [MiniatureProbe(identity_figures(), 2, 2, before=False, ceiling=False)], steps=1)
-    assert module.summary.keys() == identity_figures().keys()
+    run(tmp_path, module, Miniature(), [MiniatureProbe(identity_metrics(), 2, 2, before=False, ceiling=False)], steps=1)
+    assert module.summary.keys() == identity_metrics().keys()
 
 
 def test_an_architecture_of_one_frame_has_no_column_for_the_other(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_sheets_and_a_table_reach_wandb(tmp_path: Path) -> None:
     media = [path for path in tmp_path.rglob("media/**/*") if path.is_file()]
     assert len([path for path in media if path.suffix == ".png" and "sheet" in path.name]) == 2
     table = json.loads(next(path for path in media if path.name.endswith(".table.json")).read_text())
-    assert table["columns"] == ["caption", "reference", "redrawn reference", "generated", "truth"]
+    assert table["columns"] == ["caption", "reference", "reconstructed reference", "generated", "truth"]
     assert len(table["data"]) == 2
 
 
@@ -183,11 +183,11 @@ def test_drawing_from_a_reference_and_a_prompt_is_drawing_the_pair() -> None:
         )
         alone = module.draw_from(batch.reference[1:], batch.prompts[1:], batch.keys[1:])
     assert set(pair) == {"reference", "target"}
-    for name, pictures in pair.items():
-        assert pictures.shape == (2, 3, 64, 64)
-        assert torch.equal(pictures, free[name])
-        assert torch.equal(pictures, cached[name])
-        torch.testing.assert_close(pictures[1:], alone[name], atol=1e-4, rtol=0)
+    for name, images in pair.items():
+        assert images.shape == (2, 3, 64, 64)
+        assert torch.equal(images, free[name])
+        assert torch.equal(images, cached[name])
+        torch.testing.assert_close(images[1:], alone[name], atol=1e-4, rtol=0)
     other = module.draw_from(batch.reference, batch.prompts, ["another", "key"])
     assert not torch.allclose(other["target"], pair["target"], atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Do the figures of a run say what happened: speed, waiting, gradient norm, summary, progress bar?"""
+"""Do the metrics of a run say what happened: speed, waiting, gradient norm, summary, progress bar?"""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Slow(L.Callback):
 def test_speed_and_gradient_norm_are_measured(tmp_path: Path) -> None:
     slow = Slow()
     run = Run(tmp_path, 2, slow).fit()
-    figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    assert 0 < figures["throughput/pairs_per_second"] < 2 / 0.05  # two pairs a batch
-    assert 0 <= figures["throughput/data_share"] <= 1
-    assert figures["optimizer/grad_norm"] == pytest.approx(slow.norms[-1], rel=1e-5)
-    assert figures["optimizer/grad_norm"] > 0.5  # what it was before it was clipped to 0.5
-    assert figures["optimizer/lr"] == pytest.approx(1e-2 * 2 / 5)  # second of five warm-up steps
+    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    assert 0 < metrics["throughput/pairs_per_second"] < 2 / 0.05  # two pairs a batch
+    assert 0 <= metrics["throughput/data_share"] <= 1
+    assert metrics["optimizer/grad_norm"] == pytest.approx(slow.norms[-1], rel=1e-5)
+    assert metrics["optimizer/grad_norm"] > 0.5  # what it was before it was clipped to 0.5
+    assert metrics["optimizer/lr"] == pytest.approx(1e-2 * 2 / 5)  # second of five warm-up steps
 
 
 def test_the_share_of_the_peak_is_speed_times_operations(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_the_share_of_the_peak_is_speed_times_operations(tmp_path: Path) -> None
     (throughput,) = (each for each in run.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
     throughput.peak_tflops = 1e-3
     run.fit()
-    figures = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    operations = figures["throughput/pairs_per_second"] * run.module.summary["flops_per_pair"]  # type: ignore[index]
-    assert figures["throughput/mfu"] == pytest.approx(operations / 1e9, rel=1e-5)
+    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    operations = metrics["throughput/pairs_per_second"] * run.module.summary["flops_per_pair"]  # type: ignore[index]
+    assert metrics["throughput/mfu"] == pytest.approx(operations / 1e9, rel=1e-5)
     with pytest.raises(ValueError, match="peak_tflops=0"):
         Throughput(peak_tflops=0)
 

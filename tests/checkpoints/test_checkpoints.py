@@ -59,11 +59,11 @@ def test_killed_and_resumed_equals_never_stopped(
     last = {run: find_last(run.folder / "checkpoints") for run in (resumed, never_stopped)}
     for name in (WEIGHTS, EMA_WEIGHTS, HEADER):
         assert (last[resumed] / name).read_bytes() == (last[never_stopped] / name).read_bytes()
-    figures = [json.loads((run.folder / "summary.json").read_text()) for run in (resumed, never_stopped)]
-    assert figures[0].keys() == figures[1].keys()
-    for name in figures[0]:
+    metrics = [json.loads((run.folder / "summary.json").read_text()) for run in (resumed, never_stopped)]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name in metrics[0]:
         if not name.startswith(("seconds", "throughput/")):
-            assert figures[0][name] == figures[1][name], name
+            assert metrics[0][name] == metrics[1][name], name
 
 
 def test_resumed_equals_never_stopped_with_accumulation(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from support.architecture_rows import ROWS
 from support.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.compute.gradient_checkpointing import is_recomputed, recompute
+from dsd_lightning.compute.gradient_checkpointing import is_checkpointed
 from dsd_lightning.planning.counters import FLOAT32, Cost
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.randomness import normal
@@ -30,7 +30,7 @@ def test_gradients_do_not_change(row: str) -> None:
     gradients = []
     for choice in CHOICES:
         architecture = with_random_weights(ROWS[row].build(transformer(torch.float32)))
-        recompute(architecture, choice)
+        checkpoint_blocks(architecture, choice)
         loss = loss_of(architecture)
         loss.backward()
         gradients.append({"loss": loss.detach(), **{name: p.grad for name, p in architecture.trainable()}})
@@ -42,12 +42,12 @@ def test_gradients_do_not_change(row: str) -> None:
 
 
 def test_which_blocks_are_recomputed() -> None:
-    assert [is_recomputed(i, 3) for i in range(7)] == [True, False, False, True, False, False, True]
-    assert not any(is_recomputed(i, "none") for i in range(7))
-    assert all(is_recomputed(i, choice) for i in range(7) for choice in ("all", 1))
+    assert [is_checkpointed(i, 3) for i in range(7)] == [True, False, False, True, False, False, True]
+    assert not any(is_checkpointed(i, "none") for i in range(7))
+    assert all(is_checkpointed(i, choice) for i in range(7) for choice in ("all", 1))
     for wrong in ("some", 0, True):
-        with pytest.raises(ValueError, match=r"recompute=.*choose none, all"):
-            is_recomputed(0, wrong)
+        with pytest.raises(ValueError, match=r"gradient_checkpointing=.*choose none, all"):
+            is_checkpointed(0, wrong)
 
 
 # --- The plan's memory against a step's.
@@ -55,7 +55,7 @@ def test_which_blocks_are_recomputed() -> None:
 
 def predicted(row: str, dtype: torch.dtype, choice: str | int) -> tuple[Cost, int]:
     architecture = ROWS[row].build(transformer(dtype, "meta")).to("meta")
-    recompute(architecture, choice)
+    checkpoint_blocks(architecture, choice)
     trained = sum(p.numel() for _, p in architecture.trainable())
     weights = dict.fromkeys(architecture.frames, 1.0)
     return step_cost(architecture, (SIDE, SIDE), TEXT, weights), trained
@@ -70,7 +70,7 @@ CASES = [
 @pytest.mark.parametrize(("row", "dtype", "choice"), CASES)
 def test_the_planned_peak_is_that_of_a_step(row: str, dtype: torch.dtype, choice: str | int) -> None:
     architecture = ROWS[row].build(transformer(dtype))
-    recompute(architecture, choice)
+    checkpoint_blocks(architecture, choice)
     cost, trained = predicted(row, dtype, choice)
     # Planned from one sample; the step has two.
     planned = cost.activations(BATCH) + trained * FLOAT32

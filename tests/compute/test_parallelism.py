@@ -141,11 +141,11 @@ def test_wrong_settings_are_refused() -> None:
 
 
 def test_the_whole_of_a_whole_tensor_is_itself() -> None:
-    from dsd_lightning.compute.dtensors import divided_like, gather_nested, whole
+    from dsd_lightning.compute.dtensors import gather_nested, sharded_like, whole
 
     value: Tensor = torch.arange(3.0)
     assert whole(value) is value
     gathered = gather_nested({"a": [value, 2]})["a"]
     assert torch.equal(gathered[0], value)
     assert gathered[1] == 2
-    assert torch.equal(divided_like(value, torch.zeros(3)), value)
+    assert torch.equal(sharded_like(value, torch.zeros(3)), value)

@@ -26,7 +26,7 @@ from dsd_lightning.training.run import train
 FLUX_PARAMETERS = 11_901_408_320
 LORA_512_PARAMETERS = 2_091_909_120
 
-OTHER_VERBS = ("agents", "benchmark", "captions", "evaluate", "executor", "judge", "method", "pretraining")
+OTHER_COMMANDS = ("agents", "benchmark", "captions", "evaluate", "executor", "judge", "method", "pretraining")
 """Folders whose files are configurations of their own, not groups of `train.py`."""
 
 
@@ -35,7 +35,7 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHER_VERBS)
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHER_COMMANDS)
 EVERY_CHOICE = [(group, option) for group in GROUPS for option in options(group)]
 ARCHITECTURES, TASKS, SOURCES, BASES = (options(group) for group in ("arch", "task", "data", "base"))
 
@@ -44,7 +44,7 @@ IN_THE_MINIATURE = ("identity", "depth", "relighting")
 
 FEW = {
     "miniature": [f"{SOURCE}.pairs=4", f"{SOURCE}.validation_pairs=2"],
-    "pretraining": [f"{SOURCE}.singles=4", f"{SOURCE}.grids=4", f"{SOURCE}.validation_pictures=1"],
+    "pretraining": [f"{SOURCE}.singles=4", f"{SOURCE}.grids=4", f"{SOURCE}.validation_images=1"],
     "shards": [f"{SOURCE}.workers=0", f"{SOURCE}.validation_pairs=2"],
 }
 """Overrides that make a source small; one that is not named is small by itself."""
@@ -59,8 +59,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for task in TASKS:
         with ShardWriter(root / task, task=task, resolution=None) as writer:
             for index, name in enumerate(("astronaut", "cat", "coffee", "rocket")):
-                picture = Image.fromarray(getattr(photographs, name)()).resize((96, 80))
-                writer.write(f"photograph-{index}", picture, picture.rotate(90), f"a photograph of {name}")
+                image = Image.fromarray(getattr(photographs, name)()).resize((96, 80))
+                writer.write(f"photograph-{index}", image, image.rotate(90), f"a photograph of {name}")
     return {task: root / task for task in TASKS}
 
 
@@ -118,10 +118,10 @@ def test_every_choice_trains_a_step(
     elif (group, option) == ("task", "text_to_image"):
         choices += ["arch=text_only", "data=pretraining"]
     elif (group, option) == ("experiment", "dsd_paper"):
-        # As it is, but on one CPU and on small pictures.
+        # As it is, but on one CPU and on small images.
         choices += ["trainer/strategy=single", "trainer.devices=1", f"{SOURCE}.resolution=[64,64]"]
     elif (group, option) == ("experiment", "students"):
-        choices += [f"{SOURCE}.encoded=false", f"{SOURCE}.validation_root=null"]  # the test's shards are pictures
+        choices += [f"{SOURCE}.encoded=false", f"{SOURCE}.validation_root=null"]  # the test's shards are images
     elif group == "memory":
         choices += ["trainer/strategy=single", "trainer.devices=1", "trainer.accumulate_grad_batches=1"]
         if option == "24gb":
@@ -133,10 +133,10 @@ def test_every_choice_trains_a_step(
     if group not in ("callbacks", "experiment", "debug"):
         choices.append("callbacks=minimal")
     config = small(tmp_path, tiny_base, shards, *choices)
-    figures = train(config, tmp_path)
+    metrics = train(config, tmp_path)
     assert (tmp_path / "summary.json").is_file()
     assert (tmp_path / "checkpoints" / "step_00000001").is_dir()
-    assert all(torch.isfinite(torch.tensor(value)) for value in figures.values())
+    assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
 
 
 @pytest.mark.parametrize(("arch", "task", "source"), list(itertools.product(ARCHITECTURES, TASKS, SOURCES)))
@@ -152,7 +152,7 @@ def test_every_arch_on_every_task_from_every_source_trains_or_is_refused(
         refusal = message_for_user(error)
         if refusal is None:
             raise
-    # Pairs of pictures are never refused, nor is the miniature where the task has pairs in it.
+    # Pairs of images are never refused, nor is the miniature where the task has pairs in it.
     if source == "shards" or (task in IN_THE_MINIATURE and source == "miniature"):
         assert refusal is None
     assert (tmp_path / "summary.json").is_file() == (refusal is None)
@@ -172,9 +172,9 @@ def test_every_combination_of_the_large_groups_composes(arch: str, task: str, so
 
 
 @pytest.mark.parametrize(
-    "file", sorted(p.relative_to(CONF) for v in OTHER_VERBS for p in (CONF / v).glob("*.yaml")), ids=str
+    "file", sorted(p.relative_to(CONF) for v in OTHER_COMMANDS for p in (CONF / v).glob("*.yaml")), ids=str
 )
-def test_every_configuration_of_another_verb_composes(file: Path) -> None:
+def test_every_configuration_of_another_command_composes(file: Path) -> None:
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
@@ -189,10 +189,10 @@ def test_the_offline_judge_over_http_gets_its_server() -> None:
     assert compose_train(Path("run"), name="evaluate").serve is None
 
 
-def test_every_verbs_root_file_composes() -> None:
+def test_every_commands_root_file_composes() -> None:
     needed = {
         "write_shards": ["out=FOLDER"],
-        "write_depth": ["source=PICTURES", "out=FOLDER"],
+        "write_depth": ["source=IMAGES", "out=FOLDER"],
         "encode_shards": ["root=FOLDER", "out=FOLDER"],
     }
     for file in CONF.glob("*.yaml"):
@@ -232,10 +232,10 @@ def test_debug_makes_every_experiment_small() -> None:
 
 
 @pytest.mark.parametrize("task", IN_THE_MINIATURE)
-def test_a_run_reports_the_figures_that_its_task_names(task: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_run_reports_the_metrics_that_its_task_names(task: str, tiny_base: Path, tmp_path: Path) -> None:
     overrides = [f"task={task}", "logger=csv", "callbacks.samples=null", "callbacks.probe.samples=2"]
     config = compose_train(tmp_path, *tiny(tiny_base, *FEW["miniature"], *overrides, "trainer.max_steps=1"))
-    names = list(OmegaConf.load(CONF / "task" / f"{task}.yaml").figures)
+    names = list(OmegaConf.load(CONF / "task" / f"{task}.yaml").metrics)
     train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     for name in names:
@@ -306,7 +306,7 @@ def test_the_papers_run_is_the_papers() -> None:
     optimizer = instantiate(config.optimizer)(list(trained.items()))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["lr"] == 1e-4
-    assert instantiate(trainer.strategy).divide_frozen is False
+    assert instantiate(trainer.strategy).shard_frozen is False
 
 
 COUNTS = re.findall(

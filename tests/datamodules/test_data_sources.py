@@ -49,13 +49,13 @@ def test_photographs_train(photograph_shards: Path, tiny_base: Path, tmp_path: P
             "logger=csv",
         ),
     )
-    figures = train(config, tmp_path)
+    metrics = train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["train/loss"] > 0
     assert summary["val/loss_right"] > 0
     # What only the miniature can tell is left out.
-    assert {name for name in figures if name != "seconds_per_pair"} == {
+    assert {name for name in metrics if name != "seconds_per_pair"} == {
         "reference_psnr",
         "reference_psnr_before",
         "reference_psnr_ceiling",
@@ -86,7 +86,7 @@ def test_random_crops_move_with_the_epoch_and_center_crops_do_not(photograph_sha
         data = opened(pairs_of(shards_of(photograph_shards, crop=crop)))
         dataset = data._training
         shards = PairShards(photograph_shards)
-        # A square picture leaves nothing to choose.
+        # A square image leaves nothing to choose.
         index = next(i for i, at in enumerate(dataset.positions) if shards[at].target.width != shards[at].target.height)
         first, again, second = (dataset[epoch, index] for epoch in (0, 0, 1))
         assert torch.equal(first.target, again.target)
@@ -98,14 +98,14 @@ def test_random_crops_move_with_the_epoch_and_center_crops_do_not(photograph_sha
 def test_frames_share_their_crop_only_where_the_task_is_aligned(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards", task="identity", resolution=None) as writer:
         for number, name in enumerate(PHOTOGRAPHS):
-            writer.write(f"{name}-{number}", photograph(name), photograph(name), "the same picture twice")
+            writer.write(f"{name}-{number}", photograph(name), photograph(name), "the same image twice")
     for aligned in (True, False):
         data = opened(pairs_of(shards_of(tmp_path / "shards"), aligned))
         equal = [torch.equal(b.reference, b.target) for b in batches(data)]  # type: ignore[arg-type]
         assert all(equal) if aligned else not any(equal)
 
 
-def test_pictures_that_should_show_the_same_pixels_and_differ_in_shape_are_left_out(tmp_path: Path) -> None:
+def test_images_that_should_show_the_same_pixels_and_differ_in_shape_are_left_out(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards", task="identity", resolution=None) as writer:
         for number, name in enumerate(PHOTOGRAPHS):
             target = photograph(name)
@@ -119,11 +119,11 @@ def test_pictures_that_should_show_the_same_pixels_and_differ_in_shape_are_left_
         assert data.damaged == left_out
 
 
-def test_pictures_smaller_than_the_frame_are_replaced_and_counted_once(tmp_path: Path) -> None:
+def test_images_smaller_than_the_frame_are_replaced_and_counted_once(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards", task="identity", resolution=None) as writer:
         for number, name in enumerate(PHOTOGRAPHS):
-            picture = photograph(name, 60 if name == "coffee" else 100)
-            writer.write(f"{name}-{number}", picture, picture, "a photograph")
+            image = photograph(name, 60 if name == "coffee" else 100)
+            writer.write(f"{name}-{number}", image, image, "a photograph")
     source = shards_of(tmp_path / "shards", validation_pairs=0, max_damaged=1)
     data = opened(pairs_of(source, batch_size=2), steps=9)
     seen = batches(data)
@@ -162,8 +162,8 @@ def test_samples_set_aside_are_never_trained_on(photograph_shards: Path) -> None
 def test_another_set_can_be_validated_on(photograph_shards: Path, tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "other", task="identity", resolution=None) as writer:
         for number in range(5):
-            picture = photograph("rocket", 200)
-            writer.write(f"other-{number}", picture, picture, "another photograph")
+            image = photograph("rocket", 200)
+            writer.write(f"other-{number}", image, image, "another photograph")
     data = opened(pairs_of(shards_of(photograph_shards, validation_root=str(tmp_path / "other"))), steps=12)
     trained = {key for batch in batches(data) for key in batch.keys}
     aside = {key for batch in data.val_dataloader() for key in batch.pairs.keys}

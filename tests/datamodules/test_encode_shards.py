@@ -36,9 +36,9 @@ TASK = Task("identity", False, {"reference": 0.5, "target": 1.0}, {"caption": 0.
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return shards of photographs in two shapes, some with an instruction."""
-    root = tmp_path_factory.mktemp("pictures") / "shards"
+    root = tmp_path_factory.mktemp("images") / "shards"
     astronaut = Image.fromarray(photographs.astronaut())
     with ShardWriter(root, task="identity", resolution=None) as writer:
         for number in range(PAIRS):
@@ -71,33 +71,31 @@ def samples_of(root: Path, module: DiffusionSelfDistillation, **changes: Any) ->
 
 @pytest.mark.parametrize("arch", ["parallel", "concat", "ip_adapter"])
 @pytest.mark.parametrize("buckets", [None, [(64, 64), (64, 96)]])
-def test_they_are_what_the_module_makes_of_the_pictures(
-    pictures: Path, tiny_base: Path, tmp_path: Path, arch: str, buckets: Any
+def test_they_are_what_the_module_makes_of_the_images(
+    images: Path, tiny_base: Path, tmp_path: Path, arch: str, buckets: Any
 ) -> None:
     said = "null" if buckets is None else str([list(size) for size in buckets])
-    index = encode(tiny_base, pictures, tmp_path / "out", f"arch={arch}", f"buckets={said}")
+    index = encode(tiny_base, images, tmp_path / "out", f"arch={arch}", f"buckets={said}")
     assert index.samples == PAIRS
     assert verify_shards(tmp_path / "out") == []
     assert not Path(f"{tmp_path}/out.waiting").exists()
     factors = ["+arch/lora=all_linear"] if arch == "ip_adapter" else []  # which it has not by default
     module = module_of(tiny_base, tmp_path, f"arch={arch}", *factors)
     stored = samples_of(tmp_path / "out", module, encoded=True, buckets=buckets)
-    seen = samples_of(pictures, module, buckets=buckets)
+    seen = samples_of(images, module, buckets=buckets)
     assert len(stored) == len(seen) == PAIRS
     places = {stored.shards.keys[position]: index for index, position in enumerate(stored.positions)}
     prompts = set()
     for epoch in (0, 1):
         for index_seen in range(PAIRS):
-            with_pictures: Drawn = seen[epoch, index_seen]
-            drawn: Drawn = stored[epoch, places[with_pictures.key]]
-            assert (drawn.key, drawn.prompt, drawn.target) == (with_pictures.key, with_pictures.prompt, None)
+            with_images: Drawn = seen[epoch, index_seen]
+            drawn: Drawn = stored[epoch, places[with_images.key]]
+            assert (drawn.key, drawn.prompt, drawn.target) == (with_images.key, with_images.prompt, None)
             assert drawn.encoded is not None
             assert drawn.text is not None
-            assert with_pictures.target is not None
-            assert with_pictures.reference is not None
-            expected = module.architecture.encode(
-                with_pictures.reference[None], with_pictures.target[None], module.codec
-            )
+            assert with_images.target is not None
+            assert with_images.reference is not None
+            expected = module.architecture.encode(with_images.reference[None], with_images.target[None], module.codec)
             # Batches of other sizes round otherwise.
             assert_close(drawn.encoded.clean, expected.clean, rtol=0, atol=1e-4)
             assert_close(dict(drawn.encoded.reference), dict(expected.reference), rtol=0, atol=1e-4)
@@ -109,8 +107,8 @@ def test_they_are_what_the_module_makes_of_the_pictures(
     assert any(prompt.startswith("astronaut") for prompt in prompts)
 
 
-def test_others_are_refused(pictures: Path, tiny_base: Path, tmp_path: Path) -> None:
-    encode(tiny_base, pictures, tmp_path / "out")
+def test_others_are_refused(images: Path, tiny_base: Path, tmp_path: Path) -> None:
+    encode(tiny_base, images, tmp_path / "out")
     module = module_of(tiny_base, tmp_path, "arch=parallel")
     for changes in ({"resolution": (64, 96)}, {"buckets": [(64, 64), (64, 96)]}):
         with pytest.raises(ShardError, match="encode the set again"):
@@ -118,7 +116,7 @@ def test_others_are_refused(pictures: Path, tiny_base: Path, tmp_path: Path) -> 
     with pytest.raises(ShardError, match="encode the set again"):
         samples_of(tmp_path / "out", module_of(tiny_base, tmp_path, "arch=concat"), encoded=True)
     with pytest.raises(ShardError, match="no encodings"):
-        samples_of(pictures, module, encoded=True)
+        samples_of(images, module, encoded=True)
     with torch.no_grad():
         module.text_encoder.t5.get_input_embeddings().weight.add_(normal((1,), "change"))
     with pytest.raises(ShardError, match="encode the set again"):
@@ -133,29 +131,29 @@ def test_captions_of_a_kind_that_was_not_encoded_are_refused_by_name() -> None:
         text_of(one, "instruction")
 
 
-def test_bad_input_is_refused(pictures: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused(images: Path, tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        encode(tiny_base, pictures, tmp_path / "a", "batch_size=0")
+        encode(tiny_base, images, tmp_path / "a", "batch_size=0")
     with pytest.raises(ValueError, match="cannot be packed"):
-        encode(tiny_base, pictures, tmp_path / "a", "resolution=[60,64]")
+        encode(tiny_base, images, tmp_path / "a", "resolution=[60,64]")
     with pytest.raises(ShardError, match="holds a set of shards already"):
-        encode(tiny_base, pictures, pictures)
+        encode(tiny_base, images, images)
     with pytest.raises(DamagedDataError, match="more than max_damaged=1"):
-        encode(tiny_base, pictures, tmp_path / "a", "resolution=[96,128]", "max_damaged=1")
+        encode(tiny_base, images, tmp_path / "a", "resolution=[96,128]", "max_damaged=1")
     assert not (tmp_path / "a" / "index.json").exists()
 
 
-def test_pairs_that_are_too_small_are_left_out(pictures: Path, tiny_base: Path, tmp_path: Path) -> None:
-    index = encode(tiny_base, pictures, tmp_path / "out", "resolution=[80,96]")
-    # Every second picture is 90 pixels wide.
+def test_pairs_that_are_too_small_are_left_out(images: Path, tiny_base: Path, tmp_path: Path) -> None:
+    index = encode(tiny_base, images, tmp_path / "out", "resolution=[80,96]")
+    # Every second image is 90 pixels wide.
     assert index.samples == PAIRS // 2
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on_and_the_set_trains(pictures: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_and_the_set_trains(images: Path, tiny_base: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    encode(tiny_base, pictures, whole)
-    arguments = asked(tiny_base, pictures, killed, "batch_size=1")
+    encode(tiny_base, images, whole)
+    arguments = asked(tiny_base, images, killed, "batch_size=1")
     process = subprocess.Popen(command(*arguments, module=MODULE), cwd=ROOT, env=environment())
     try:
         while len(list(Path(f"{killed}.waiting").glob("*/*.safetensors"))) < 2:

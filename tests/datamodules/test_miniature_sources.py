@@ -1,4 +1,4 @@
-"""Do pairs of the miniature world reach training alike: from the pool, as pictures, and from shards written of them?"""
+"""Do pairs of the miniature world reach training alike: from the pool, as images, and from shards written of them?"""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def module(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Diffusi
     return build_module(compose_train(tmp_path_factory.mktemp("run"), *tiny(tiny_base)))
 
 
-def test_a_pool_holds_what_the_pictures_encode_to(module: DiffusionSelfDistillation) -> None:
+def test_a_pool_holds_what_the_images_encode_to(module: DiffusionSelfDistillation) -> None:
     pooled, fresh = (
         opened(pairs_of(Miniature(pairs=10, validation_pairs=2, pool=pool)), 6, module) for pool in (True, False)
     )
-    for ready, pictures in zip(batches(pooled), batches(fresh), strict=True):
-        assert (ready.keys, ready.epochs, ready.prompts) == (pictures.keys, pictures.epochs, pictures.prompts)
-        assert ready.facts == pictures.facts
+    for ready, images in zip(batches(pooled), batches(fresh), strict=True):
+        assert (ready.keys, ready.epochs, ready.prompts) == (images.keys, images.epochs, images.prompts)
+        assert ready.facts == images.facts
         assert ready.target is None
-        encoded, text = module.encode(pictures)
+        encoded, text = module.encode(images)
         given, given_text = module.encode(ready)
         # Batches of another size round differently.
         torch.testing.assert_close(given.clean, encoded.clean, atol=2e-5, rtol=1e-4)
@@ -105,8 +105,8 @@ def test_written_shards_hold_the_pairs_of_the_pool(miniature_shards: Path) -> No
         assert raw.reference is not None
         assert pair.reference is not None
         # 8 bits a channel: half a step of 2 / 255.
-        for picture, pixels in ((raw.reference, pair.reference), (raw.target, pair.target)):
-            assert (to_pixels(picture, 64, 64) - pixels).abs().max() <= 1 / 255 + 1e-6
+        for image, pixels in ((raw.reference, pair.reference), (raw.target, pair.target)):
+            assert (to_pixels(image, 64, 64) - pixels).abs().max() <= 1 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("task", ["depth", "relighting"])
@@ -145,7 +145,7 @@ def test_written_shards_train_on_the_pixels_of_the_pool(
         torch.testing.assert_close(one.reference, other.reference, atol=1 / 255 + 1e-6, rtol=0)
     overrides = ["data=shards", f"data.root={miniature_shards}", f"{SOURCE}.workers=0", "trainer.max_steps=2"]
     config = compose_train(tmp_path, *tiny(tiny_base, *overrides, "callbacks.probe.samples=4", "logger=csv"))
-    # The facts come along, so that the exact figures are there.
+    # The facts come along, so that the exact metrics are there.
     assert {"identity_accuracy", "prompt_accuracy", "copy_paste"} <= set(train(config, tmp_path))
 
 

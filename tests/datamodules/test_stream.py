@@ -62,7 +62,7 @@ def test_every_epoch_sees_every_sample_in_batches_of_one_size(
     assert repeated <= sum(order.batch_sizes[size] - 1 for size in set(buckets))
 
 
-def test_larger_pictures_come_in_smaller_batches_and_smaller_ones_do_not_come_in_larger() -> None:
+def test_larger_images_come_in_smaller_batches_and_smaller_ones_do_not_come_in_larger() -> None:
     order = SampleOrder(BUCKETS, 12, FULL, 0)
     assert order.batch_sizes == {(64, 64): 12, (32, 64): 12, (96, 64): 8}
 

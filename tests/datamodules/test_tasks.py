@@ -28,7 +28,7 @@ from dsd_lightning.miniature.world import (
     lights,
 )
 from dsd_lightning.pairs import Pair
-from dsd_lightning.pretraining.vae import PictureBatches
+from dsd_lightning.pretraining.vae import ImageBatches
 from dsd_lightning.randomness import numpy_generator
 
 TASKS = ("identity", "depth", "relighting")
@@ -78,7 +78,7 @@ def test_the_target_is_the_scene_that_the_facts_tell(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", ALIGNED)
-def test_aligned_tasks_show_the_same_silhouette_in_both_pictures(task: str) -> None:
+def test_aligned_tasks_show_the_same_silhouette_in_both_images(task: str) -> None:
     pairs = pairs_of(task)
     assert pairs.data.task.aligned
     for index in range(COUNT):
@@ -106,8 +106,8 @@ def test_a_depth_map_is_the_true_depth_near_is_bright() -> None:
 
 
 def test_the_vae_is_trained_on_depth_maps_of_the_same_convention() -> None:
-    pictures = torch.cat([PictureBatches(8, 65536, seed=0)[step] for step in (0, 1)])
-    gray = [picture for picture in pictures if torch.equal(picture[0], picture[1])]
+    images = torch.cat([ImageBatches(8, 65536, seed=0)[step] for step in (0, 1)])
+    gray = [image for image in images if torch.equal(image[0], image[1])]
     assert gray
     pairs = pairs_of("depth")
     maps = torch.stack([reference for index in range(COUNT) if (reference := pairs[index].reference) is not None])

@@ -27,7 +27,7 @@ from dsd_lightning.agents import AuthenticationFailed, BudgetExceeded
 from dsd_lightning.distillation.command import distill
 
 GRIDS = len([caption for caption in CAPTIONS if "owl" not in caption])
-"""Grids of two by two: the crayons paint three columns for owls."""
+"""Grids of two by two: the crayons generate three columns for owls."""
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,9 @@ def test_a_full_disk_leaves_whole_partitions_and_the_run_goes_on(
 
 
 def priced(model: str, usd: float) -> list[str]:
-    price = f"{{model: {model}, input_usd: {usd}, output_usd: {usd}, picture_tokens: 100, source: here, date: '2026-01-01'}}"
+    price = (
+        f"{{model: {model}, input_usd: {usd}, output_usd: {usd}, image_tokens: 100, source: here, date: '2026-01-01'}}"
+    )
     return [
         f"agents.{role}.prices={{_target_: dsd_lightning.agents.prices.Prices, models: [{price}], free: false}}"
         for role in ("llm", "vlm")

@@ -1,4 +1,4 @@
-"""Are a run's shards encoded once, anew where their pictures changed, never by other encoders, and trained on?"""
+"""Are a run's shards encoded once, anew where their images changed, never by other encoders, and trained on?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_run_is_encoded_and_trained_on_without_encoders(tmp_path: Path, tiny_b
     out = tmp_path / "run"
     few = captions_file(tmp_path, CAPTIONS[:9])
     with RehearsalServer(rule) as server:
-        given = arguments(out, few, server.url, "agents.painter.height=128", "agents.painter.width=128")
+        given = arguments(out, few, server.url, "agents.teacher.height=128", "agents.teacher.width=128")
         # The grid's tokenizer is counted with; the base is the one that is trained.
         given += ["encode=true", "encoding.workers=0", f"base.model.path={tiny_base}"]
         said = distill(compose_distill(*given))
@@ -36,8 +36,8 @@ def test_a_run_is_encoded_and_trained_on_without_encoders(tmp_path: Path, tiny_b
     assert fewer is not None
     assert 0 < fewer.samples < first.samples
     assert fewer.encoding_key == first.encoding_key
-    pictures, encodings = PairShards(out / "shards" / "train"), PairShards(encoded)
-    assert sorted(encodings.keys) == sorted(pictures.keys)
+    images, encodings = PairShards(out / "shards" / "train"), PairShards(encoded)
+    assert sorted(encodings.keys) == sorted(images.keys)
     trained = [
         *tiny(tiny_base, "data=shards", f"data.root={encoded}", f"{SOURCE}.encoded=true", f"{SOURCE}.workers=0"),
         f"{SOURCE}.validation_root={out / 'encoded' / 'validation'}",

@@ -93,7 +93,7 @@ def grid(
     line: int = 0,
     rim: int = 0,
 ) -> np.ndarray:
-    """Return a picture of speckled panels [rows, columns, 3], divided at shares of the side, with separators and a rim."""
+    """Return an image of speckled panels [rows, columns, 3], divided at shares of the side, with separators and a rim."""
     rows, columns = colors.shape[:2]
     down = [0, round(at[0] * height), height] if rows == 2 else np.linspace(0, height, rows + 1).round().astype(int)
     across = (
@@ -122,11 +122,11 @@ def colors(rows: int, columns: int, seed: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("line", [0, 3])
 @pytest.mark.parametrize("at", [(0.5, 0.5), (0.5, 0.58), (0.42, 0.5)])
 def test_panels_are_found_where_they_are(at: tuple[float, float], line: int, rim: int) -> None:
-    picture = grid(colors(2, 2), at=at, line=line, rim=rim)
-    boxes = panels.find_panels(picture)
+    image = grid(colors(2, 2), at=at, line=line, rim=rim)
+    boxes = panels.find_panels(image)
     assert len(boxes) == 4
     for box, color in zip(boxes, colors(2, 2).reshape(4, 3), strict=True):
-        inside = picture[box.top : box.bottom, box.left : box.right]
+        inside = image[box.top : box.bottom, box.left : box.right]
         assert abs(inside.mean() - color.mean()) < 2
         assert inside.shape[0] > 0.35 * 96
         assert inside.shape[1] > 0.35 * 96
@@ -176,32 +176,32 @@ def test_wrong_caption_files_are_refused_by_name(tmp_path: Path) -> None:
         CaptionFiles(str(tmp_path / "b.csv"))
 
 
-def picture(value: int) -> bytes:
+def image(value: int) -> bytes:
     return png(Image.new("RGB", (4, 4), (value, 0, 0)))
 
 
-def test_records_and_pictures_come_back_as_they_were(tmp_path: Path) -> None:
+def test_records_and_images_come_back_as_they_were(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = [Record(f"r{i}", {"n": i, "text": "\N{SNOWMAN}"}, {}, {"grid": picture(i)}) for i in range(3)]
+    first = [Record(f"r{i}", {"n": i, "text": "\N{SNOWMAN}"}, {}, {"grid": image(i)}) for i in range(3)]
     outcome = Outcome(first[:2], [Rejection(first[2], "odd", "it is")], Usage(calls=2))
-    written = store.write("paint", 0, "key", 3, outcome, 0.5)
-    assert store.manifest("paint", 0) == written
-    assert store.manifests("paint") == [written]
-    back = store.read("paint", 0, ["grid"])
-    assert [(each.id, each.values, each.pictures) for each in back] == [
-        (each.id, each.values, each.pictures) for each in first[:2]
+    written = store.write("grids", 0, "key", 3, outcome, 0.5)
+    assert store.manifest("grids", 0) == written
+    assert store.manifests("grids") == [written]
+    back = store.read("grids", 0, ["grid"])
+    assert [(each.id, each.values, each.images) for each in back] == [
+        (each.id, each.values, each.images) for each in first[:2]
     ]
     child = Record("r0-01", {}, {"one": back[0].stored["grid"]})
     store.write("verify", 0, "key", 1, Outcome([child]), 0.0)
-    assert store.read("verify", 0, ["one"])[0].pictures == {"one": picture(0)}
-    assert [(each.record.id, each.reason) for each in store.read_rejected("paint", 0)] == [("r2", "odd")]
+    assert store.read("verify", 0, ["one"])[0].images == {"one": image(0)}
+    assert [(each.record.id, each.reason) for each in store.read_rejected("grids", 0)] == [("r2", "odd")]
 
 
 def test_equal_records_have_equal_digests_in_any_order(tmp_path: Path) -> None:
-    records = [Record(f"r{i}", {"n": i}, {}, {"grid": picture(i)}) for i in range(3)]
-    one = Store(tmp_path / "a").write("paint", 0, "k", 3, Outcome(records), 1.0)
-    other = Store(tmp_path / "b").write("paint", 0, "k", 3, Outcome(records[::-1]), 2.0)
-    changed = Store(tmp_path / "c").write("paint", 0, "k", 3, Outcome(records[:2]), 2.0)
+    records = [Record(f"r{i}", {"n": i}, {}, {"grid": image(i)}) for i in range(3)]
+    one = Store(tmp_path / "a").write("grids", 0, "k", 3, Outcome(records), 1.0)
+    other = Store(tmp_path / "b").write("grids", 0, "k", 3, Outcome(records[::-1]), 2.0)
+    changed = Store(tmp_path / "c").write("grids", 0, "k", 3, Outcome(records[:2]), 2.0)
     assert one.digest == other.digest != changed.digest
 
 
@@ -274,20 +274,20 @@ def test_the_writer_tells_who_in_the_share_of_prompts_that_was_asked_for() -> No
 def rendered(identity: Identity, index: int) -> Image.Image:
     rng = numpy_generator("eyes", index)
     shown = Scene(identity, draw_context(rng))
-    # one light and style in all pictures, as within a grid
+    # one light and style in all images, as within a grid
     context = type(shown.context)(**{**vars(shown.context), "light_direction": 0, "light_color": 0, "style": 0})
-    return Image.fromarray((render(Scene(identity, context)).picture * 255).round().astype(np.uint8))
+    return Image.fromarray((render(Scene(identity, context)).image * 255).round().astype(np.uint8))
 
 
-def test_eyes_tell_the_same_figure_from_another() -> None:
+def test_eyes_tell_the_same_metric_from_another() -> None:
     same, other = [], []
     for index in range(8):
         rng = numpy_generator("who", index)
         who = draw_identity(rng)
         shape = change_identity(who, "color", rng)
-        figures = [eyes.cut_out(rendered(each, 2 * index + n)) for n, each in enumerate((who, who, shape))]
-        assert None not in figures
-        one, again, different = figures
+        metrics = [eyes.cut_out(rendered(each, 2 * index + n)) for n, each in enumerate((who, who, shape))]
+        assert None not in metrics
+        one, again, different = metrics
         assert one is not None
         assert again is not None
         assert different is not None
@@ -297,6 +297,6 @@ def test_eyes_tell_the_same_figure_from_another() -> None:
     assert sum(a < b for a, b in zip(same, other, strict=True)) >= 7
 
 
-def test_eyes_see_no_figure_on_an_empty_ground() -> None:
+def test_eyes_see_no_metric_on_an_empty_ground() -> None:
     assert eyes.cut_out(Image.new("RGB", (64, 64), (140, 180, 220))) is None
-    assert eyes.cut_out(Image.open(io.BytesIO(picture(9))).resize((64, 64))) is None
+    assert eyes.cut_out(Image.open(io.BytesIO(image(9))).resize((64, 64))) is None

@@ -29,21 +29,21 @@ SUBJECTS, PROMPTS = 3, 4
 QUESTIONS = SUBJECTS * PROMPTS * 4
 
 
-def picture(*color: int) -> Image.Image:
+def image(*color: int) -> Image.Image:
     return Image.new("RGB", (16, 16), color)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """Return a folder with a benchmark of three subjects and a method's pictures, all different."""
+    """Return a folder with a benchmark of three subjects and a method's images, all different."""
     for number in range(SUBJECTS):
         file = tmp_path / "benchmark" / f"{number}.png"
         file.parent.mkdir(exist_ok=True)
-        picture(255, 40 * number, 0).save(file)
+        image(255, 40 * number, 0).save(file)
         file.with_suffix(".txt").write_text("\n".join(f"prompt {number} {each}" for each in range(PROMPTS)))
     samples = Samples(tmp_path / "samples", "method")
     for case in folder(tmp_path / "benchmark").cases():
-        samples.write(case, picture(0, 40 * int(case.subject.name), 60 * case.prompt.index), picture(255, 0, 0))
+        samples.write(case, image(0, 40 * int(case.subject.name), 60 * case.prompt.index), image(255, 0, 0))
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_every_question_is_put_once_in_the_papers_turns_and_order(world: Path) -
     red = []
     for asked in seen:
         assert [role for role, _ in asked.turns] == ["user", "assistant", "user"]
-        red.append(tuple(_is_red(data) for data in asked.pictures))
+        red.append(tuple(_is_red(data) for data in asked.images))
         debiased = "copying" in asked.turns[0][1]
         if "prompt" not in asked.text:
             assert asked.text == ""
@@ -89,7 +89,7 @@ def _is_red(data: bytes) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_figures(world: Path) -> None:
+def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_metrics(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
         whole = judge(server.url, world)
     (world / "judgements.jsonl").unlink()
@@ -163,16 +163,16 @@ def test_failures_are_kinds_of_their_own_and_make_no_table(name: str, world: Pat
         assert server.counts["asked"] == (QUESTIONS if again else 0)
 
 
-def test_missing_and_unreadable_pictures_are_missing_judgements(world: Path) -> None:
+def test_missing_and_unreadable_images_are_missing_judgements(world: Path) -> None:
     (world / "samples" / "tgt_image" / "0" / "0_0.jpg").unlink()
-    (world / "samples" / "tgt_image" / "1" / "0_0.jpg").write_bytes(b"no picture")
+    (world / "samples" / "tgt_image" / "1" / "0_0.jpg").write_bytes(b"no image")
     with RehearsalServer(by_digest) as server:
-        figures = judge(server.url, world)
+        metrics = judge(server.url, world)
         assert server.counts["asked"] == QUESTIONS - 8
-    assert next(line for line in figures.splitlines() if line.startswith("method,cp,")).split(",")[5:7] == ["10", "2"]
+    assert next(line for line in metrics.splitlines() if line.startswith("method,cp,")).split(",")[5:7] == ["10", "2"]
 
 
-def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(world: Path) -> None:
+def test_a_part_makes_no_table_and_an_image_drawn_anew_replaces_its_judgements(world: Path) -> None:
     record = Record(world / "judgements.jsonl")
 
     def rule(asked: Asked) -> str | Fault:
@@ -185,16 +185,16 @@ def test_a_part_makes_no_table_and_a_picture_drawn_anew_replaces_its_judgements(
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)
         assert len(record.latest()) == QUESTIONS
-        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        save_jpeg(image(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
         judge(server.url, world)
     assert len(record.read()) == QUESTIONS + 4
     assert len(record.latest()) == QUESTIONS
 
 
-def test_another_picture_or_rubric_is_another_question(world: Path) -> None:
+def test_another_image_or_rubric_is_another_question(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)
-        save_jpeg(picture(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
+        save_jpeg(image(200, 100, 50), world / "samples" / "tgt_image" / "0" / "0_0.jpg")
         judge(server.url, world)
         assert server.counts["asked"] == QUESTIONS + 4
 
@@ -219,7 +219,7 @@ def test_a_dreambenchpp_checkout_is_read_with_its_collection_ids(tmp_path: Path)
         captions = tmp_path / "data" / "captions" / f"{place}.txt"
         captions.parent.mkdir(parents=True)
         captions.write_text("\n".join(["Polar Bear", *(f"prompt {each}" for each in range(9))]))
-        save_jpeg(picture(200, 100, 50), tmp_path / "data" / "images" / f"{place}.jpg")
+        save_jpeg(image(200, 100, 50), tmp_path / "data" / "images" / f"{place}.jpg")
     bear, style = dreambenchpp(tmp_path).subjects
     assert (bear.name, bear.category) == ("live_subject_animal_00_polar_bear", "animal")
     assert (style.name, style.category) == ("style_19_polar_bear", "style")
@@ -230,7 +230,7 @@ def test_a_dreambenchpp_checkout_is_read_with_its_collection_ids(tmp_path: Path)
 
 
 def test_a_table_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
-    picture(200, 100, 50).save(tmp_path / "cat.png")
+    image(200, 100, 50).save(tmp_path / "cat.png")
     file = tmp_path / "cases.csv"
     file.write_text("reference,prompt,category\ncat.png,on the moon,animal\ncat.png,in a hat,animal\n")
     (cat,) = table(file).subjects
@@ -240,7 +240,7 @@ def test_a_table_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
         ["on the moon", "in a hat"],
     )
     file.write_text("reference,prompt\ndog.png,on the moon\n")
-    with pytest.raises(EvaluationError, match=r"row 1: there is no picture .*dog\.png"):
+    with pytest.raises(EvaluationError, match=r"row 1: there is no image .*dog\.png"):
         table(file)
 
 

@@ -1,4 +1,4 @@
-"""Do scores make the figures that were published, with honest intervals, and may only like stand with like?"""
+"""Do scores make the estimates that were published, with honest intervals, and may only like stand with like?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Judgement
 from dsd_lightning.evaluation.samples.benchmark import DREAMBENCHPP_KINDS
 from dsd_lightning.evaluation.scores import published
-from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_figures
+from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_values
 from dsd_lightning.evaluation.scores.comparison import compare
-from dsd_lightning.evaluation.scores.estimates import Scores, collect, figures
+from dsd_lightning.evaluation.scores.estimates import Scores, collect, estimates
 from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.scores.tables import tables
 
-# --- Published figures.
+# --- Published estimates.
 
 
 def test_the_sample_rule_reproduces_the_whole_leaderboard() -> None:
@@ -41,18 +41,18 @@ def test_the_paper_is_reproduced_but_for_two_cells() -> None:
 def test_the_papers_own_row_is_that_of_the_as_published_rule() -> None:
     row = published.table1()[-1]
     by_category = {name: float(row[f"cp_{name}"]) for name in ("animal", "human", "object")}
-    assert overall_of_figures(by_category, SUBJECTS_OF, "as-published") == pytest.approx(0.631, abs=0.0005)
-    assert overall_of_figures(by_category, SUBJECTS_OF, "category") == pytest.approx(0.618, abs=0.0005)
+    assert overall_of_values(by_category, SUBJECTS_OF, "as-published") == pytest.approx(0.631, abs=0.0005)
+    assert overall_of_values(by_category, SUBJECTS_OF, "category") == pytest.approx(0.618, abs=0.0005)
 
 
-def test_impossible_and_misprinted_figures_are_named() -> None:
+def test_impossible_and_misprinted_estimates_are_named() -> None:
     assert [each.split(":")[1].strip() for each in published.impossible_ratings()] == [
         "BLIP-Diffusion, creativity 0.286 lies outside 1 to 5"
     ]
     assert len(list(published.misprints())) == 2
 
 
-# --- Figures of judgements.
+# --- Estimates of judgements.
 
 
 def judgements(
@@ -97,10 +97,10 @@ def by_group(category: str, prompt: int, measure: str) -> int:
 
 
 @pytest.mark.parametrize("rule", ["sample", "category", "as-published"])
-def test_scores_and_published_figures_go_through_the_same_rules(rule: Rule) -> None:
-    found = figures(collect(judgements(by_group), rule))
-    cp = overall_of_figures({name: value / 4 for name, value in BY_CATEGORY.items()}, SUBJECTS_OF, rule)
-    pf = overall_of_figures({name: value / 4 for name, value in BY_KIND.items()}, PROMPTS_OF, rule)
+def test_scores_and_published_estimates_go_through_the_same_rules(rule: Rule) -> None:
+    found = estimates(collect(judgements(by_group), rule))
+    cp = overall_of_values({name: value / 4 for name, value in BY_CATEGORY.items()}, SUBJECTS_OF, rule)
+    pf = overall_of_values({name: value / 4 for name, value in BY_KIND.items()}, PROMPTS_OF, rule)
     assert found["cp"].value == pytest.approx(cp)
     assert found["pf"].value == pytest.approx(pf)
     assert found["cp_pf"].value == pytest.approx(cp * pf)
@@ -111,8 +111,8 @@ def test_scores_and_published_figures_go_through_the_same_rules(rule: Rule) -> N
 
 
 def test_a_failure_is_neither_zero_nor_unseen() -> None:
-    whole = figures(collect(judgements(lambda *_: 3), "sample"))["cp"]
-    holed = figures(collect(judgements(lambda c, p, m: None if p == 0 else 3), "sample"))["cp"]
+    whole = estimates(collect(judgements(lambda *_: 3), "sample"))["cp"]
+    holed = estimates(collect(judgements(lambda c, p, m: None if p == 0 else 3), "sample"))["cp"]
     assert (whole.value, whole.scored, whole.missing) == (0.75, 270, 0)
     assert (holed.value, holed.scored, holed.missing) == (0.75, 240, 30)
 
@@ -120,12 +120,12 @@ def test_a_failure_is_neither_zero_nor_unseen() -> None:
 def test_repeats_are_averaged_before_samples_are() -> None:
     made = judgements(lambda *_: 4)
     more = [replace(each, repeat=1, score=0) for each in made if each.subject == "animal_00"]
-    found = figures(collect(made + more, "sample"))["cp"]
+    found = estimates(collect(made + more, "sample"))["cp"]
     assert found.value == pytest.approx((29 + 0.5) / 30)
     assert found.scored == 279
 
 
-def test_too_many_failures_make_no_figures() -> None:
+def test_too_many_failures_make_no_estimates() -> None:
     row = collect(judgements(lambda c, p, m: None if p == 0 and m == "pf" else 3), "sample")
     row.require_coverage(0.85)
     with pytest.raises(CoverageTooLow, match=r"pf: 88\.9% .*unparsable:no_score 30"):
@@ -140,7 +140,7 @@ def noisy(quality: float, seed: int) -> Callable[[str, int, str], int]:
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for seed in range(40):
-        one = figures(collect(judgements(noisy(0.6, seed)), "sample"))["cp_pf"]
+        one = estimates(collect(judgements(noisy(0.6, seed)), "sample"))["cp_pf"]
         hits += one.low <= 0.36 <= one.high
         assert one.low < one.value < one.high
     assert 33 <= hits <= 40
@@ -183,7 +183,7 @@ def test_published_rows_stand_beside_and_never_among_those_of_another_judge() ->
     assert len(ours.joined(again).rows) == 1 + 7
 
 
-def test_every_format_tells_every_figure_with_its_numbers() -> None:
+def test_every_format_tells_every_estimate_with_its_numbers() -> None:
     row = collect(judgements(lambda c, p, m: None if p == 0 and c == "human" else by_group(c, p, m), "a_b"), "sample")
     made = tables([row])
     for text in (to_text(made), to_markdown(made), to_html(made), to_latex(made)):

@@ -50,7 +50,7 @@ def drawn(world: Path, name: str, copies: bool) -> dict[str, float]:
         reference = Image.open(case.subject.reference)
         samples.write(case, reference if copies else noise(100 + number), reference)
     found = measure(samples, cases, [Pixels()])
-    assert all((each.pictures, each.missing) == (6, 0) for each in found)
+    assert all((each.images, each.missing) == (6, 0) for each in found)
     return {each.name: each.value for each in found}
 
 
@@ -90,16 +90,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clip_and_dino_give_unit_vectors_whatever_the_batch(weights: Path) -> None:
-    pictures = [noise(seed) for seed in range(5)]
+    images = [noise(seed) for seed in range(5)]
     for encoder in (Clip(str(weights / "clip")), Dino(str(weights / "dino"), side=28)):
-        whole = encoder.images(pictures)
+        whole = encoder.images(images)
         assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-5)
         encoder.batch_size = 2
-        assert torch.allclose(encoder.images(pictures), whole, atol=1e-5)
+        assert torch.allclose(encoder.images(images), whole, atol=1e-5)
         assert not torch.allclose(whole[0], whole[1], atol=1e-4)
 
 
-def test_figures_are_named_with_their_backbones(world: Path, weights: Path) -> None:
+def test_metrics_are_named_with_their_backbones(world: Path, weights: Path) -> None:
     drawn(world, "strangers", False)
     encoders = [Clip(str(weights / "clip")), Dino(str(weights / "dinov2"), "DINOv2", side=28)]
     found = measure(Samples(world / "strangers"), folder(world / "benchmark").cases(), encoders)
@@ -113,14 +113,14 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_the_centre_is_what_an_encoder_sees() -> None:
-    picture = Image.new("RGB", (64, 32))
-    picture.paste((255, 255, 255), (16, 0, 48, 32))
-    seen = prepared(picture, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    image = Image.new("RGB", (64, 32))
+    image.paste((255, 255, 255), (16, 0, 48, 32))
+    seen = prepared(image, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert seen.shape == (3, 32, 32)
     assert torch.equal(seen, torch.ones(3, 32, 32))
 
 
-def test_a_story_of_one_picture_is_wholly_consistent(tmp_path: Path) -> None:
+def test_a_story_of_one_image_is_wholly_consistent(tmp_path: Path) -> None:
     for number, seed in enumerate((1, 1, 1, 2)):
         noise(seed).save(tmp_path / f"{number}.png")
     panels = sorted(tmp_path.glob("*.png"))

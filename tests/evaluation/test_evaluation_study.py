@@ -23,7 +23,7 @@ METHODS = ("a_good_method", "a_bad_method")
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """Return a study of two methods with two pictures each; a prompt tries to break out of the page."""
+    """Return a study of two methods with two images each; a prompt tries to break out of the page."""
     (tmp_path / "benchmark").mkdir()
     Image.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "benchmark" / "cat.png")
     (tmp_path / "benchmark" / "cat.txt").write_text("on the </script><b>moon\nin a hat\nasleep")
@@ -50,15 +50,15 @@ def test_the_page_is_blind_shuffled_self_contained_and_the_key_opens_it(page: Pa
     assert "https://" not in text
     key = json.loads(page.with_name(KEY).read_text())
     items = content(page)["items"]
-    assert {each["id"] for each in items} == set(key["pictures"])
-    assert sorted(each["method"] for each in key["pictures"].values()) == sorted(METHODS * 2)
-    assert len({each["case"] for each in key["pictures"].values()}) == 2
+    assert {each["id"] for each in items} == set(key["images"])
+    assert sorted(each["method"] for each in key["images"].values()) == sorted(METHODS * 2)
+    assert len({each["case"] for each in key["images"].values()}) == 2
 
 
 def saved(page: Path, rater: str, scores: dict[str, int]) -> Path:
     """Write what a rater would save who gives each method the same scores."""
     key = json.loads(page.with_name(KEY).read_text())
-    ratings = {name: dict.fromkeys(CRITERIA, scores[each["method"]]) for name, each in key["pictures"].items()}
+    ratings = {name: dict.fromkeys(CRITERIA, scores[each["method"]]) for name, each in key["images"].items()}
     file = page.with_name(f"{rater}.json")
     file.write_text(json.dumps({"study": key["study"], "rater": rater, "ratings": ratings}))
     return file
@@ -127,7 +127,7 @@ def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: P
         deadline = time.monotonic() + 60
         while not (files := list(downloads.glob("*.json"))) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert "3 pictures are not fully rated" in person.evaluate("document.getElementById('saved').textContent")
+        assert "3 images are not fully rated" in person.evaluate("document.getElementById('saved').textContent")
     found = json.loads(files[0].read_text())
     assert found["rater"] == "Ann 1"
     assert found["ratings"] == {items[0]["id"]: {"cp": 5, "pf": 4, "creativity": 3}, items[1]["id"]: {"pf": 2}}

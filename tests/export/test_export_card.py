@@ -50,7 +50,7 @@ def test_a_model_card_goes_along(parallel: MadeRun, tmp_path: Path) -> None:
         assert config["arch"]["lora"]["alpha"] == 3
         pairs = config["data"]["datamodule"]["source"]["pairs"]
         assert json.loads((out / "data.json").read_text())["datamodule"]["source"]["pairs"] == pairs > 0
-        assert json.loads((out / "figures.json").read_text())["steps"] == 3
+        assert json.loads((out / "metrics.json").read_text())["steps"] == 3
 
 
 def test_a_written_card_stays(parallel: MadeRun, tmp_path: Path) -> None:

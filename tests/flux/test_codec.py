@@ -1,4 +1,4 @@
-"""Are latents FLUX's, a pure function of the picture, and of pictures that can be packed?"""
+"""Are latents FLUX's, a pure function of the image, and of images that can be packed?"""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ BLOCKS = {
 }
 
 
-def pictures(count: int, height: int, width: int) -> torch.Tensor:
-    return normal((count, 3, height, width), "pictures").clamp(-1, 1)
+def images(count: int, height: int, width: int) -> torch.Tensor:
+    return normal((count, 3, height, width), "images").clamp(-1, 1)
 
 
 @torch.no_grad()
 def test_normalisation_is_fluxes(codec: Codec) -> None:
-    pixels, config = pictures(2, 64, 128), codec.vae.config
+    pixels, config = images(2, 64, 128), codec.vae.config
     posterior = codec.vae.encode(pixels).latent_dist
     expected = (posterior.mode() - config.shift_factor) * config.scaling_factor
     assert torch.equal(codec.encode(pixels), expected)
@@ -64,14 +64,14 @@ def test_a_vae_without_a_shift_factor_shifts_by_zero() -> None:
 
 def test_a_canvas_is_not_its_frames_side_by_side(codec: Codec) -> None:
     # Why an architecture encodes its canvas whole: the encoder looks across the seam.
-    left, right = pictures(2, 64, 64).split(1)
+    left, right = images(2, 64, 64).split(1)
     whole = codec.encode(torch.cat([left, right], dim=-1))
     apart = torch.cat([codec.encode(left), codec.encode(right)], dim=-1)
     assert (whole - apart).abs().max() > 0.01
 
 
 def test_memory_layout_does_not_matter(codec: Codec) -> None:
-    pixels = pictures(1, 64, 64)
+    pixels = images(1, 64, 64)
     assert torch.equal(codec.encode(pixels.to(memory_format=torch.channels_last)), codec.encode(pixels))
 
 
@@ -87,7 +87,7 @@ def test_nothing_is_trained() -> None:
     codec = small()
     assert not codec.vae.training
     assert not any(parameter.requires_grad for parameter in codec.parameters())
-    assert not codec.encode(pictures(1, 16, 16)).requires_grad
+    assert not codec.encode(images(1, 16, 16)).requires_grad
 
 
 def test_fingerprint_tells_encoders_apart() -> None:

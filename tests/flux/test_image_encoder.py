@@ -1,4 +1,4 @@
-"""Do reference pictures reach a vision tower as transformers would show them to it, and is a wrong folder refused by name?"""
+"""Do reference images reach a vision tower as transformers would show them to it, and is a wrong folder refused by name?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transformers import (
 
 from dsd_lightning.flux.image_encoder import ImageEncoderError, load_image_encoder
 from dsd_lightning.miniature.world import Identity
-from dsd_lightning.pretraining.image_encoder import draw_pictures
+from dsd_lightning.pretraining.image_encoder import draw_images
 from dsd_lightning.randomness import numpy_generator
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "tiny-image-encoder"
@@ -88,13 +88,13 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def photographs(height: int, width: int) -> list[Image.Image]:
-    """Return smooth coloured pictures of whole numbers."""
+    """Return smooth coloured images of whole numbers."""
     coarse = numpy_generator("photographs").integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
     return [Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in coarse]
 
 
-def to_pixels(pictures: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: list[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def processor_of(folder: Path) -> Callable[..., dict[str, Tensor]]:
@@ -104,8 +104,8 @@ def processor_of(folder: Path) -> Callable[..., dict[str, Tensor]]:
 
 @torch.no_grad()
 def test_embeddings_are_those_of_transformers(saved: Path) -> None:
-    encoder, pictures = load_image_encoder(str(saved)), photographs(32, 32)
-    inputs = processor_of(saved)(images=pictures, return_tensors="pt")
+    encoder, images = load_image_encoder(str(saved)), photographs(32, 32)
+    inputs = processor_of(saved)(images=images, return_tensors="pt")
     if saved.name == "clip":
         expected = CLIPVisionModelWithProjection.from_pretrained(saved)(**inputs).image_embeds
     elif saved.name == "whole_clip":
@@ -114,19 +114,19 @@ def test_embeddings_are_those_of_transformers(saved: Path) -> None:
         expected = SiglipVisionModel.from_pretrained(saved)(**inputs).pooler_output
     else:
         expected = SiglipModel.from_pretrained(saved).get_image_features(**inputs).pooler_output
-    pooled = encoder.pooled(to_pixels(pictures))
+    pooled = encoder.pooled(to_pixels(images))
     assert pooled.shape == (2, encoder.pooled_width)
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 80), (90, 50), (16, 16)])
-def test_pictures_of_any_size_are_prepared_as_by_transformers(saved: Path, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_prepared_as_by_transformers(saved: Path, size: tuple[int, int]) -> None:
     if saved.name.startswith("whole"):
         pytest.skip("the same preprocessing")
-    encoder, pictures = load_image_encoder(str(saved)), photographs(*size)
-    expected = processor_of(saved)(images=pictures, return_tensors="pt")["pixel_values"]
+    encoder, images = load_image_encoder(str(saved)), photographs(*size)
+    expected = processor_of(saved)(images=images, return_tensors="pt")["pixel_values"]
     assert encoder.preprocessing is not None
-    prepared = encoder.preprocessing(to_pixels(pictures))
+    prepared = encoder.preprocessing(to_pixels(images))
     assert prepared.shape == expected.shape
     # PIL rounds to whole numbers, 1/255, after resizing; a deviation of 0.26 makes that 0.015.
     assert (prepared - expected).abs().max() < 0.04
@@ -224,7 +224,7 @@ def test_the_shipped_encoder_is_small_and_half_precision() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 1.6e6
     assert json.loads((SHIPPED / "config.json").read_text())["dtype"] == "float16"
     encoder = load_image_encoder(str(SHIPPED))
-    pixels = draw_pictures(numpy_generator("shipped"), 2).pixels
+    pixels = draw_images(numpy_generator("shipped"), 2).pixels
     assert encoder.preprocessing is not None
     torch.testing.assert_close(encoder.preprocessing(pixels), pixels, atol=1e-6, rtol=0)
 
@@ -233,8 +233,8 @@ def test_the_shipped_encoder_is_small_and_half_precision() -> None:
 @pytest.mark.slow
 def test_the_shipped_embeddings_tell_held_out_identities() -> None:
     encoder = load_image_encoder(str(SHIPPED))
-    known = draw_pictures(numpy_generator("probe", "training"), 2500)
-    asked = draw_pictures(numpy_generator("probe", "held out"), 400, held_out=True)
+    known = draw_images(numpy_generator("probe", "training"), 2500)
+    asked = draw_images(numpy_generator("probe", "held out"), 400, held_out=True)
     seen, shown = (torch.cat([encoder.pooled(some) for some in each.pixels.split(100)]) for each in (known, asked))
     inputs, tested = (torch.nn.functional.pad(each, (0, 1), value=1.0) for each in (seen, shown))
     for index, (name, words) in enumerate(Identity.vocabulary.items()):

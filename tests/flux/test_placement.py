@@ -98,13 +98,13 @@ def test_several_calls_need_one_visit(visits: list[str]) -> None:
 
 
 def test_steps_on_encodings_need_no_encoder(visits: list[str]) -> None:
-    module, plain, pictures = parked_module(), small_module(), Miniature().batch(4)
+    module, plain, images = parked_module(), small_module(), Miniature().batch(4)
     with torch.inference_mode():  # as validation does; what it leaves must do for training
-        module.null_text(module.encode(pictures)[1])
-    encoded, text = module.encode(pictures)
+        module.null_text(module.encode(images)[1])
+    encoded, text = module.encode(images)
     module.dropout = plain.dropout = type(module.dropout)(text=0.5)
     visits.clear()
-    batch = PairBatch(pictures.keys, pictures.epochs, pictures.prompts, encoded=encoded, text=text)
+    batch = PairBatch(images.keys, images.epochs, images.prompts, encoded=encoded, text=text)
     losses = [each.losses(batch).total for each in (module, plain)]
     assert torch.equal(*losses)
     losses[0].backward()

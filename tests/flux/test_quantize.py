@@ -17,7 +17,7 @@ from support.two_devices import WHOLE_BASE, assert_same_run, one_process, two_pr
 from torch import Tensor, nn
 
 from dsd_lightning.checkpoints.folder_io import find_last
-from dsd_lightning.compute.gradient_checkpointing import recompute
+from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.flux.quantize import (
     LIBRARIES,
     NF4_BLOCK,
@@ -164,7 +164,7 @@ def test_the_planned_peak_is_that_of_a_step(kind: str, choice: str) -> None:
     architecture, traced = (ROWS["parallel"].build(transformer(torch.bfloat16, device)) for device in ("cpu", "meta"))
     for each in (architecture, traced.to("meta")):
         quantize_(each.shard_units(), kind)
-        recompute(each, choice)
+        checkpoint_blocks(each, choice)
     trained = sum(p.numel() for _, p in architecture.trainable())
     cost = step_cost(traced, (128, 128), 32, dict.fromkeys(traced.frames, 1.0))
     assert cost.activations(2) + trained * FLOAT32 == pytest.approx(peak_of(architecture), rel=0.1)

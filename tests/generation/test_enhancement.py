@@ -20,8 +20,8 @@ CAPTION, MERGED = "a red star with a top hat", "a red star with a top hat on a b
 
 
 def answer(asked: Asked) -> str | Fault:
-    """Describe pictures, and merge where caption and wish are told."""
-    if asked.pictures:
+    """Describe images, and merge where caption and wish are told."""
+    if asked.images:
         return f'"{CAPTION}\n"'
     if "refuse" in asked.text:
         return Fault("refusal")
@@ -42,14 +42,14 @@ def server() -> Iterator[RehearsalServer]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "a.png")
     return tmp_path / "a.png"
 
 
-def draw(picture: Path, *flags: str) -> int:
+def draw(image: Path, *flags: str) -> int:
     drawing = ["--steps", "1", "--size", "32", "--device", "cpu", "--seed", "1"]
-    return main(["--image_path", str(picture), "--text", "on a beach", "--output_path", "out.png", *drawing, *flags])
+    return main(["--image_path", str(image), "--text", "on a beach", "--output_path", "out.png", *drawing, *flags])
 
 
 @pytest.mark.parametrize("preset", PROVIDERS)
@@ -71,28 +71,26 @@ def test_what_gets_no_answer_stays_as_it_is(
         assert enhance(agent, [image, image], ["refuse", "on a beach"]) == ["refuse", MERGED]
     assert "the prompt of job 1 was not enhanced" in caplog.text
     assert "job 2" not in caplog.text
-    assert server.counts["answered"] == 3, "one picture is captioned once"
+    assert server.counts["answered"] == 3, "one image is captioned once"
 
 
 def test_the_command_draws_from_the_enhanced_prompt_and_notes_both(
-    server: RehearsalServer, picture: Path, capsys: pytest.CaptureFixture[str]
+    server: RehearsalServer, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = ["local", "agents.vlm.provider.model=m", f"agents.vlm.provider.base_url={server.url}/v1"]
-    assert draw(picture, "--agents", *local) == 0
+    assert draw(image, "--agents", *local) == 0
     assert f"prompt: {MERGED}" in capsys.readouterr().out
     provenance = read_provenance(Path("out.png"))
     assert provenance is not None
     assert (provenance["prompt"], provenance["given_prompt"]) == (MERGED, "on a beach")
     asked = server.counts["asked"]
-    assert draw(picture, "--agents", *local, "--disable_gemini_prompt") == 0
+    assert draw(image, "--agents", *local, "--disable_gemini_prompt") == 0
     assert server.counts["asked"] == asked
 
 
-def test_a_dead_server_costs_the_enhancement_and_not_the_picture(
-    picture: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_dead_server_costs_the_enhancement_and_not_the_image(image: Path, caplog: pytest.LogCaptureFixture) -> None:
     nobody = ["agents.vlm.provider.base_url=http://127.0.0.1:9/v1", "agents.retries.attempts=1"]
-    assert draw(picture, "--agents", "local", "agents.vlm.provider.model=m", *nobody) == 0
+    assert draw(image, "--agents", "local", "agents.vlm.provider.model=m", *nobody) == 0
     assert "was not enhanced" in caplog.text
     provenance = read_provenance(Path("out.png"))
     assert provenance is not None

@@ -29,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(values).resize((90, 60)).save(tmp_path / "a.png")
     return tmp_path / "a.png"
@@ -40,9 +40,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "results" / "out.png"
 
 
-def command(picture: Path, out: Path, *more: str, text: str = "a hat") -> list[str]:
+def command(image: Path, out: Path, *more: str, text: str = "a hat") -> list[str]:
     return [
-        *("--image_path", str(picture), "--text", text, "--output_path", str(out)),
+        *("--image_path", str(image), "--text", text, "--output_path", str(out)),
         *("--steps", "2", "--seed", "7", "--device", "cpu", "--size", "32", *more),
     ]
 
@@ -57,13 +57,13 @@ def pixels(file: Path) -> np.ndarray[Any, Any]:
         return np.asarray(image)
 
 
-# --- Pictures.
+# --- Images.
 
 
 def test_an_image_and_a_text_are_enough(
-    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    image: Path, out: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert main(command(picture, out)) == 0
+    assert main(command(image, out)) == 0
     said = capsys.readouterr().out
     assert "using the shipped miniature" in said
     assert "(seed 7)" in said
@@ -75,9 +75,9 @@ def test_an_image_and_a_text_are_enough(
     assert "tiny-dsd" in provenance["model"]
 
 
-def test_the_official_command_line(picture: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_official_command_line(image: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--guidance", "3.5", "--i_guidance", "1.3", "--t_guidance", "2.0", "--disable_gemini_prompt"]
-    assert main([*official_flags(), *command(picture, out, *flags, text="a \nhat\r\n")]) == 0
+    assert main([*official_flags(), *command(image, out, *flags, text="a \nhat\r\n")]) == 0
     assert "going on with your prompt" not in caplog.text
     provenance = read_provenance(out)
     assert provenance is not None
@@ -85,9 +85,9 @@ def test_the_official_command_line(picture: Path, out: Path, caplog: pytest.LogC
     pipeline = TwoFramePipeline.load(
         GOLDEN / "tiny_flux_dev", OFFICIAL / "transformer", OFFICIAL / LORA_FILE, dtype=torch.float32, device="cpu"
     )
-    with Image.open(picture) as image:
+    with Image.open(image) as reference:
         expected = pipeline(
-            image,
+            reference,
             "a hat",
             image_guidance=1.3,
             text_guidance=2.0,
@@ -99,27 +99,27 @@ def test_the_official_command_line(picture: Path, out: Path, caplog: pytest.LogC
     assert np.abs(pixels(out).astype(int) - np.asarray(expected)).max() <= 1
 
 
-def test_several_pictures_count_their_seeds_up(picture: Path, out: Path) -> None:
-    assert main(command(picture, out, "--num_images", "5", "--no_metadata", "--disable_gemini_prompt")) == 0
+def test_several_images_count_their_seeds_up(image: Path, out: Path) -> None:
+    assert main(command(image, out, "--num_images", "5", "--no_metadata", "--disable_gemini_prompt")) == 0
     names = [out.with_stem(f"out_{number}") for number in range(1, 6)]
     assert all(name.is_file() for name in names)
     assert read_provenance(names[0]) is None
     single = out.with_name("single.png")
-    assert main([*command(picture, single), "--seed", "9"]) == 0
+    assert main([*command(image, single), "--seed", "9"]) == 0
     difference = pixels(single).astype(int) - pixels(names[2])
-    assert np.abs(difference).max() <= 1, "the third picture of seed 7 is that of seed 9, whatever the batch"
+    assert np.abs(difference).max() <= 1, "the third image of seed 7 is that of seed 9, whatever the batch"
 
 
-def test_a_drawn_seed_is_told_and_draws_the_same(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command(picture, out), "--seed", "-1"]) == 0
+def test_a_drawn_seed_is_told_and_draws_the_same(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(image, out), "--seed", "-1"]) == 0
     seed = capsys.readouterr().out.rpartition("(seed ")[2].split(")")[0]
     again = out.with_name("again.png")
-    assert main([*command(picture, again), "--seed", seed]) == 0
+    assert main([*command(image, again), "--seed", seed]) == 0
     assert np.abs(pixels(out).astype(int) - pixels(again)).max() <= 1
 
 
-def test_a_sheet_of_guidances_from_one_noise(picture: Path, out: Path) -> None:
-    assert main(command(picture, out, "--sheet", "1,1.5/1,2,3", "--disable_gemini_prompt")) == 0
+def test_a_sheet_of_guidances_from_one_noise(image: Path, out: Path) -> None:
+    assert main(command(image, out, "--sheet", "1,1.5/1,2,3", "--disable_gemini_prompt")) == 0
     sheet = pixels(out)
     assert sheet.shape[1] > 4 * 32
     assert sheet.shape[0] > 2 * 32
@@ -127,12 +127,12 @@ def test_a_sheet_of_guidances_from_one_noise(picture: Path, out: Path) -> None:
     assert provenance is not None
     assert provenance["text_guidance"] == [1, 2, 3]
     single = out.with_name("single.png")
-    assert main(command(picture, single)) == 0
+    assert main(command(image, single)) == 0
     corner = sheet[30:62, 14 + 64 + 8 : 14 + 64 + 8 + 32]
-    assert np.abs(corner.astype(int) - pixels(single)).max() <= 1, "the first cell is the picture without guidance"
+    assert np.abs(corner.astype(int) - pixels(single)).max() <= 1, "the first cell is the image without guidance"
 
 
-def test_jobs_are_done_once(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_are_done_once(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "jobs.csv"
     table.write_text("image_path,text,output_path,seed,steps\na.png,a hat,x/1.png,3,\na.png,a coat,x/2.png,,1\n")
     flags = ["--jobs", str(table), "--steps", "2", "--size", "32", "--device", "cpu", "--disable_gemini_prompt"]
@@ -180,25 +180,25 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
     return said
 
 
-def test_a_missing_picture(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(command(picture.with_name("b.png"), out), capsys)
+def test_a_missing_image(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(command(image.with_name("b.png"), out), capsys)
     assert "b.png: there is no such file" in said
 
 
-@pytest.mark.parametrize("content", [b"no picture", b""])
-def test_a_picture_that_is_none(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
-    picture.write_bytes(content)
-    assert f"cannot decode {picture}" in refused(command(picture, out), capsys)
+@pytest.mark.parametrize("content", [b"no image", b""])
+def test_an_image_that_is_none(image: Path, out: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    image.write_bytes(content)
+    assert f"cannot decode {image}" in refused(command(image, out), capsys)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("flag", ["--model_path", "--run"])
-def test_a_missing_model(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
-    assert f"{flag} nowhere: there is no such file" in refused(command(picture, out, flag, "nowhere"), capsys)
+def test_a_missing_model(image: Path, out: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert f"{flag} nowhere: there is no such file" in refused(command(image, out, flag, "nowhere"), capsys)
 
 
-def test_a_run_that_is_none(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no run folder" in refused(command(picture, out, "--run", str(picture.parent)), capsys)
+def test_a_run_that_is_none(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no run folder" in refused(command(image, out, "--run", str(image.parent)), capsys)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_a_run_that_is_none(picture: Path, out: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_a_lora_that_matches_nothing(
-    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], rename: Callable[[str], str], message: str
+    image: Path, out: Path, capsys: pytest.CaptureFixture[str], rename: Callable[[str], str], message: str
 ) -> None:
-    file = picture.with_name(LORA_FILE)
+    file = image.with_name(LORA_FILE)
     save_file({rename(name): value for name, value in load_file(OFFICIAL / LORA_FILE).items()}, file)
-    assert message in refused([*official_flags(lora=file), *command(picture, out)], capsys)
+    assert message in refused([*official_flags(lora=file), *command(image, out)], capsys)
     assert not out.exists()
 
 
@@ -222,23 +222,23 @@ def test_a_lora_that_matches_nothing(
     [("c_embedder", "condition_embedder", "condition_embedder"), ("proj_out.bias", "proj_out.b", "proj_out.b")],
 )
 def test_official_weights_with_renamed_keys(
-    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+    image: Path, out: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
 ) -> None:
-    folder = picture.with_name("transformer")
+    folder = image.with_name("transformer")
     shutil.copytree(OFFICIAL / "transformer", folder)
     tensors = {name.replace(old, new): value for name, value in load_file(folder / WEIGHTS).items()}
     save_file(tensors, folder / WEIGHTS)
-    said = refused([*official_flags(transformer=folder), *command(picture, out)], capsys)
+    said = refused([*official_flags(transformer=folder), *command(image, out)], capsys)
     assert message in said
     assert "does not have" in said
 
 
-def test_official_weights_with_missing_keys(picture: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = picture.with_name("transformer")
+def test_official_weights_with_missing_keys(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image.with_name("transformer")
     shutil.copytree(OFFICIAL / "transformer", folder)
     tensors = load_file(folder / WEIGHTS)
     save_file({name: value for name, value in tensors.items() if name != "c_embedder.weight"}, folder / WEIGHTS)
-    said = refused([*official_flags(transformer=folder), *command(picture, out)], capsys)
+    said = refused([*official_flags(transformer=folder), *command(image, out)], capsys)
     assert "lacks 1" in said
     assert "c_embedder.weight" in said
     assert not out.exists()
@@ -246,7 +246,7 @@ def test_official_weights_with_missing_keys(picture: Path, out: Path, capsys: py
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_no_memory(
-    picture: Path,
+    image: Path,
     out: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -256,24 +256,24 @@ def test_no_memory(
         raise error
 
     monkeypatch.setattr(TwoFramePipeline, "__call__", exhausted)
-    said = refused(command(picture, out), capsys, NO_MEMORY)
+    said = refused(command(image, out), capsys, NO_MEMORY)
     assert all(flag in said for flag in ("--model_offload", "--sequential_offload", "--quantize", "--size"))
 
 
-def test_ctrl_c(picture: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c(image: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TwoFramePipeline, "__call__", interrupted)
-    assert "stopped" in refused(command(picture, out), capsys, INTERRUPTED)
+    assert "stopped" in refused(command(image, out), capsys, INTERRUPTED)
     assert not list(out.parent.glob("*")), "nothing half-written"
 
 
 @pytest.mark.parametrize("flag", ["--model_offload", "--sequential_offload"])
 def test_offload_without_a_gpu_is_a_warning(
-    picture: Path, out: Path, caplog: pytest.LogCaptureFixture, flag: str
+    image: Path, out: Path, caplog: pytest.LogCaptureFixture, flag: str
 ) -> None:
-    assert main(command(picture, out, flag)) == 0
+    assert main(command(image, out, flag)) == 0
     assert "needs a GPU" in caplog.text
     assert out.is_file()
 
@@ -299,22 +299,22 @@ def test_offload_without_a_gpu_is_a_warning(
     ],
 )
 def test_flags_that_make_no_sense(
-    picture: Path, out: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+    image: Path, out: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert message in refused([*command(picture, out), *flags], capsys)
+    assert message in refused([*command(image, out), *flags], capsys)
 
 
-def test_a_picture_and_a_text_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_and_a_text_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert "give --image_path and --text" in refused([], capsys)
 
 
-def test_a_programming_error_keeps_its_traceback(picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_programming_error_keeps_its_traceback(image: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(TwoFramePipeline, "__call__", broken)
     with pytest.raises(ZeroDivisionError):
-        main(command(picture, out))
+        main(command(image, out))
 
 
 def test_every_official_flag_is_known() -> None:
@@ -326,8 +326,8 @@ def test_every_official_flag_is_known() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_itself(picture: Path, out: Path) -> None:
-    done: subprocess.CompletedProcess[str] = run(*command(picture, out), module=("generate.py",))
+def test_the_command_itself(image: Path, out: Path) -> None:
+    done: subprocess.CompletedProcess[str] = run(*command(image, out), module=("generate.py",))
     assert done.returncode == 0, done.stderr
     assert json.dumps(read_provenance(out))
     missing = run(*command(out.with_name("none.png"), out), module=("generate.py",))

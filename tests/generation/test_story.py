@@ -31,7 +31,7 @@ def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(values).resize((90, 60)).save(tmp_path / "a.png")
     return tmp_path / "a.png"
@@ -52,15 +52,15 @@ def times() -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in Path("story/panels").iterdir()}
 
 
-def test_a_page_from_one_picture_and_only_what_was_edited_is_drawn_again(
-    picture: Path, capsys: pytest.CaptureFixture[str]
+def test_a_page_from_one_image_and_only_what_was_edited_is_drawn_again(
+    image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tell("--image", str(picture), "--idea", "Out", "--panels", "3", "--seed", "5") == 0
+    assert tell("--image", str(image), "--idea", "Out", "--panels", "3", "--seed", "5") == 0
     story = read_story(Path("story/story.json"))
     assert [panel.seed for panel in story.panels] == [5, 6, 7]
     assert all(panel.prompt.startswith("this character, ") for panel in story.panels[1:])
     before, page = times(), Path("story/page.png").read_bytes()
-    assert sorted(before) == ["02.png", "03.png"], "the first panel is the given picture"
+    assert sorted(before) == ["02.png", "03.png"], "the first panel is the given image"
 
     edit(lambda content: content["panels"][2].update(prompt="this character, small", caption="The end."))
     assert tell() == 0
@@ -69,9 +69,9 @@ def test_a_page_from_one_picture_and_only_what_was_edited_is_drawn_again(
     assert Path("story/page.png").read_bytes() != page
 
     capsys.readouterr()
-    picture.write_bytes(b"")
-    Image.new("RGB", (50, 50)).save(picture)
-    assert tell("--image", str(picture)) == REFUSED
+    image.write_bytes(b"")
+    Image.new("RGB", (50, 50)).save(image)
+    assert tell("--image", str(image)) == REFUSED
     assert "has another first panel" in capsys.readouterr().err
     assert tell("--panels", "4") == REFUSED
     assert "tells a story of 3" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_page_from_one_picture_and_only_what_was_edited_is_drawn_again(
 
 def conversation(asked: Asked) -> str:
     """Answer the three turns; the second and third say what they were told before."""
-    if asked.pictures and len(asked.turns) == 1:
+    if asked.images and len(asked.turns) == 1:
         return "a knight"
     said = [text for role, text in asked.turns if role == "assistant"]
     if len(said) == 1:
@@ -95,9 +95,9 @@ def agents() -> Iterator[list[str]]:
 
 
 def test_a_language_model_tells_it_in_three_steps_and_follows_edits(
-    picture: Path, agents: list[str], capsys: pytest.CaptureFixture[str]
+    image: Path, agents: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = ["--image", str(picture), "--panels", "3", *agents]
+    start = ["--image", str(image), "--panels", "3", *agents]
     assert tell(*start, "--stop_after", "character") == 0
     assert read_story(Path("story/story.json")).character == "a knight"
     assert "go on with the same command" in capsys.readouterr().out
@@ -112,19 +112,19 @@ def test_a_language_model_tells_it_in_three_steps_and_follows_edits(
 
 
 def test_answers_of_the_wrong_form_are_asked_for_again_and_then_refused(
-    picture: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RehearsalServer(lambda asked: "a knight" if asked.pictures and len(asked.turns) == 1 else '["one"]') as server:
+    with RehearsalServer(lambda asked: "a knight" if asked.images and len(asked.turns) == 1 else '["one"]') as server:
         agents = ["--agents", "local", "agents.vlm.provider.model=m", f"agents.vlm.provider.base_url={server.url}/v1"]
-        assert tell("--image", str(picture), "--panels", "3", *agents) == REFUSED
+        assert tell("--image", str(image), "--panels", "3", *agents) == REFUSED
         assert server.counts["answered"] == 4
     assert "no usable answer in 3 attempts (1 panels instead of 3)" in capsys.readouterr().err
 
 
 def test_without_a_key_other_models_get_a_file_to_fill_in(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--image", str(picture), "--panels", "2", "--run", str(tmp_path)]
+    flags = ["--image", str(image), "--panels", "2", "--run", str(tmp_path)]
     assert tell(*flags) == REFUSED
     assert "write captions and prompts into story/story.json" in capsys.readouterr().err
     assert tell(*flags) == REFUSED
@@ -183,7 +183,7 @@ def test_a_broken_file_is_refused_by_entry(tmp_path: Path, change: dict[str, Any
     ],
 )
 def test_flags_that_make_no_sense(
-    picture: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+    image: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert tell(*flags) == REFUSED
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Do picture files become the right pixels, whatever their mode, orientation and size?"""
+"""Do image files become the right pixels, whatever their mode, orientation and size?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 from skimage import data
 
 from dsd_lightning.images.pixels import (
-    PictureError,
+    ImageError,
     bucket_for,
-    load_picture,
+    load_image,
     load_rgb,
     shrink,
     stored_format,
@@ -35,7 +35,7 @@ def astronaut() -> Image.Image:
     return Image.fromarray(data.astronaut())  # 512 x 512
 
 
-def test_a_picture_of_the_right_size_passes_both_ways_exactly(astronaut: Image.Image) -> None:
+def test_an_image_of_the_right_size_passes_both_ways_exactly(astronaut: Image.Image) -> None:
     pixels = to_pixels(astronaut, 512, 512)
     assert (pixels.shape, pixels.dtype) == ((3, 512, 512), torch.float32)
     assert (pixels.min(), pixels.max()) == (-1, 1)
@@ -95,12 +95,12 @@ def test_sixteen_bit_gray_is_scaled_not_cut_off(file_format: str) -> None:
 
 @pytest.fixture
 def ramp() -> Image.Image:
-    """Return a gray picture that uses most of its 16 bits, in neighbours that 8 bits could not tell apart."""
+    """Return a gray image that uses most of its 16 bits, in neighbours that 8 bits could not tell apart."""
     return Image.fromarray((np.arange(96 * 128, dtype=np.uint32).reshape(96, 128) * 5).astype(np.uint16))
 
 
 def test_sixteen_bits_keep_their_precision_from_file_to_pixels_and_back(ramp: Image.Image) -> None:
-    loaded = load_picture(encoded(ramp))
+    loaded = load_image(encoded(ramp))
     assert loaded.mode == "I;16"
     pixels = to_pixels(loaded, 96, 128)
     assert pixels.dtype == torch.float32
@@ -111,11 +111,11 @@ def test_sixteen_bits_keep_their_precision_from_file_to_pixels_and_back(ramp: Im
     np.testing.assert_array_equal(np.asarray(to_gray16(pixels)), np.asarray(ramp))
 
 
-def test_sixteen_and_eight_bits_of_one_picture_give_the_same_pixels() -> None:
+def test_sixteen_and_eight_bits_of_one_image_give_the_same_pixels() -> None:
     narrow = Image.fromarray(data.camera())
     wide = Image.fromarray(data.camera().astype(np.uint16) * 257)
     for crop in ((0.5, 0.5), (0.0, 1.0)):
-        one, other = (to_pixels(picture, 64, 80, crop=crop) for picture in (narrow, wide))
+        one, other = (to_pixels(image, 64, 80, crop=crop) for image in (narrow, wide))
         # 8 bits are rounded, and clipped where resampling overshoots, first across and then down.
         assert (one - other).abs().max() <= 4 / 127.5
         assert (one - other).abs().mean() <= 0.5 / 127.5
@@ -126,8 +126,8 @@ def test_sixteen_and_eight_bits_of_one_picture_give_the_same_pixels() -> None:
 def test_sixteen_bit_files_are_stored_as_they_are_and_colours_are_no_gray(ramp: Image.Image) -> None:
     assert stored_format(encoded(ramp)) == "png"
     assert stored_format(encoded(ramp, "TIFF")) is None
-    assert load_picture(encoded(ramp, "TIFF")).mode == "I;16"
-    assert load_picture(encoded(Image.fromarray(data.camera()))).mode == "RGB"
+    assert load_image(encoded(ramp, "TIFF")).mode == "I;16"
+    assert load_image(encoded(Image.fromarray(data.camera()))).mode == "RGB"
     with pytest.raises(ValueError, match="channels differ"):
         to_gray16(to_pixels(Image.fromarray(data.astronaut()), 64, 64))
 
@@ -145,13 +145,13 @@ def test_exif_orientation_is_applied(astronaut: Image.Image) -> None:
     np.testing.assert_array_equal(np.asarray(turned), np.rot90(data.astronaut()[:200, :300], -1))
 
 
-def test_what_is_no_whole_picture_is_refused(astronaut: Image.Image, tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="5 bytes"):
+def test_what_is_no_whole_image_is_refused(astronaut: Image.Image, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="5 bytes"):
         load_rgb(b"hello")
     for file_format in ("PNG", "JPEG", "WEBP"):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             load_rgb(encoded(astronaut.resize((99, 99)), file_format)[:2000])
-    with pytest.raises(PictureError, match="no defined range"):
+    with pytest.raises(ImageError, match="no defined range"):
         load_rgb(encoded(Image.new("F", (4, 4)), "TIFF"))
     with pytest.raises(FileNotFoundError):
         load_rgb(tmp_path / "absent.png")

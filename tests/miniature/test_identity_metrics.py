@@ -1,4 +1,4 @@
-"""Do the miniature's figures measure what they say? Laws, on rendered truths put out of order."""
+"""Do the miniature's metrics measure what they say? Laws, on rendered truths put out of order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out samples with their pictures."""
+    """Held-out samples with their images."""
 
     facts: list[dict[str, list[int]]]
     keys: list[str]
@@ -37,7 +37,7 @@ class Held:
 
 
 def pixels(scene: Scene) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(render(scene).picture.transpose(2, 0, 1))) * 2 - 1
+    return torch.from_numpy(np.ascontiguousarray(render(scene).image.transpose(2, 0, 1))) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def held() -> Held:
     return Held(facts, keys, torch.stack(truths), torch.stack(references), torch.stack(others))
 
 
-def accuracy(kind: type[Metric], pictures: Tensor, held: Held) -> float:
+def accuracy(kind: type[Metric], images: Tensor, held: Held) -> float:
     metric = kind()
-    metric.update(pictures, held.facts, held.keys)
+    metric.update(images, held.facts, held.keys)
     return float(metric.compute())
 
 
@@ -120,7 +120,7 @@ def test_another_identity_scores_about_chance(held: Held) -> None:
     assert accuracy(IdentityAccuracy, held.others, held) <= 0.15
 
 
-def test_a_picture_that_tells_nothing_scores_about_chance(held: Held) -> None:
+def test_an_image_that_tells_nothing_scores_about_chance(held: Held) -> None:
     gray = torch.zeros_like(held.truths)
     assert accuracy(IdentityAccuracy, gray, held) <= 0.2
     assert accuracy(PromptAccuracy, gray, held) <= 0.2
@@ -134,17 +134,17 @@ def test_the_pasted_reference_is_called_a_copy(held: Held) -> None:
 
 
 def test_copy_paste_grows_with_the_share_of_the_reference(held: Held) -> None:
-    figures = []
+    metrics = []
     for share in (0.0, 0.25, 0.5, 1.0):
         metric = CopyPaste()
         metric.update(held.truths.lerp(held.references, share), held.truths, held.references)
-        figures.append(float(metric.compute()))
-    assert figures == sorted(figures)
-    assert figures[0] == pytest.approx(0, abs=1e-6)
+        metrics.append(float(metric.compute()))
+    assert metrics == sorted(metrics)
+    assert metrics[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_errors_name_the_attribute_that_is_wrong(held: Held) -> None:
-    """The picture is the candidate that wears something else; every error must be about the accessory."""
+    """The image is the candidate that wears something else; every error must be about the accessory."""
     metric, wrong, count = IdentityAccuracy(), [], 0
     for fact, key in zip(held.facts, held.keys, strict=True):
         truth = Scene(Identity(*fact["identity"]), Context(*fact["target"]))
@@ -160,7 +160,7 @@ def test_errors_name_the_attribute_that_is_wrong(held: Held) -> None:
     assert float(metric.compute()) == pytest.approx(1 - count / SAMPLES)
 
 
-def test_figures_do_not_depend_on_the_batches(held: Held) -> None:
+def test_metrics_do_not_depend_on_the_batches(held: Held) -> None:
     whole, parts = PromptAccuracy(), PromptAccuracy()
     whole.update(held.others, held.facts, held.keys)
     for start in range(0, SAMPLES, 24):
@@ -171,16 +171,19 @@ def test_figures_do_not_depend_on_the_batches(held: Held) -> None:
     assert whole.errors_by_attribute() == parts.errors_by_attribute()
 
 
-def test_pictures_of_another_size_are_refused(held: Held) -> None:
+def test_images_of_another_size_are_refused(held: Held) -> None:
     with pytest.raises(ValueError, match=r"32 x 32 .* 64 x 64"):
         IdentityAccuracy().update(held.truths[:, :, ::2, ::2], held.facts, held.keys)
 
 
 def test_reference_psnr_is_the_textbook_formula(held: Held) -> None:
-    metric, redrawn = ReferencePSNR(), (held.references + 0.05 * normal(held.references.shape, "psnr")).clamp(-1, 1)
+    metric, reconstructed = (
+        ReferencePSNR(),
+        (held.references + 0.05 * normal(held.references.shape, "psnr")).clamp(-1, 1),
+    )
     for chosen in (slice(0, 10), slice(10, SAMPLES)):
-        metric.update(redrawn[chosen], held.references[chosen])
-    error = float(((redrawn - held.references).double() ** 2).mean())
+        metric.update(reconstructed[chosen], held.references[chosen])
+    error = float(((reconstructed - held.references).double() ** 2).mean())
     assert float(metric.compute()) == pytest.approx(10 * math.log10(4 / error), abs=1e-3)
 
 

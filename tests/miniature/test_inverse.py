@@ -1,4 +1,4 @@
-"""Does the search for a picture's identity find the one that was rendered?"""
+"""Does the search for an image's identity find the one that was rendered?"""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dsd_lightning.miniature.world import (
 from dsd_lightning.randomness import normal, numpy_generator
 
 
-def _picture(scene: Scene, noise: float, key: int):
-    clean = render(scene).picture.transpose(2, 0, 1) * 2 - 1
+def _image(scene: Scene, noise: float, key: int):
+    clean = render(scene).image.transpose(2, 0, 1) * 2 - 1
     return (clean + noise * normal(clean.shape, "inverse", key).numpy()).astype("float32")
 
 
 def test_the_rendered_identity_is_found_under_slight_noise():
     rng = numpy_generator("inverse")
     scenes = [Scene(draw_identity(rng, None), draw_context(rng)) for _ in range(10)]
-    found = [infer_identity(_picture(scene, 0.05, i), scene.context) for i, scene in enumerate(scenes)]
+    found = [infer_identity(_image(scene, 0.05, i), scene.context) for i, scene in enumerate(scenes)]
     assert sum(one == scene.identity for one, scene in zip(found, scenes, strict=True)) >= 9
 
 
@@ -32,10 +32,10 @@ def test_told_attributes_are_all_right_for_the_truth_and_name_a_single_change():
     rng = numpy_generator("told")
     for index in range(3):
         scene = Scene(draw_identity(rng, None), draw_context(rng))
-        assert all(told_attributes(_picture(scene, 0.02, index), scene).values())
+        assert all(told_attributes(_image(scene, 0.02, index), scene).values())
         for name in ("shape", "color", "accessory", "face"):
             other = Scene(change_identity(scene.identity, name, rng), scene.context)
-            assert not told_attributes(_picture(other, 0.02, index), scene)[name]
+            assert not told_attributes(_image(other, 0.02, index), scene)[name]
         other = Scene(scene.identity, change_context(scene.context, "place", rng))
-        assert not told_attributes(_picture(other, 0.02, index), scene)["place"]
-    assert set(told_attributes(_picture(scene, 0.0, 0), scene)) == {*Identity.vocabulary, *Context.vocabulary}
+        assert not told_attributes(_image(other, 0.02, index), scene)["place"]
+    assert set(told_attributes(_image(scene, 0.0, 0), scene)) == {*Identity.vocabulary, *Context.vocabulary}

@@ -58,9 +58,9 @@ def test_drawn_identities_keep_to_their_side():
 def test_rendering_is_deterministic_and_in_range():
     for scene in scenes(5, "deterministic"):
         one, two = render(scene), render(scene)
-        assert np.array_equal(one.picture, two.picture)
-        assert one.picture.dtype == np.float32
-        for field in (one.picture, one.mask, one.depth):
+        assert np.array_equal(one.image, two.image)
+        assert one.image.dtype == np.float32
+        for field in (one.image, one.mask, one.depth):
             assert field.min() >= 0
             assert field.max() <= 1
         assert one.depth.min() > 0
@@ -77,7 +77,7 @@ def test_every_attribute_of_an_identity_can_be_seen(name: str):
     for scene in scenes(10, "visible"):
         other = Scene(change_identity(scene.identity, name, rng), scene.context)
         assert scene.identity.differing(other.identity) == [name]
-        assert np.abs(render(scene).picture - render(other).picture).max() > 0.1
+        assert np.abs(render(scene).image - render(other).image).max() > 0.1
 
 
 @pytest.mark.parametrize("name", list(Context.vocabulary))
@@ -85,17 +85,17 @@ def test_every_attribute_of_a_context_can_be_seen(name: str):
     rng = numpy_generator("visible", name)
     for scene in scenes(10, "visible"):
         other = Scene(scene.identity, change_context(scene.context, name, rng))
-        assert np.abs(render(scene).picture - render(other).picture).max() > 0.05
+        assert np.abs(render(scene).image - render(other).image).max() > 0.05
 
 
-def test_light_changes_the_picture_and_neither_mask_nor_depth():
+def test_light_changes_the_image_and_neither_mask_nor_depth():
     rng = numpy_generator("light")
     for scene in scenes(5, "light"):
         relit = Scene(scene.identity, change_context(scene.context, "light_direction", rng))
         one, two = render(scene), render(relit)
         assert np.array_equal(one.mask, two.mask)
         assert np.array_equal(one.depth, two.depth)
-        assert np.abs(one.picture - two.picture).mean() > 0.01
+        assert np.abs(one.image - two.image).mean() > 0.01
 
 
 def test_the_character_stands_in_front_of_the_background():

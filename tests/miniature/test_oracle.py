@@ -1,4 +1,4 @@
-"""How often is the oracle wrong? On rendered, noised and blurred pictures, whose truth is known."""
+"""How often is the oracle wrong? On rendered, noised and blurred images, whose truth is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_lightning.miniature.world import Scene, change_identity, draw_context, 
 from dsd_lightning.randomness import numpy_generator
 
 NOISED, BLURRED = 2, 6
-"""Pairs with noise, and pictures that are blurred as painted ones are."""
+"""Pairs with noise, and images that are blurred as generated ones are."""
 
 NOISE = 0.06
 """Standard deviation on the [0, 1] scale."""
@@ -37,19 +37,19 @@ def test_planes_are_the_renderer_before_it_clips() -> None:
     unclipped = 0
     for index in range(40):
         shown = scene(index)
-        picture = render(shown).picture
+        image = render(shown).image
         layout, color = planes.layout_of(shown), coloring(shown)
         assert planes.scene_of(layout, color) == shown
-        distance = planes.distances(planes.pooled(picture), layout)[color]
-        if picture.max() < 1:
+        distance = planes.distances(planes.pooled(image), layout)[color]
+        if image.max() < 1:
             unclipped += 1
             assert distance < 2e-3
         assert distance < 0.12
     assert unclipped >= 5
 
 
-def blurred(picture: np.ndarray, deviation: float) -> np.ndarray:
-    image = Image.fromarray((picture * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(deviation))
+def blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    image = Image.fromarray((values * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(deviation))
     return np.asarray(image, dtype=np.float32) / 255
 
 
@@ -65,7 +65,7 @@ def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
             who = change_identity(who, names[int(rng.integers(0, len(names)))], rng)
         other = Scene(who, draw_context(rng))
         seen = [
-            oracle.see((render(each).picture + rng.normal(0, NOISE, (64, 64, 3))).clip(0, 1)) for each in (one, other)
+            oracle.see((render(each).image + rng.normal(0, NOISE, (64, 64, 3))).clip(0, 1)) for each in (one, other)
         ]
         said = oracle.same_identity(*seen)
         ambiguous += said == "ambiguous"
@@ -75,11 +75,9 @@ def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
 
 
 @pytest.mark.slow
-def test_of_blurred_pictures_it_is_right_or_cannot_tell() -> None:
+def test_of_blurred_images_it_is_right_or_cannot_tell() -> None:
     shown = [scene(2000 + index) for index in range(BLURRED)]
-    seen = [
-        oracle.see(blurred(render(each).picture, 0.75 + 1.25 * index / BLURRED)) for index, each in enumerate(shown)
-    ]
+    seen = [oracle.see(blurred(render(each).image, 0.75 + 1.25 * index / BLURRED)) for index, each in enumerate(shown)]
     told = [at.scene.identity == truth.identity for at, truth in zip(seen, shown, strict=True) if not at.ambiguous]
     assert all(told)
     assert BLURRED // 3 <= len(told) < BLURRED
@@ -90,6 +88,6 @@ def test_of_blurred_pictures_it_is_right_or_cannot_tell() -> None:
     assert all(oracle.same_identity(each, each) != "no" for each in seen)
 
 
-def test_what_is_no_picture_of_this_world_is_ambiguous() -> None:
-    noise = numpy_generator("no picture").random((64, 64, 3))
+def test_what_is_no_image_of_this_world_is_ambiguous() -> None:
+    noise = numpy_generator("no image").random((64, 64, 3))
     assert oracle.see(noise).ambiguous

@@ -33,14 +33,14 @@ from dsd_lightning.randomness import numpy_generator
 
 
 def jpeg(scene: Scene, side: int = 512) -> bytes:
-    """Return a scene's picture as a judge gets it."""
-    values: NDArray[np.uint8] = np.round(render(scene).picture * 255).astype(np.uint8)
+    """Return a scene's image as a judge gets it."""
+    values: NDArray[np.uint8] = np.round(render(scene).image * 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def test_scenes_are_told_from_pictures_as_a_judge_gets_them() -> None:
+def test_scenes_are_told_from_images_as_a_judge_gets_them() -> None:
     rng = numpy_generator("test", "scenes")
     wrong = 0
     for _ in range(12):
@@ -49,7 +49,7 @@ def test_scenes_are_told_from_pictures_as_a_judge_gets_them() -> None:
     assert wrong <= 1
 
 
-def test_an_empty_picture_shows_no_character() -> None:
+def test_an_empty_image_shows_no_character() -> None:
     assert infer_scene(np.full((3, 64, 64), 0.3, dtype=np.float32)) is None
 
 
@@ -72,7 +72,7 @@ RUBRICS = Rubrics()
 
 
 def scores(generated: bytes) -> dict[str, int]:
-    """Return the offline judge's scores of a picture for ASKED, of the subject of REFERENCE."""
+    """Return the offline judge's scores of an image for ASKED, of the subject of REFERENCE."""
     reference = jpeg(REFERENCE)
     case = Case(Subject("a", "animal", Path("a.jpg"), ()), Prompt(0, TEXT, "prompt"))
     shown = {
@@ -82,8 +82,8 @@ def scores(generated: bytes) -> dict[str, int]:
         "debiased_pf": (TEXT, [generated, reference]),
     }
     return {
-        measure: int(reply(RUBRICS.of(measure, case).text, text, pictures)[-1])
-        for measure, (text, pictures) in shown.items()
+        measure: int(reply(RUBRICS.of(measure, case).text, text, images)[-1])
+        for measure, (text, images) in shown.items()
     }
 
 
@@ -157,7 +157,7 @@ def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -
     assert [parts[0].batches[0], parts[1].batches[0]] == whole.batches[:2]
     for name in ("broken", "parts"):
         for case in cases:
-            one, other = (Samples(tmp_path / each).picture(case) for each in ("whole", name))
+            one, other = (Samples(tmp_path / each).image(case) for each in ("whole", name))
             assert one is not None
             assert other is not None
             assert one.read_bytes() == other.read_bytes()
@@ -166,10 +166,10 @@ def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -
 
 
 def evaluate(*arguments: str) -> str:
-    """Run a verb in this process and return what it tells the user."""
+    """Run a command in this process and return what it tells the user."""
     line = ["evaluate.py", *arguments]
-    verb = taken_from(line)
-    return verb.run(compose_train(Path("run"), *line[1:], name=verb.config))
+    command = taken_from(line)
+    return command.run(compose_train(Path("run"), *line[1:], name=command.config))
 
 
 @pytest.mark.slow

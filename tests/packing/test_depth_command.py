@@ -17,7 +17,7 @@ from support.commands import ROOT, SOURCE, command, compose_train, environment, 
 from transformers import AutoImageProcessor, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from dsd_lightning.cli.errors import message_for_user
-from dsd_lightning.images.pixels import PictureError, load_picture, to_pixels
+from dsd_lightning.images.pixels import ImageError, load_image, to_pixels
 from dsd_lightning.packing.candidates import PackingError
 from dsd_lightning.packing.depth import DepthEstimator, DepthMaps, normalised
 from dsd_lightning.packing.depth_command import write_depth
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-        # Its last activation cuts negative values off; a picture should not become all zeros.
+        # Its last activation cuts negative values off; an image should not become all zeros.
         network.head.conv3.bias.fill_(6.0)
         network.save_pretrained(folder)
     preprocessing = {
@@ -82,8 +82,8 @@ def photograph(name: str, long_side: int = 120) -> Image.Image:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in NAMES:
         photograph(name).save(folder / f"{name}.png")
@@ -107,8 +107,8 @@ def refusal(model: Path, source: Path, out: Path, *overrides: str) -> str:
 # --- What is made.
 
 
-def test_photographs_become_depth_pairs(model: Path, pictures: Path, tmp_path: Path) -> None:
-    shards = PairShards(write(model, pictures, tmp_path / "out"), task="depth", require_reference=True)
+def test_photographs_become_depth_pairs(model: Path, images: Path, tmp_path: Path) -> None:
+    shards = PairShards(write(model, images, tmp_path / "out"), task="depth", require_reference=True)
     assert sorted(shards.keys) == sorted(NAMES)
     estimator = DepthEstimator(str(model), device="cpu")
     for pair in shards:
@@ -128,20 +128,20 @@ def test_photographs_become_depth_pairs(model: Path, pictures: Path, tmp_path: P
 
 
 def test_the_estimate_is_what_the_model_says_near_is_bright(model: Path) -> None:
-    picture = photograph("coffee")
+    image = photograph("coffee")
     network = DepthAnythingForDepthEstimation.from_pretrained(model).eval()
     processor = AutoImageProcessor.from_pretrained(model)
     with torch.inference_mode():
-        said = network(**processor(images=picture, return_tensors="pt")).predicted_depth
-        size = (picture.height, picture.width)
+        said = network(**processor(images=image, return_tensors="pt")).predicted_depth
+        size = (image.height, image.width)
         said = torch.nn.functional.interpolate(said[:, None], size=size, mode="bicubic")[0, 0].numpy()
     expected = (said - said.min()) / (said.max() - said.min())
     large, small = (DepthEstimator(str(model), device="cpu", near_is=near) for near in ("large", "small"))
-    np.testing.assert_allclose(np.asarray(large(picture)) / 65535, expected, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(large(image)) / 65535, expected, atol=1e-3)
     assert DepthEstimator(str(model), device="cpu").near_is == "large"
     # Distances are inverted: what was brightest is darkest.
     assert said.min() > 0
-    assert np.asarray(small(picture)).flat[said.argmax()] == 0
+    assert np.asarray(small(image)).flat[said.argmax()] == 0
     assert large.fingerprint() != small.fingerprint()
 
 
@@ -149,15 +149,15 @@ def test_maps_are_stretched_from_black_to_white_and_a_flat_one_is_black() -> Non
     values = np.asarray([[3.0, 5.0], [4.0, 3.5]], dtype=np.float32)
     np.testing.assert_array_equal(np.asarray(normalised(values)), [[0, 65535], [32768, 16384]])
     assert not np.asarray(normalised(np.full((2, 2), 7.0, dtype=np.float32))).any()
-    with pytest.raises(PictureError, match="not finite"):
+    with pytest.raises(ImageError, match="not finite"):
         normalised(np.asarray([[1.0, np.nan]], dtype=np.float32))
 
 
 def test_targets_of_pair_shards_get_maps_too(model: Path, tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "identity", task="identity", resolution=None) as writer:
         for number, name in enumerate(NAMES):
-            picture = photograph(name)
-            writer.write(f"{name}-{number}", picture.rotate(180), picture, f"a {name}", "turn it", {"from": name})
+            image = photograph(name)
+            writer.write(f"{name}-{number}", image.rotate(180), image, f"a {name}", "turn it", {"from": name})
     shards = PairShards(write(model, tmp_path / "identity", tmp_path / "out"), task="depth", require_reference=True)
     assert shards.keys == PairShards(tmp_path / "identity").keys
     for pair in shards:
@@ -167,8 +167,8 @@ def test_targets_of_pair_shards_get_maps_too(model: Path, tmp_path: Path) -> Non
         assert pair.provenance == {"from": name, "source": pair.key, "depth_model": str(model)}
 
 
-def test_resolution_shrinks_both_pictures_alike(model: Path, pictures: Path, tmp_path: Path) -> None:
-    for pair in PairShards(write(model, pictures, tmp_path / "out", "resolution=64")):
+def test_resolution_shrinks_both_images_alike(model: Path, images: Path, tmp_path: Path) -> None:
+    for pair in PairShards(write(model, images, tmp_path / "out", "resolution=64")):
         assert pair.reference is not None
         assert pair.reference.mode == "I;16"
         assert pair.reference.size == pair.target.size
@@ -176,12 +176,12 @@ def test_resolution_shrinks_both_pictures_alike(model: Path, pictures: Path, tmp
 
 
 @pytest.mark.slow
-def test_depth_pairs_of_photographs_train(model: Path, pictures: Path, tiny_base: Path, tmp_path: Path) -> None:
-    out = write(model, pictures, tmp_path / "out")
+def test_depth_pairs_of_photographs_train(model: Path, images: Path, tiny_base: Path, tmp_path: Path) -> None:
+    out = write(model, images, tmp_path / "out")
     overrides = ["task=depth", "data=shards", f"data.root={out}", f"{SOURCE}.workers=0", "trainer.max_steps=2"]
     few = [f"{SOURCE}.validation_pairs=1", "callbacks.probe.samples=1", "callbacks.samples.count=1", "logger=csv"]
-    figures = train(compose_train(tmp_path / "run", *tiny(tiny_base, *overrides, *few)), tmp_path / "run")
-    assert {name for name in figures if name != "seconds_per_pair"} == {
+    metrics = train(compose_train(tmp_path / "run", *tiny(tiny_base, *overrides, *few)), tmp_path / "run")
+    assert {name for name in metrics if name != "seconds_per_pair"} == {
         "reference_psnr",
         "reference_psnr_before",
         "reference_psnr_ceiling",
@@ -191,14 +191,14 @@ def test_depth_pairs_of_photographs_train(model: Path, pictures: Path, tiny_base
 # --- Going on.
 
 
-def test_no_map_is_drawn_twice_and_none_is_taken_for_another(pictures: Path, tmp_path: Path) -> None:
+def test_no_map_is_drawn_twice_and_none_is_taken_for_another(images: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    def estimate(picture: Image.Image) -> Image.Image:
-        seen.append(picture.size)
-        return normalised(np.asarray(picture.convert("L"), dtype=np.float32))
+    def estimate(image: Image.Image) -> Image.Image:
+        seen.append(image.size)
+        return normalised(np.asarray(image.convert("L"), dtype=np.float32))
 
-    files = [path.read_bytes() for path in sorted(pictures.glob("*.png"))]
+    files = [path.read_bytes() for path in sorted(images.glob("*.png"))]
     first = DepthMaps(tmp_path / "maps", estimate)
     made = [first.make(file) for file in [*files, *files]]
     assert len(seen) == len(set(made)) == first.drawn == len(files)
@@ -206,16 +206,16 @@ def test_no_map_is_drawn_twice_and_none_is_taken_for_another(pictures: Path, tmp
     assert [again.make(file) for file in files] == made[: len(files)]
     assert (again.drawn, len(seen)) == (0, len(files))
     for file, path in zip(files, made, strict=False):
-        gray = np.asarray(load_picture(file).convert("L"), dtype=np.float32)
-        np.testing.assert_array_equal(np.asarray(load_picture(path)), np.asarray(normalised(gray)))
+        gray = np.asarray(load_image(file).convert("L"), dtype=np.float32)
+        np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(normalised(gray)))
 
 
-def test_what_a_kill_leaves_half_written_is_no_map(pictures: Path, tmp_path: Path) -> None:
-    maps = DepthMaps(tmp_path / "maps", lambda picture: normalised(np.asarray(picture.convert("L"), dtype=np.float32)))
-    file = (pictures / "cat.png").read_bytes()
+def test_what_a_kill_leaves_half_written_is_no_map(images: Path, tmp_path: Path) -> None:
+    maps = DepthMaps(tmp_path / "maps", lambda image: normalised(np.asarray(image.convert("L"), dtype=np.float32)))
+    file = (images / "cat.png").read_bytes()
     path = maps.path(file)
     path.with_name(path.name + ".partial").write_bytes(b"half")
-    assert load_picture(maps.make(file)).mode == "I;16"
+    assert load_image(maps.make(file)).mode == "I;16"
     assert [each.name for each in (tmp_path / "maps").iterdir()] == [path.name]
 
 
@@ -234,20 +234,20 @@ def start(model: Path, source: Path, out: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     whole = {name: Image.fromarray(getattr(photographs, name)()) for name in NAMES}
     for number in range(40):
         name = NAMES[number % len(NAMES)]
         corner = 3 * number
-        whole[name].crop((corner, corner, corner + 280, corner + 180)).save(pictures / f"{name}{number}.png")
-        (pictures / f"{name}{number}.txt").write_text(f"a piece of {name}")
-    write(model, pictures, tmp_path / "straight", "keep_maps=true")
+        whole[name].crop((corner, corner, corner + 280, corner + 180)).save(images / f"{name}{number}.png")
+        (images / f"{name}{number}.txt").write_text(f"a piece of {name}")
+    write(model, images, tmp_path / "straight", "keep_maps=true")
 
     out, log = tmp_path / "killed", tmp_path / "killed.log"
     finished: dict[str, tuple[int, int]] = {}
     for wanted in (5, 20):
-        process = start(model, pictures, out)
+        process = start(model, images, out)
         while len(list((tmp_path / "killed.maps").glob("*/*.png"))) < wanted:
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.001)
@@ -259,7 +259,7 @@ def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: 
         # The maps of an earlier attempt are the very same files.
         assert all((now[name].st_ino, now[name].st_mtime_ns) == kept for name, kept in finished.items())
         finished = {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in now.items()}
-    assert start(model, pictures, out).wait() == 0, log.read_text()[-3000:]
+    assert start(model, images, out).wait() == 0, log.read_text()[-3000:]
     after = {path.name: path.stat() for path in (tmp_path / "killed.maps").glob("*/*.png")}
     assert len(after) == 40
     assert all((after[name].st_ino, after[name].st_mtime_ns) == kept for name, kept in finished.items())
@@ -271,46 +271,44 @@ def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: 
 # --- Refused.
 
 
-def test_what_cannot_be_paired_is_listed_and_left_out_only_if_asked(
-    model: Path, pictures: Path, tmp_path: Path
-) -> None:
-    (pictures / "cat.txt").unlink()
-    (pictures / "rocket.png").write_bytes(b"no picture")
-    message = refusal(model, pictures, tmp_path / "out")
+def test_what_cannot_be_paired_is_listed_and_left_out_only_if_asked(model: Path, images: Path, tmp_path: Path) -> None:
+    (images / "cat.txt").unlink()
+    (images / "rocket.png").write_bytes(b"no image")
+    message = refusal(model, images, tmp_path / "out")
     assert "cat.png has no caption" in message
     assert "allow_orphans=true" in message
     assert not (tmp_path / "out").exists()
-    out = write(model, pictures, tmp_path / "out", "allow_orphans=true")
+    out = write(model, images, tmp_path / "out", "allow_orphans=true")
     assert sorted(PairShards(out).keys) == ["astronaut", "coffee"]
     rejections = json.loads((out / "index.json").read_text())["rejections"]
     assert rejections == {"missing_caption": 1, "unreadable_target": 1}
 
 
-def test_maps_survive_a_refusal(model: Path, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "rocket.png").write_bytes(b"no picture")
-    message = refusal(model, pictures, tmp_path / "out")
+def test_maps_survive_a_refusal(model: Path, images: Path, tmp_path: Path) -> None:
+    (images / "rocket.png").write_bytes(b"no image")
+    message = refusal(model, images, tmp_path / "out")
     assert "unreadable_target" in message
     assert len(list((tmp_path / "out.maps").glob("*/*.png"))) == 3
 
 
-def test_bad_arguments_are_refused_by_name(model: Path, pictures: Path, tmp_path: Path) -> None:
-    out = write(model, pictures, tmp_path / "out")
+def test_bad_arguments_are_refused_by_name(model: Path, images: Path, tmp_path: Path) -> None:
+    out = write(model, images, tmp_path / "out")
     before = (out / "index.json").read_bytes()
-    assert "holds a set of shards already" in refusal(model, pictures, out)
+    assert "holds a set of shards already" in refusal(model, images, out)
     assert (out / "index.json").read_bytes() == before
     assert f"there is no {tmp_path / 'nowhere'}" in refusal(model, tmp_path / "nowhere", tmp_path / "new")
-    assert "near_is='far'" in refusal(model, pictures, tmp_path / "new", "estimator.near_is=far")
+    assert "near_is='far'" in refusal(model, images, tmp_path / "new", "estimator.near_is=far")
     (tmp_path / "empty_model").mkdir()
-    message = refusal(tmp_path / "empty_model", pictures, tmp_path / "new")
+    message = refusal(tmp_path / "empty_model", images, tmp_path / "new")
     assert "empty_model" in message
     assert "Depth-Anything" in message
     assert not (tmp_path / "new").exists()
 
 
-def test_a_foreign_tar_is_not_overwritten(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_foreign_tar_is_not_overwritten(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.tar").write_bytes(b"something")
-    assert "already holds 'mine.tar'" in refusal(model, pictures, tmp_path / "out")
+    assert "already holds 'mine.tar'" in refusal(model, images, tmp_path / "out")
     assert (tmp_path / "out" / "mine.tar").read_bytes() == b"something"
 
 
@@ -319,9 +317,9 @@ def test_the_estimator_refuses_what_is_no_depth_model(tmp_path: Path) -> None:
         DepthEstimator(str(tmp_path), device="cpu")
 
 
-def test_a_map_has_its_pictures_pixels_whatever_the_models_patch(model: Path) -> None:
+def test_a_map_has_its_images_pixels_whatever_the_models_patch(model: Path) -> None:
     estimator = DepthEstimator(str(model), device="cpu", short_side=60)
-    picture = photograph("rocket", 111)
-    depth = estimator(picture)
-    assert depth.size == picture.size
-    assert to_pixels(depth, picture.height, picture.width).shape == (3, picture.height, picture.width)
+    image = photograph("rocket", 111)
+    depth = estimator(image)
+    assert depth.size == image.size
+    assert to_pixels(depth, image.height, image.width).shape == (3, image.height, image.width)

@@ -1,4 +1,4 @@
-"""Do a user's own pictures, in the layouts that people have, become shards, and is nothing lost in silence?"""
+"""Do a user's own images, in the layouts that people have, become shards, and is nothing lost in silence?"""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dsd_lightning.shards import PairShards, ShardIndex
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Make `pictures` (targets with captions) and `references`, complete."""
-    for folder in ("pictures", "references"):
+    """Make `images` (targets with captions) and `references`, complete."""
+    for folder in ("images", "references"):
         (tmp_path / folder).mkdir()
     for name, photograph in zip(NAMES, PHOTOGRAPHS, strict=True):
-        photograph.save(tmp_path / "pictures" / f"{name}.png")
-        (tmp_path / "pictures" / f"{name}.txt").write_text(f"a photograph of: {name}\n", encoding="utf-8")
+        photograph.save(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "images" / f"{name}.txt").write_text(f"a photograph of: {name}\n", encoding="utf-8")
         photograph.rotate(180).save(tmp_path / "references" / f"{name}.jpg", quality=95)
     return tmp_path
 
 
 def run(folder: Path, *options: str) -> int:
-    source, out = str(folder / "pictures"), str(folder / "out")
+    source, out = str(folder / "images"), str(folder / "out")
     return main([source, out, "--task", "identity", "--reference-dir", str(folder / "references"), *options])
 
 
@@ -59,7 +59,7 @@ def test_packing_twice_gives_the_same_bytes(folders: Path) -> None:
 
 def test_folders_within_folders_and_target_reference_layout(folders: Path) -> None:
     whole = folders / "whole"
-    shutil.move(folders / "pictures", whole / "target")
+    shutil.move(folders / "images", whole / "target")
     shutil.move(folders / "references", whole / "reference")
     for frame in ("target", "reference"):
         (whole / frame / "more").mkdir()
@@ -71,29 +71,29 @@ def test_folders_within_folders_and_target_reference_layout(folders: Path) -> No
     assert PairShards(folders / "out").keys == ["astronaut", "cat", "coffee", "more_cat"]
 
 
-def test_pictures_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(folders / "pictures"), str(folders / "out"), "--task", "identity"]) == 2
+def test_images_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folders / "images"), str(folders / "out"), "--task", "identity"]) == 2
     assert "--reference-dir" in capsys.readouterr().err
-    assert main([str(folders / "pictures"), str(folders / "out"), "--task", "text_only"]) == 0
+    assert main([str(folders / "images"), str(folders / "out"), "--task", "text_only"]) == 0
     assert all(pair.reference is None for pair in PairShards(folders / "out", task="text_only"))
 
 
 def orphan_everything(folders: Path) -> None:
-    pictures, references = folders / "pictures", folders / "references"
-    PHOTOGRAPHS[0].save(pictures / "alone.png")
-    (pictures / "alone.txt").write_text("a thing")
+    images, references = folders / "images", folders / "references"
+    PHOTOGRAPHS[0].save(images / "alone.png")
+    (images / "alone.txt").write_text("a thing")
     PHOTOGRAPHS[0].save(references / "left.png")
-    for frame in (pictures, references):
+    for frame in (images, references):
         PHOTOGRAPHS[0].save(frame / "mute.png")
         PHOTOGRAPHS[0].save(frame / "empty.png")
         PHOTOGRAPHS[0].save(frame / "latin.png")
         PHOTOGRAPHS[0].save(frame / "torn.png")
         PHOTOGRAPHS[0].save(frame / "twice.png")
-    PHOTOGRAPHS[0].save(pictures / "twice.bmp")
+    PHOTOGRAPHS[0].save(images / "twice.bmp")
     for stem in ("torn", "twice", "word"):
-        (pictures / f"{stem}.txt").write_text("a thing")
-    (pictures / "empty.txt").write_text(" \n")
-    (pictures / "latin.txt").write_bytes(b"caf\xe9")
+        (images / f"{stem}.txt").write_text("a thing")
+    (images / "empty.txt").write_text(" \n")
+    (images / "latin.txt").write_bytes(b"caf\xe9")
     (references / "torn.png").write_bytes(png(PHOTOGRAPHS[0])[:2000])
 
 
@@ -120,7 +120,7 @@ def test_orphans_are_refused_by_name_and_nothing_is_written(folders: Path, capsy
 
 
 def test_orphans_that_only_reading_shows_are_refused_too(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = folders / "pictures" / "coffee.png"
+    path = folders / "images" / "coffee.png"
     path.write_bytes(path.read_bytes()[:3000])
     assert run(folders) == 2
     assert f"unreadable_target: coffee: {path}: cannot decode" in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_allowed_orphans_are_left_out_and_counted(folders: Path) -> None:
 
 
 def test_a_source_of_orphans_alone_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (folders / "pictures").glob("*.txt"):
+    for path in (folders / "images").glob("*.txt"):
         path.unlink()
     assert run(folders, "--allow-orphans") == 2
     assert "not one pair is left: {'missing_caption': 3}" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_a_source_of_orphans_alone_is_refused(folders: Path, capsys: pytest.Capt
 
 
 def test_resolution_shrinks_and_never_enlarges(folders: Path) -> None:
-    Image.fromarray(data.coffee()).save(folders / "pictures" / "coffee.png")
+    Image.fromarray(data.coffee()).save(folders / "images" / "coffee.png")
     assert run(folders, "--resolution", "128") == 0
     shards = PairShards(folders / "out")
     assert shards.index is not None
@@ -154,10 +154,10 @@ def test_resolution_shrinks_and_never_enlarges(folders: Path) -> None:
     assert sizes == {"astronaut": (140, 120), "cat": (140, 120), "coffee": (192, 128)}
 
 
-def test_pictures_of_other_kinds_are_converted(folders: Path) -> None:
+def test_images_of_other_kinds_are_converted(folders: Path) -> None:
     see_through = PHOTOGRAPHS[2].convert("RGBA")
     see_through.putalpha(0)
-    see_through.save(folders / "pictures" / "cat.png")
+    see_through.save(folders / "images" / "cat.png")
     Image.fromarray(data.camera()[:90, :90].astype(np.uint16) * 257).save(folders / "references" / "cat.jpg", "PNG")
     assert run(folders) == 0
     shards = PairShards(folders / "out")
@@ -182,7 +182,7 @@ class Interrupted:
 
 
 def test_an_interrupted_packing_leaves_nothing(folders: Path) -> None:
-    source = open_source(folders / "pictures", task="identity", reference_dir=folders / "references")
+    source = open_source(folders / "images", task="identity", reference_dir=folders / "references")
     with pytest.raises(KeyboardInterrupt):
         pack(Interrupted(source), folders / "out", task="identity")
     assert not (folders / "out").exists()
@@ -195,10 +195,10 @@ def test_sources_of_the_wrong_kind_are_refused(folders: Path) -> None:
     (folders / "no.parquet").write_text("no parquet")
     refused: list[tuple[str, Path, dict[str, Any]]] = [
         ("there is no", folders / "absent", {}),
-        ("holds no metadata.jsonl", folders / "pictures", {"source_format": "metadata"}),
-        ("holds no parquet file", folders / "pictures", {"source_format": "parquet"}),
-        ("holds no picture", folders / "void", {"reference_dir": folders / "references"}),
-        ("is not a folder", folders / "pictures", {"reference_dir": folders / "absent"}),
+        ("holds no metadata.jsonl", folders / "images", {"source_format": "metadata"}),
+        ("holds no parquet file", folders / "images", {"source_format": "parquet"}),
+        ("holds no image", folders / "void", {"reference_dir": folders / "references"}),
+        ("is not a folder", folders / "images", {"reference_dir": folders / "absent"}),
         (r"tables are \.jsonl, \.csv or \.parquet", folders / "notes.xlsx", {}),
         ("cannot be read as parquet", folders / "no.parquet", {}),
         ("needs a folder", folders / "notes.xlsx", {"source_format": "folders"}),

@@ -107,7 +107,7 @@ def test_rows_that_lack_something_are_orphans(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_official_parquet_layout(tmp_path: Path) -> None:
-    """Columns image, conditioning, caption, the pictures within, over several files; unnamed, named, or bare bytes."""
+    """Columns image, conditioning, caption, the images within, over several files; unnamed, named, or bare bytes."""
     rows: list[dict[str, Any]] = [
         {
             "image": {"bytes": png(photograph), "path": None},
@@ -145,11 +145,11 @@ def test_subjects200k_gives_both_directions(tmp_path: Path, capsys: pytest.Captu
     left, right = (photograph.crop((0, 0, 96, 96)) for photograph in PHOTOGRAPHS[:2])
     good = {"compositeStructure": 5, "objectConsistency": 5, "imageQuality": 5}
     description = {"item": "a thing", "description_0": "it, left", "description_1": "it, right"}
-    picture = {"bytes": png(composite(left, right)), "path": "pair.png"}
+    image = {"bytes": png(composite(left, right)), "path": "pair.png"}
     rows = [
-        {"image": picture, "quality_assessment": good, "description": description, "collection": "collection_1"},
-        {"image": picture, "quality_assessment": {**good, "imageQuality": 3}, "description": description},
-        {"image": picture, "quality_assessment": None, "description": description},
+        {"image": image, "quality_assessment": good, "description": description, "collection": "collection_1"},
+        {"image": image, "quality_assessment": {**good, "imageQuality": 3}, "description": description},
+        {"image": image, "quality_assessment": None, "description": description},
     ]
     path = write_parquet(tmp_path / "s" / "train.parquet", rows)
     assert main([str(path.parent), str(tmp_path / "out"), "--task", "identity", "--min-quality", "4"]) == 0

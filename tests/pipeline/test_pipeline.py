@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.golden_pipeline import PICTURE, PROMPT, SIDE, STEPS, draw, noise, official
+from support.golden_pipeline import IMAGE, PROMPT, SIDE, STEPS, draw, noise, official
 from torch import Tensor
 
 from dsd_lightning.pipeline import TwoFramePipeline
@@ -47,8 +47,8 @@ def test_predictions_are_the_fewest_possible(
 # --- What a user gives and gets.
 
 
-def test_a_batch_is_its_pictures_one_by_one() -> None:
-    images, prompts = [PICTURE, PICTURE.rotate(90, expand=True)], ["a hat", "a very large hat"]
+def test_a_batch_is_its_images_one_by_one() -> None:
+    images, prompts = [IMAGE, IMAGE.rotate(90, expand=True)], ["a hat", "a very large hat"]
     guidance = {"image_guidance": 1.3, "text_guidance": 2.0}
     both = draw(official(), image=images, prompt=prompts, latents=noise(0, 2), **guidance)
     for index in range(2):
@@ -102,7 +102,7 @@ def test_the_generator_draws_noise_and_before_it_the_condition_if_that_is_asked_
 
 
 def test_sizes_outputs_and_the_redrawn_reference() -> None:
-    given = {"image": PICTURE, "prompt": PROMPT, "num_inference_steps": 1, "height": 32, "width": 96}
+    given = {"image": IMAGE, "prompt": PROMPT, "num_inference_steps": 1, "height": 32, "width": 96}
     result = official()(**given, return_reference=True)
     assert [result.images[0].size, result.references[0].size] == [(96, 32), (96, 32)]
     array = official()(**given, output_type="np", generator=torch.Generator().manual_seed(0)).images
@@ -122,7 +122,7 @@ def test_strength_of_the_reference_by_step() -> None:
     assert torch.equal(draw(official(), reference_strength=[(0, STEPS, 1.0)]), plain)
     # Without reference and with text: what image guidance 0 makes of the null reference under the same text.
     assert torch.equal(
-        draw(official(), reference_strength=0.0), draw(official(), image=PICTURE.rotate(90), reference_strength=0.0)
+        draw(official(), reference_strength=0.0), draw(official(), image=IMAGE.rotate(90), reference_strength=0.0)
     )
     late = draw(official(), reference_strength=[(2, 4, 0.5)])
     assert (late - plain).abs().max() > 1e-3
@@ -149,10 +149,10 @@ def test_a_callback_sees_each_step_may_change_it_and_may_stop() -> None:
         ({"prompt": None}, "give either a prompt"),
         ({"prompt_embeds": torch.zeros(1, 2, 32)}, "go together"),
         ({"latents": torch.zeros(1, 3, 16)}, r"latents are \[1, 3, 16\].*\[1, 32, 16\]"),
-        ({"image": [PICTURE] * 2, "prompt": ["a"] * 3}, "2 given for a batch of 3"),
+        ({"image": [IMAGE] * 2, "prompt": ["a"] * 3}, "2 given for a batch of 3"),
         ({"image": torch.zeros(3, 8, 8)}, r"\[3, 64, 64\]"),
         ({"height": 60}, "nearest is 64 x 64"),
-        ({"image": None}, "reference picture"),
+        ({"image": None}, "reference image"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"reference_strength": [(0, 9, 0.5)]}, "steps 0 to 9"),
         ({"generator": [torch.Generator()] * 2}, "a list of 2 for 1"),

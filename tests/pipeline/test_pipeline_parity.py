@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from safetensors.torch import load_file
-from support.golden_pipeline import BASE, LORA, PICTURE, PROMPT, SIDE, STEPS, TRANSFORMER, draw, noise, official
+from support.golden_pipeline import BASE, IMAGE, LORA, PROMPT, SIDE, STEPS, TRANSFORMER, draw, noise, official
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class Embedder(nn.Module):
 def reference_pipeline(
     lora: bool, image_guidance: float, text_guidance: float, side: int = SIDE
 ) -> tuple[Tensor, Image.Image]:
-    """Return the official final latents and picture for PICTURE and PROMPT (docs/architecture.md lists the facts)."""
+    """Return the official final latents and image for IMAGE and PROMPT (docs/architecture.md lists the facts)."""
     weights = {name: value.clone() for name, value in load_file(next(TRANSFORMER.glob("*.safetensors"))).items()}
     if lora:
         factors = load_file(LORA)
@@ -63,9 +63,9 @@ def reference_pipeline(
     )
     text, pooled, text_ids = pipe.encode_prompt(PROMPT, None)
     null, null_pooled, _ = pipe.encode_prompt("", None)
-    short = min(PICTURE.size)
-    left, top = (PICTURE.width - short) // 2, (PICTURE.height - short) // 2
-    square = PICTURE.crop((left, top, left + short, top + short)).resize((side, side))
+    short = min(IMAGE.size)
+    left, top = (IMAGE.width - short) // 2, (IMAGE.height - short) // 2
+    square = IMAGE.crop((left, top, left + short, top + short)).resize((side, side))
     # contiguous: torch's GroupNorm on the CPU is inaccurate by up to 6e-4 on the channels-last pixels that come out of numpy
     pixels = VaeImageProcessor().preprocess(square, height=side, width=side).contiguous()
     canvas = torch.cat([pixels, torch.full_like(pixels, -1)], dim=-1)
@@ -95,24 +95,26 @@ def reference_pipeline(
         velocity = predict(time, text, pooled, condition)
         if index >= 2 and image_guidance > 1:
             nothing = predict(time, null, null_pooled, torch.zeros_like(condition))
-            image = predict(time, null, null_pooled, condition)
-            velocity = nothing + image_guidance * (image - nothing) + text_guidance * (velocity - image)
+            with_reference = predict(time, null, null_pooled, condition)
+            velocity = (
+                nothing + image_guidance * (with_reference - nothing) + text_guidance * (velocity - with_reference)
+            )
         latents = pipe.scheduler.step(velocity, time, latents, return_dict=False)[0]
     unpacked = pipe._unpack_latents(latents, side, 2 * side, 8)
     decoded = pipe.vae.decode(unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
-    picture = VaeImageProcessor().postprocess(decoded, output_type="pil")[0]
-    return latents, picture.crop((side, 0, 2 * side, side))
+    image = VaeImageProcessor().postprocess(decoded, output_type="pil")[0]
+    return latents, image.crop((side, 0, 2 * side, side))
 
 
 @pytest.mark.parametrize("lora", ["none", "merged", "unmerged"])
 @pytest.mark.parametrize(("image", "text"), [(1.0, 1.0), (1.3, 2.0), (1.5, 1.5)])
 def test_latents_and_pixels_are_the_official_ones(lora: str, image: float, text: float) -> None:
-    latents, picture = reference_pipeline(lora != "none", image, text)
+    latents, expected = reference_pipeline(lora != "none", image, text)
     for batched in (False, True):
         guidance = {"image_guidance": image, "text_guidance": text, "batch_passes": batched}
         torch.testing.assert_close(draw(official(lora), **guidance), latents, rtol=0, atol=1e-4)
     drawn = draw(official(lora), image_guidance=image, text_guidance=text, output_type="pil")[0]
-    difference = np.asarray(drawn, dtype=int) - np.asarray(picture, dtype=int)
+    difference = np.asarray(drawn, dtype=int) - np.asarray(expected, dtype=int)
     assert np.abs(difference).max() <= 1
 
 
@@ -129,7 +131,7 @@ def test_lora_and_guidance_matter_here() -> None:
     plain = draw(official())
     assert (draw(official("merged")) - plain).abs().max() > 0.01
     assert (draw(official(), image_guidance=1.3, text_guidance=2.0) - plain).abs().max() > 0.01
-    assert (draw(official(), image=PICTURE.rotate(180)) - plain).abs().max() > 0.01
+    assert (draw(official(), image=IMAGE.rotate(180)) - plain).abs().max() > 0.01
     assert (draw(official(), prompt="something else") - plain).abs().max() > 1e-3
 
 
@@ -140,8 +142,8 @@ def test_t5_reads_what_its_published_tokenizer_says() -> None:
 
 
 def test_the_middle_is_cropped_before_resizing() -> None:
-    assert fit(PICTURE, 40, 40).size == (40, 40)
-    expected = PICTURE.crop((27, 0, 127, 100)).resize((40, 40), Image.Resampling.BICUBIC)
-    assert np.array_equal(fit(PICTURE, 40, 40), expected)
-    assert fit(PICTURE, 64, 32).size == (32, 64)
-    assert fit(PICTURE, 300, 900).size == (900, 300)
+    assert fit(IMAGE, 40, 40).size == (40, 40)
+    expected = IMAGE.crop((27, 0, 127, 100)).resize((40, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(fit(IMAGE, 40, 40), expected)
+    assert fit(IMAGE, 64, 32).size == (32, 64)
+    assert fit(IMAGE, 300, 900).size == (900, 300)

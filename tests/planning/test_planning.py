@@ -78,7 +78,7 @@ def flux_sample(targets: str = "nothing", image_tokens: int = 2048) -> Any:
     return flux_cost(flux_layers(targets), **shape, image_tokens=image_tokens, sizes=sizes)
 
 
-# --- FLUX.1-dev's known figures.
+# --- FLUX.1-dev's known metrics.
 
 
 def test_flux_parameters() -> None:
@@ -214,7 +214,7 @@ def test_the_plan_of_flux_dev() -> None:
         "planner.resolution=[512,512]",
         "planner.gpus=8",
         "arch.lora.rank=512",
-        "recompute=all",
+        "gradient_checkpointing=all",
         "park_encoders=false",
     )
     told = plan(compose_train(Path("run"), "base=flux_dev", "arch=parallel", *choices))
@@ -233,7 +233,7 @@ def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> No
     choices = ("arch.lora.rank=2", "data.datamodule.batch_size=256")
     config = compose_train(Path("run"), f"base.model.path={tiny_base}", *choices)
     require_fit(config, 1.0)
-    with pytest.raises(DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*recompute="):
+    with pytest.raises(DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*gradient_checkpointing="):
         require_fit(config, 0.05)
 
 

@@ -1,4 +1,4 @@
-"""Do the image encoder's training pictures show what their labels say, and does the command that makes it run and repeat?"""
+"""Do the image encoder's training images show what their labels say, and does the command that makes it run and repeat?"""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from dsd_lightning.pretraining.image_encoder import (
     ATTRIBUTES,
     IGNORED,
     SEEN_IN_DEPTH,
-    PictureBatches,
-    draw_pictures,
+    ImageBatches,
+    draw_images,
     main,
 )
 from dsd_lightning.randomness import numpy_generator
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_labels_are_those_of_the_picture(held_out: bool) -> None:
-    drawn = draw_pictures(numpy_generator("labels"), 12, held_out=held_out)
+def test_labels_are_those_of_the_image(held_out: bool) -> None:
+    drawn = draw_images(numpy_generator("labels"), 12, held_out=held_out)
     count = len(Identity.vocabulary)
     for pixels, labels in zip(drawn.pixels, drawn.labels.tolist(), strict=True):
         identity = Identity(*labels[:count])
         assert identity.held_out == held_out
-        picture = render(Scene(identity, Context(*labels[count:]))).picture
-        assert torch.equal(pixels, torch.from_numpy(picture).permute(2, 0, 1) * 2 - 1)
+        image = render(Scene(identity, Context(*labels[count:]))).image
+        assert torch.equal(pixels, torch.from_numpy(image).permute(2, 0, 1) * 2 - 1)
 
 
 def test_a_depth_map_is_asked_for_its_form_alone() -> None:
-    drawn = draw_pictures(numpy_generator("depth"), 12, depth_share=1.0)
+    drawn = draw_images(numpy_generator("depth"), 12, depth_share=1.0)
     assert torch.equal(drawn.pixels[:, 0], drawn.pixels[:, 1])
     for name, labels in zip(ATTRIBUTES, drawn.labels.T, strict=True):
         assert bool((labels == IGNORED).all()) == (name not in SEEN_IN_DEPTH)
 
 
 def test_a_batch_depends_on_its_step_alone() -> None:
-    batches = PictureBatches(steps=3, count=2, depth_share=0.5, seed=0)
+    batches = ImageBatches(steps=3, count=2, depth_share=0.5, seed=0)
     later = batches[2]
     for step in range(3):
         batches[step]
     assert torch.equal(batches[2].pixels, later.pixels)
     assert not torch.equal(batches[1].pixels, later.pixels)
-    assert not torch.equal(PictureBatches(3, 2, 0.5, seed=1)[2].pixels, later.pixels)
+    assert not torch.equal(ImageBatches(3, 2, 0.5, seed=1)[2].pixels, later.pixels)
 
 
 @pytest.mark.slow
 def test_the_command_writes_an_encoder_and_repeats_itself(tmp_path: Path) -> None:
     weights = []
     for name in ("first", "second"):
-        few = ["steps=2", "batch_size=4", "measured_pictures=4", "workers=0"]
+        few = ["steps=2", "batch_size=4", "measured_images=4", "workers=0"]
         few += [f"output={tmp_path / name}", f"work_dir={tmp_path / 'work' / name}"]
         if name == "first":
             assert run(*few, module=("-m", "dsd_lightning.pretraining.image_encoder")).returncode == 0
@@ -70,6 +70,6 @@ def test_the_command_writes_an_encoder_and_repeats_itself(tmp_path: Path) -> Non
     assert weights[0] == weights[1]
     encoder = load_image_encoder(str(tmp_path / "first"))
     assert encoder.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, encoder.pooled_width)
-    figures = json.loads((tmp_path / "first" / "figures.json").read_text())
-    assert set(figures["held_out"]) == set(figures["training"]) == {"pooled", "patches"}
-    assert set(figures["held_out"]["pooled"]) == set(ATTRIBUTES)
+    metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    assert set(metrics["held_out"]) == set(metrics["training"]) == {"pooled", "patches"}
+    assert set(metrics["held_out"]["pooled"]) == set(ATTRIBUTES)

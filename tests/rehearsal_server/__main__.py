@@ -17,7 +17,7 @@ _EPILOG = """A script in YAML (match: a regular expression on the last turn's te
 
   answers:
     - {match: "identical", say: ["They are. yes", "They differ. no"]}
-    - {say: "a grid of four pictures of one cat"}
+    - {say: "a grid of four images of one cat"}
   faults:
     - {fault: rate_limited, retry_after: 2.0, every: 10}
     - {fault: unavailable, first: 1, match: "grid"}

@@ -198,8 +198,8 @@ class _Sockets(ThreadingHTTPServer):
         """Count a request, and ask the script; return its digest and what the script says."""
         digest = hashlib.sha256(path.encode() + raw).hexdigest()
         number, repeat = self.counts.ask(digest, conversation.turns[-1][1])
-        turns, pictures = conversation.turns, conversation.pictures
-        asked = Asked(conversation.protocol, conversation.model, turns, pictures, digest, number, repeat)
+        turns, images = conversation.turns, conversation.images
+        asked = Asked(conversation.protocol, conversation.model, turns, images, digest, number, repeat)
         return digest, self.rule(asked)
 
     def _line(self, path: str, raw: bytes) -> tuple[HTTPStatus, dict[str, Any]] | None:

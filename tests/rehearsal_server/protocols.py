@@ -10,8 +10,8 @@ from typing import Any
 OPENAI_PATH = re.compile(r"^(?:/v1)?/chat/completions$")
 GEMINI_PATH = re.compile(r"^/v1(?:beta)?/models/(?P<model>[^/:]+):generateContent$")
 
-PICTURE_TOKENS = 100
-"""What the rehearsal server counts for a picture."""
+IMAGE_TOKENS = 100
+"""What the rehearsal server counts for an image."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Conversation:
     protocol: str
     model: str
     turns: tuple[tuple[str, str], ...]
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
 
     @property
     def input_tokens(self) -> int:
-        """Return the words and pictures, counted as tokens."""
-        return sum(len(text.split()) for _, text in self.turns) + PICTURE_TOKENS * len(self.pictures)
+        """Return the words and images, counted as tokens."""
+        return sum(len(text.split()) for _, text in self.turns) + IMAGE_TOKENS * len(self.images)
 
 
 def read(path: str, body: dict[str, Any]) -> Conversation | None:
@@ -38,32 +38,32 @@ def read(path: str, body: dict[str, Any]) -> Conversation | None:
 
 
 def _read_openai(body: dict[str, Any]) -> Conversation:
-    turns, pictures = [], []
+    turns, images = [], []
     for message in body["messages"]:
         content = message["content"]
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         turns.append((message["role"], "\n\n".join(part["text"] for part in parts if part["type"] == "text")))
-        pictures += [
+        images += [
             base64.b64decode(part["image_url"]["url"].partition("base64,")[2])
             for part in parts
             if part["type"] == "image_url"
         ]
-    return Conversation("openai", body["model"], tuple(turns), tuple(pictures))
+    return Conversation("openai", body["model"], tuple(turns), tuple(images))
 
 
 def _read_gemini(model: str, body: dict[str, Any]) -> Conversation:
-    turns, pictures = [], []
+    turns, images = [], []
     system = body.get("systemInstruction")
     for content in ([{**system, "role": "system"}] if system else []) + body["contents"]:
         role = {"model": "assistant"}.get(content.get("role", "user"), content.get("role", "user"))
         turns.append((role, "\n\n".join(part["text"] for part in content["parts"] if "text" in part)))
         # google-genai writes the alphabet for URLs, protobuf the usual one.
-        pictures += [
+        images += [
             base64.b64decode(part["inlineData"]["data"].replace("-", "+").replace("_", "/"))
             for part in content["parts"]
             if "inlineData" in part
         ]
-    return Conversation("gemini", model, tuple(turns), tuple(pictures))
+    return Conversation("gemini", model, tuple(turns), tuple(images))
 
 
 def answer(conversation: Conversation, text: str, *, refused: bool = False) -> dict[str, Any]:

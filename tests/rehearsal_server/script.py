@@ -37,7 +37,7 @@ class Asked:
     model: str
     turns: tuple[tuple[str, str], ...]
     """(role, text) of each turn; roles are system, user and assistant in both protocols."""
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     digest: str
     """sha256 of path and body: equal for equal requests."""
     number: int

@@ -1,4 +1,4 @@
-"""Does metrics.csv hold every figure once, in the order of steps, whatever a run went through?"""
+"""Does metrics.csv hold every metric once, in the order of steps, whatever a run went through?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def test_figures_of_a_step_share_a_row_and_rows_are_in_order(tmp_path: Path) -> None:
+def test_metrics_of_a_step_share_a_row_and_rows_are_in_order(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.csv"
     log = MetricsFile(path)
     log.log_metrics({"train/loss": 2.0, "epoch": 0}, step=0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from dsd_lightning.cli.errors import run_verb
+from dsd_lightning.cli.errors import run_command
 
 @hydra.main(config_path=".", config_name="app", version_base="1.3")
 def main(config):
@@ -26,7 +26,7 @@ def main(config):
     (Path(HydraConfig.get().runtime.output_dir) / "done").touch()
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_command(main)
 """
 
 CONFIGURATION = """

@@ -42,16 +42,16 @@ def test_what_is_written_is_read_by_position(tmp_path: Path) -> None:
         shards[7]
 
 
-def test_gray_of_sixteen_bits_makes_the_round_trip_as_picture_and_as_file(tmp_path: Path) -> None:
+def test_gray_of_sixteen_bits_makes_the_round_trip_as_image_and_as_file(tmp_path: Path) -> None:
     values = (np.arange(40 * 48, dtype=np.uint32).reshape(40, 48) * 31 % 65536).astype(np.uint16)
     depth, buffer = Image.fromarray(values), io.BytesIO()
     depth.save(buffer, "PNG")
     with ShardWriter(tmp_path, task="depth", resolution=None, image_format="webp") as writer:
-        writer.write("picture", depth, patch(1), "a thing")
+        writer.write("image", depth, patch(1), "a thing")
         writer.write("file", buffer.getvalue(), patch(2), "a thing")
     with tarfile.open(tmp_path / "pairs-000000.tar") as tar:
         names = tar.getnames()
-    assert {"picture.reference.png", "picture.target.webp", "file.reference.png"} <= set(names)
+    assert {"image.reference.png", "image.target.webp", "file.reference.png"} <= set(names)
     for pair in PairShards(tmp_path, require_reference=True):
         assert pair.reference is not None
         assert (pair.reference.mode, pair.target.mode) == ("I;16", "RGB")
@@ -123,11 +123,11 @@ def test_webdataset_and_tar_read_the_shards(tmp_path: Path) -> None:
 def test_shards_that_webdataset_wrote_are_read(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "theirs.tar")) as writer:
         for number in range(3):
-            picture = io.BytesIO()
-            patch(number).save(picture, "JPEG", quality=95)
+            image = io.BytesIO()
+            patch(number).save(image, "JPEG", quality=95)
             sample = {
                 "reference.png": patch(number),
-                "target.jpg": picture.getvalue(),
+                "target.jpg": image.getvalue(),
                 "json": {"caption": f"thing {number}"},
             }
             writer.write({"__key__": f"folder/{number:03d}", **sample, "notes.txt": b"ignored"})
@@ -194,7 +194,7 @@ def test_the_writer_refuses_what_readers_could_not_use(tmp_path: Path) -> None:
             ("'b' has no caption", lambda: writer.write("b", None, patch(1), "  ")),
             ("no encoding_key", lambda: writer.write("b", None, patch(1), "c", encoded={"x": torch.zeros(1)})),
             ("plain JSON", lambda: writer.write("b", None, patch(1), "c", facts={"x": np.int64(1)})),
-            ("upright RGB picture", lambda: writer.write("b", None, jpeg.getvalue(), "c")),
+            ("upright RGB image", lambda: writer.write("b", None, jpeg.getvalue(), "c")),
         ]
         for message, attempt in refused:
             with pytest.raises(ValueError, match=message):
@@ -208,7 +208,7 @@ def test_the_writer_refuses_what_readers_could_not_use(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_picture_files_are_stored_as_they_are(tmp_path: Path) -> None:
+def test_image_files_are_stored_as_they_are(tmp_path: Path) -> None:
     jpeg = io.BytesIO()
     PHOTOGRAPHS[2].save(jpeg, "JPEG")
     with ShardWriter(tmp_path, task="identity", resolution=None) as writer:

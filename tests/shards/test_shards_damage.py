@@ -65,7 +65,7 @@ def test_repeated_keys_and_files_are_refused(tmp_path: Path) -> None:
         PairShards(tmp_path)
 
 
-def test_a_damaged_picture_harms_only_its_sample(tmp_path: Path) -> None:
+def test_a_damaged_image_harms_only_its_sample(tmp_path: Path) -> None:
     members = plain_sample("a") | plain_sample("b", 1) | plain_sample("c", 2)
     members["b.target.png"] = members["b.target.png"][:300]
     members["c.json"] = b"{"

@@ -15,7 +15,7 @@ from dsd_lightning.agents.limits import Limits
 from dsd_lightning.agents.prices import Price, Prices
 from dsd_lightning.agents.retries import Retries
 
-PRICE = Price("stand-1", input_usd=100.0, output_usd=1000.0, picture_tokens=50, source="here", date="2026-01-01")
+PRICE = Price("stand-1", input_usd=100.0, output_usd=1000.0, image_tokens=50, source="here", date="2026-01-01")
 """A call of 10 tokens in and 5 out costs 0.006 USD."""
 
 

@@ -91,9 +91,9 @@ def base(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     return transformer.to(dtype).requires_grad_(False)
 
 
-def pictures(name: str) -> Tensor:
-    """Return smooth coloured pictures [BATCH, 3, SIZE, SIZE]."""
-    coarse = normal((BATCH, 3, 4, 4), "pictures", name).clamp(-1, 1)
+def images(name: str) -> Tensor:
+    """Return smooth coloured images [BATCH, 3, SIZE, SIZE]."""
+    coarse = normal((BATCH, 3, 4, 4), "images", name).clamp(-1, 1)
     return torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear")
 
 

@@ -1,4 +1,4 @@
-"""How do tests run the training verb? Composed in this process, or as the command that a user types."""
+"""How do tests run the training command? Composed in this process, or as the command that a user types."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiny_miniature(base: Path, *overrides: str) -> list[str]:
 
 
 def command(*arguments: str, module: Sequence[str] = ("train.py",)) -> list[str]:
-    """Return the command line of a verb."""
+    """Return the command line of a command."""
     return [sys.executable, *module, *arguments]
 
 
@@ -81,7 +81,7 @@ def environment(**variables: str | None) -> dict[str, str]:
 def run(
     *arguments: str, module: Sequence[str] = ("train.py",), **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a verb in the checkout and return what it said and how it ended."""
+    """Run a command in the checkout and return what it said and how it ended."""
     return subprocess.run(
         command(*arguments, module=module),
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""How do tests make data? The shipped configuration, a server that answers by rule, and a painter that needs no model."""
+"""How do tests make data? The shipped configuration, a server that answers by rule, and a teacher that needs no model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUADRANTS = "top-left day, top-right night, bottom-left sun, bottom-right rain"
 
 
 def rule(asked: Asked) -> str:
-    """Answer every question of a run, by the words and pictures of the request alone."""
+    """Answer every question of a run, by the words and images of the request alone."""
     caption = re.search(r"`([^`]*)`", asked.turns[1][1] if asked.turns[0][0] == "system" else asked.turns[0][1])
     if "one clear subject" in asked.text:
         assert caption is not None
@@ -37,15 +37,15 @@ def rule(asked: Asked) -> str:
         assert caption is not None
         return f"a grid of {caption[1]}: {QUADRANTS}"
     if "one and the same, only" in asked.text:
-        mark = int(hashlib.sha256(b"".join(asked.pictures)).hexdigest(), 16) % 100
+        mark = int(hashlib.sha256(b"".join(asked.images)).hexdigest(), 16) % 100
         return f"I compared all of it.\nconfidence: {mark}\n{'yes' if mark >= 40 else 'no'}"
     if "Write a prompt with which" in asked.text or "Write an instruction" in asked.text:
-        return "shown " + hashlib.sha256(b"".join(asked.pictures)).hexdigest()[:6]
+        return "shown " + hashlib.sha256(b"".join(asked.images)).hexdigest()[:6]
     return "a thing, in both"
 
 
 class Crayons:
-    """A painter of grids without a model: four panels of speckled colour, by the seed; three if the prompt says so."""
+    """A teacher of grids without a model: four panels of speckled colour, by the seed; three if the prompt says so."""
 
     def __init__(self, height: int, width: int, **others: Any) -> None:
         self.height, self.width = height, width
@@ -53,7 +53,7 @@ class Crayons:
     def settings(self) -> Mapping[str, Any]:
         return {"crayons": [self.height, self.width]}
 
-    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         return [self._grid(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
     def _grid(self, prompt: str, seed: int) -> Image.Image:
@@ -81,16 +81,16 @@ def captions_file(folder: Path, captions: Sequence[str] = (*CAPTIONS, EMPTY)) ->
 
 
 def arguments(out: Path, captions: Path, url: str, *more: str) -> list[str]:
-    """Return the command line of a run that asks the server at `url` and paints with crayons."""
+    """Return the command line of a run that asks the server at `url` and generates with crayons."""
     return [
         f"out={out}",
         "agents=local",
         *(f"agents.{role}.provider.{name}" for role in ("llm", "vlm") for name in ("model=m", f"base_url={url}/v1")),
         "agents.retries.first_wait=0.02",
-        "agents/painter=tiny",
-        "agents.painter._target_=distilling.Crayons",
-        "agents.painter.height=64",
-        "agents.painter.width=64",
+        "agents/teacher=tiny",
+        "agents.teacher._target_=distilling.Crayons",
+        "agents.teacher.height=64",
+        "agents.teacher.width=64",
         "captions=files",
         f"captions.path={captions}",
         "partition_size=4",
@@ -116,7 +116,7 @@ def run_here(out: Path, captions: Path, server: RehearsalServer, *more: str) -> 
 
 
 def samples(root: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Return every sample of a run's shards: key, words, and digests of both pictures."""
+    """Return every sample of a run's shards: key, words, and digests of both images."""
     from dsd_lightning.shards import PairShards
 
     found: dict[str, list[tuple[Any, ...]]] = {}

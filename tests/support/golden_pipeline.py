@@ -25,7 +25,7 @@ BASE, TRANSFORMER, LORA = (
 SIDE, STEPS, PROMPT = 64, 4, "this character, reading  a book at the beach"
 
 values = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(values).resize((155, 100), Image.Resampling.BICUBIC)
+IMAGE = Image.fromarray(values).resize((155, 100), Image.Resampling.BICUBIC)
 
 
 @cache
@@ -48,7 +48,7 @@ def noise(seed: int = 0, batch: int = 1, side: int = SIDE) -> Tensor:
 
 
 def draw(pipeline: TwoFramePipeline, **given: Any) -> Any:
-    given = {"image": PICTURE, "prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "latent", **given}
+    given = {"image": IMAGE, "prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "latent", **given}
     if "generator" not in given and "latents" not in given:
         given["latents"] = noise()
     return pipeline(**given).images

@@ -1,4 +1,4 @@
-"""A process for tests to kill: judges a folder of pictures by the server at `URL`, keeping all below `FOLDER`."""
+"""A process for tests to kill: judges a folder of images by the server at `URL`, keeping all below `FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dsd_lightning.evaluation.scores.formats import to_csv
 
 
 def judge(url: str, root: Path, concurrency: int = 4) -> str:
-    """Judge `root/samples` against `root/benchmark`; return the figures as CSV."""
+    """Judge `root/samples` against `root/benchmark`; return the metrics as CSV."""
     measures = ("cp", "pf", "debiased_cp", "debiased_pf")
     agent = Agent(
         OpenAIChat("a-judge", f"{url}/v1", None, "rehearsal"),
@@ -35,7 +35,7 @@ def judge(url: str, root: Path, concurrency: int = 4) -> str:
         timeout=30.0,
     )
     record = Record(root / "judgements.jsonl")
-    protocol = Protocol(measures, picture_side=32)
+    protocol = Protocol(measures, image_side=32)
     with agent:
         made = Judging(agent, Rubrics(None, measures), protocol, record).run(
             Samples(root / "samples", "method"), folder(root / "benchmark").cases(), estimate=False

@@ -1,4 +1,4 @@
-"""How do tests write pictures and run the packing command?"""
+"""How do tests write images and run the packing command?"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dsd_lightning.pipeline import TwoFramePipeline
 BROWSERS, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)
 
 PATIENCE = 180
-"""Seconds that a picture may take on a machine with other work."""
+"""Seconds that an image may take on a machine with other work."""
 
 
 # As the command does: pages of several test processes would otherwise share their uploads, and take them from each other.
@@ -75,7 +75,7 @@ def severe(driver: Any) -> list[str]:
 
 
 def held_out_character(folder: Path) -> tuple[str, str]:
-    """Return the file of a character's picture, and a prompt."""
+    """Return the file of a character's image, and a prompt."""
     from dsd_lightning.ui.examples import write_examples
 
     return write_examples(folder)[0]

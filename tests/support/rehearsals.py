@@ -34,7 +34,7 @@ QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
 
 
 def compose_agents(preset: str, *overrides: str) -> DictConfig:
-    """Return the node `agents` that a verb with this preset would have."""
+    """Return the node `agents` that a command with this preset would have."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config: DictConfig = compose(overrides=[f"+agents={preset}", *overrides])

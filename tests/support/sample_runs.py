@@ -90,9 +90,9 @@ class Miniature(L.LightningDataModule):
         references, targets, facts, prompts = [], [], [], []
         for _ in range(count):
             identity, before, after = draw_identity(rng, held_out=True), draw_context(rng), draw_context(rng)
-            for pictures, context in ((references, before), (targets, after)):
-                picture = render(Scene(identity, context)).picture.transpose(2, 0, 1)
-                pictures.append(torch.from_numpy(np.ascontiguousarray(picture)) * 2 - 1)
+            for images, context in ((references, before), (targets, after)):
+                image = render(Scene(identity, context)).image.transpose(2, 0, 1)
+                images.append(torch.from_numpy(np.ascontiguousarray(image)) * 2 - 1)
             values = {"identity": identity, "reference": before, "target": after}
             facts.append({name: [int(i) for i in astuple(value)] for name, value in values.items()})
             prompts.append(target_caption(after, rng))

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from dsd_lightning.shards import RawPair, ShardWriter
-from dsd_lightning.shards.writer import encode_picture
+from dsd_lightning.shards.writer import encode_image
 
 PHOTOGRAPHS = tuple(Image.fromarray(read()) for read in (data.astronaut, data.coffee, data.chelsea, data.rocket))
 
@@ -50,17 +50,17 @@ def add_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def plain_sample(key: str, number: int = 0) -> dict[str, bytes]:
-    picture = encode_picture(patch(number), "png")
+    image = encode_image(patch(number), "png")
     return {
-        f"{key}.reference.png": picture,
-        f"{key}.target.png": picture,
+        f"{key}.reference.png": image,
+        f"{key}.target.png": image,
         f"{key}.json": json.dumps({"caption": "a thing"}).encode(),
     }
 
 
 def same(one: RawPair, other: RawPair) -> bool:
-    pictures = all(
+    images = all(
         np.array_equal(np.asarray(a), np.asarray(b))
         for a, b in ((one.reference, other.reference), (one.target, other.target))
     )
-    return pictures and one.caption == other.caption and one.key == other.key
+    return images and one.caption == other.caption and one.key == other.key

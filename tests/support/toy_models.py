@@ -64,7 +64,7 @@ NULL_TEXT = text_of(0.0, batch=1)
 
 
 def image_encoder(seed: int = 0) -> ImageEncoder:
-    """Return a CLIP vision tower of two layers for pictures of 32 x 32; its weights are random, and those of the seed."""
+    """Return a CLIP vision tower of two layers for images of 32 x 32; its weights are random, and those of the seed."""
     config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,

@@ -101,12 +101,12 @@ class Batches:
 
     def batch(self, index: int) -> PairBatch:
         keys = [f"{index}-{each}" for each in range(PAIRS)][self.rank :: self.world_size]
-        pictures = {
+        images = {
             name: torch.stack([normal((3, 8, 8), key, name).clamp(-1, 1) for key in keys])
             for name in ("reference", "target")
         }
         with torch.no_grad():
-            encoded = self.architecture.encode(pictures["reference"], pictures["target"], self.codec)
+            encoded = self.architecture.encode(images["reference"], images["target"], self.codec)
         text = TextEmbeddings(
             torch.stack([normal((5, 16), key, "text") for key in keys]),
             torch.stack([normal((8,), key, "pooled") for key in keys]),

@@ -25,7 +25,7 @@ def member(name: str, data: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
     return header, io.BytesIO(data)
 
 
-def picture(shade: int, size: int = 64) -> bytes:
+def image(shade: int, size: int = 64) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), (shade, 255 - shade, 128)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -49,8 +49,8 @@ def write(tmp_path: Path) -> Iterator[object]:
 
 def sample(shade: int) -> dict[str, bytes]:
     return {
-        "reference.png": picture(shade),
-        "target.png": picture(255 - shade),
+        "reference.png": image(shade),
+        "target.png": image(255 - shade),
         "json": b'{"caption": "a plain colour", "task": "identity"}',
     }
 
@@ -158,13 +158,13 @@ def shard_run(tiny_base: Path, root: Path, *overrides: str) -> list[str]:
     )
 
 
-def test_unreadable_pictures_are_skipped_and_counted(  # type: ignore[no-untyped-def]
+def test_unreadable_images_are_skipped_and_counted(  # type: ignore[no-untyped-def]
     tiny_base: Path, tmp_path: Path, write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = [sample(40) | {"target.png": b"no picture"}, sample(50) | {"reference.png": picture(50)[:60]}]
-    root = write(sample(0), broken[0], sample(10), broken[1], sample(20) | {"target.png": picture(9, size=48)})
+    broken = [sample(40) | {"target.png": b"no image"}, sample(50) | {"reference.png": image(50)[:60]}]
+    root = write(sample(0), broken[0], sample(10), broken[1], sample(20) | {"target.png": image(9, size=48)})
     index_shards(root)
-    figures_path = tmp_path / "run" / "summary.json"
+    metrics_path = tmp_path / "run" / "summary.json"
     # Two pairs a batch and two epochs: every sample is met, damaged ones twice.
     train(compose_train(tmp_path / "run", *shard_run(tiny_base, root, f"{SOURCE}.max_damaged=3")), tmp_path / "run")
     skipped = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped")]
@@ -172,11 +172,11 @@ def test_unreadable_pictures_are_skipped_and_counted(  # type: ignore[no-untyped
     assert {message.split()[1].rstrip(":") for message in skipped} == {"sample1", "sample3", "sample4"}
     assert "(3 skipped so far)" in skipped[-1]
     assert any("48 x 48" in message and "lower resolution" in message for message in skipped)
-    assert '"pairs_seen": 12' in figures_path.read_text()
+    assert '"pairs_seen": 12' in metrics_path.read_text()
 
 
-def test_too_many_unreadable_pictures_end_the_run(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
-    root = write(*(sample(shade) | {"target.png": b"no picture"} for shade in (0, 10)), sample(20), sample(30))
+def test_too_many_unreadable_images_end_the_run(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    root = write(*(sample(shade) | {"target.png": b"no image"} for shade in (0, 10)), sample(20), sample(30))
     message = refusal(tmp_path / "run", *shard_run(tiny_base, root, f"{SOURCE}.max_damaged=1"))
     assert f"{SOURCE}.max_damaged=1" in message
     assert "2 samples" in message
@@ -184,17 +184,17 @@ def test_too_many_unreadable_pictures_end_the_run(tiny_base: Path, tmp_path: Pat
 
 
 def test_one_damaged_sample_does_not_end_a_run_of_one_pair_a_batch(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
-    root = write(sample(0) | {"target.png": b"no picture"}, sample(10), sample(20))
+    root = write(sample(0) | {"target.png": b"no image"}, sample(10), sample(20))
     overrides = ["data.datamodule.batch_size=1", "trainer.max_steps=3"]
     train(compose_train(tmp_path / "run", *shard_run(tiny_base, root, *overrides)), tmp_path / "run")
     assert '"pairs_seen": 3' in (tmp_path / "run" / "summary.json").read_text()
 
 
-def test_a_set_of_unreadable_pictures_ends_the_run(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
-    root = write(*(sample(shade) | {"target.png": b"no picture"} for shade in (0, 10)))
+def test_a_set_of_unreadable_images_ends_the_run(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    root = write(*(sample(shade) | {"target.png": b"no image"} for shade in (0, 10)))
     message = refusal(tmp_path / "run", *shard_run(tiny_base, root))
     assert "none of 2 samples" in message
-    assert "no picture" in message or "picture" in message
+    assert "no image" in message or "image" in message
 
 
 # --- Sizes.
@@ -218,7 +218,7 @@ def test_a_size_that_the_vae_cannot_pack_is_refused_before_any_work(
     assert "nearest is 64 x 64" in message
 
 
-def test_pictures_that_are_all_too_small_are_refused(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+def test_images_that_are_all_too_small_are_refused(tiny_base: Path, tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
     root = write(sample(0), sample(10))
     message = refusal(tmp_path / "run", *shard_run(tiny_base, root, f"{SOURCE}.resolution=[128,128]"))
     assert "64 x 64" in message

@@ -10,7 +10,7 @@ import torch
 from support.commands import SOURCE, compose_train, run, tiny_miniature
 from support.refusals import QUICK, refusal
 
-from dsd_lightning.cli.errors import FULL_ERROR, INTERRUPTED, REFUSED, run_verb
+from dsd_lightning.cli.errors import FULL_ERROR, INTERRUPTED, REFUSED, run_command
 from dsd_lightning.training.run import train
 
 
@@ -130,7 +130,7 @@ def test_a_refusal_ends_with_its_message_and_exit_code_2(
 ) -> None:
     monkeypatch.setenv(FULL_ERROR, "0")
     with pytest.raises(SystemExit) as ended:
-        run_verb(train_wrong_rank)
+        run_command(train_wrong_rank)
     assert ended.value.code == REFUSED
     told = capsys.readouterr().err
     assert "error: arch.lora.rank=0" in told
@@ -146,7 +146,7 @@ def train_wrong_rank() -> None:
 def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FULL_ERROR, "1")
     with pytest.raises(ValueError, match=r"arch\.lora\.rank=0"):
-        run_verb(train_wrong_rank)
+        run_command(train_wrong_rank)
 
 
 def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
         lambda: Path("nowhere").read_text(),
     ):
         with pytest.raises((RuntimeError, IndexError, ValueError, OSError)):
-            run_verb(fail)  # type: ignore[arg-type]
+            run_command(fail)  # type: ignore[arg-type]
 
 
 def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +175,6 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
     for main in (stop, stop_as_lightning_does):
         with pytest.raises(SystemExit) as ended:
-            run_verb(main)
+            run_command(main)
         assert ended.value.code == INTERRUPTED
     assert "Traceback" not in capsys.readouterr().err

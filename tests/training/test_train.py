@@ -37,7 +37,7 @@ WITHOUT_WANDB_SETTINGS = {"WANDB_MODE": None, "WANDB_SILENT": None, "WANDB_API_K
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """Compare two finished runs bit for bit: weights, averages, optimizer, position, generators, figures."""
+    """Compare two finished runs bit for bit: weights, averages, optimizer, position, generators, metrics."""
     assert_equal(final_state(left), final_state(right), "checkpoint")
     folders = [find_last(each / "checkpoints") for each in (left, right)]
     for name in (WEIGHTS, EMA_WEIGHTS):
@@ -55,7 +55,7 @@ def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish(tmp_path_factory.mktemp("finished"), *tiny_miniature(tiny_base, "logger=csv"))
 
 
-def test_a_run_writes_its_figures(finished: Path) -> None:
+def test_a_run_writes_its_metrics(finished: Path) -> None:
     rows = metrics(finished)
     for name in ("train/loss", "train/loss_reference", "train/loss_target", "optimizer/lr", "optimizer/grad_norm"):
         assert sum(bool(row[name]) for row in rows) == 4, name
@@ -73,7 +73,7 @@ def test_a_run_writes_its_figures(finished: Path) -> None:
         assert isinstance(summary[name], float)
 
 
-def test_a_run_writes_pictures_and_checkpoints(finished: Path) -> None:
+def test_a_run_writes_images_and_checkpoints(finished: Path) -> None:
     assert [path.name for path in sorted((finished / "samples").glob("step_*"))] == [
         "step_00000000.png",
         "step_00000004.png",
@@ -213,7 +213,7 @@ def test_a_sweep_runs_each_job_in_a_folder_of_its_own_and_asks_nothing(tiny_base
 
 
 def pace(seconds: float) -> str:
-    """Return an override that slows a run down, so that it can be stopped in time; it changes no figure."""
+    """Return an override that slows a run down, so that it can be stopped in time; it changes no metric."""
     return f"+callbacks.pace={{_target_:support.commands.Pace,seconds:{seconds}}}"
 
 

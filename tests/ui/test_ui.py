@@ -43,8 +43,8 @@ def client(page: tuple[str, Any]) -> Any:
 
 
 @pytest.fixture
-def picture(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Return a picture of this test's own: Gradio names uploads by content, and a page that closes removes its own."""
+def image(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """Return an image of this test's own: Gradio names uploads by content, and a page that closes removes its own."""
     file = held_out_character(tmp_path)[0]
     with Image.open(file) as image:
         mine = image.convert("RGB")
@@ -66,34 +66,34 @@ def generate(client: Any, file: str, text: str = "this character, small", **give
 # --- Clients.
 
 
-def test_a_client_draws_what_the_command_draws(client: Any, picture: str, tmp_path: Path) -> None:
+def test_a_client_draws_what_the_command_draws(client: Any, image: str, tmp_path: Path) -> None:
     from dsd_lightning.generation.command import main as command
 
-    reference, redrawn, result, prompt, seed = generate(client, picture)
+    reference, reconstructed, result, prompt, seed = generate(client, image)
     assert (prompt, seed) == ("this character, small", 7)
-    assert Image.open(reference).size == Image.open(redrawn).size == (64, 64)
+    assert Image.open(reference).size == Image.open(reconstructed).size == (64, 64)
     provenance = read_provenance(Path(result))
     assert provenance is not None
     assert (provenance["seed"], provenance["prompt"], provenance["steps"]) == (7, prompt, 2)
     out = tmp_path / "out.png"
     flags = ["--steps", "2", "--seed", "7", "--disable_gemini_prompt", "--device", "cpu"]
-    assert command(["--image_path", picture, "--text", prompt, "--output_path", str(out), *flags]) == 0
+    assert command(["--image_path", image, "--text", prompt, "--output_path", str(out), *flags]) == 0
     difference = np.asarray(Image.open(out), dtype=int) - np.asarray(Image.open(result), dtype=int)
     assert np.abs(difference).max() <= 1
 
 
-def test_a_seed_is_drawn_and_told(client: Any, picture: str) -> None:
-    *_, first = generate(client, picture, seed=-1, steps=1)
-    *_, second = generate(client, picture, seed=-1, steps=1)
+def test_a_seed_is_drawn_and_told(client: Any, image: str) -> None:
+    *_, first = generate(client, image, seed=-1, steps=1)
+    *_, second = generate(client, image, seed=-1, steps=1)
     assert first >= 0
     assert first != second
 
 
-def test_a_client_draws_sheets_and_stories(client: Any, picture: str) -> None:
+def test_a_client_draws_sheets_and_stories(client: Any, image: str) -> None:
     from gradio_client import handle_file
 
     sheet, seed = client.predict(
-        image=handle_file(picture),
+        image=handle_file(image),
         text="this character",
         guidances="1,2/1",
         guidance=3.5,
@@ -103,11 +103,11 @@ def test_a_client_draws_sheets_and_stories(client: Any, picture: str) -> None:
     )
     assert seed == 3
     assert Image.open(sheet).height > 2 * 64
-    table = client.predict(image=handle_file(picture), idea="Out", panels=3, seed=5, api_name="/write_story")
+    table = client.predict(image=handle_file(image), idea="Out", panels=3, seed=5, api_name="/write_story")
     assert [row[2] for row in table["data"]] == [5, 6, 7]
     table["data"][2][1] = "this character, small, at the top"
     page = client.predict(
-        image=handle_file(picture),
+        image=handle_file(image),
         idea="Out",
         table=table,
         guidance=3.5,
@@ -146,23 +146,23 @@ def bomb(side: int = 60_000) -> bytes:
         ({"text_guidance": "high"}, "guidance|number|float|high|str"),
     ],
 )
-def test_a_bad_value_is_named_and_harms_no_other(client: Any, picture: str, bad: dict[str, Any], message: str) -> None:
+def test_a_bad_value_is_named_and_harms_no_other(client: Any, image: str, bad: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=f"(?i){message}"):
-        generate(client, picture, **bad)
-    assert generate(client, picture, steps=1)[4] == 7
+        generate(client, image, **bad)
+    assert generate(client, image, steps=1)[4] == 7
 
 
-@pytest.mark.parametrize("content", [b"no picture", b"", bomb(), b"\x89PNG\r\n\x1a\n cut off", bytes(2_000_000)])
-def test_a_bad_picture_is_refused_and_harms_no_other(client: Any, picture: str, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"no image", b"", bomb(), b"\x89PNG\r\n\x1a\n cut off", bytes(2_000_000)])
+def test_a_bad_image_is_refused_and_harms_no_other(client: Any, image: str, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "bad.png"
     file.write_bytes(content)
     with pytest.raises(Exception):  # noqa: B017, PT011  whatever the client makes of a refusal
         generate(client, str(file))
-    assert generate(client, picture, steps=1)[4] == 7
+    assert generate(client, image, steps=1)[4] == 7
 
 
 def test_a_programming_error_is_logged_and_the_next_request_is_served(
-    client: Any, picture: str, page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: Any, image: str, page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a secret")
@@ -170,18 +170,18 @@ def test_a_programming_error_is_logged_and_the_next_request_is_served(
     with monkeypatch.context() as patched:
         patched.setattr(page[1], "generate", broken)
         with pytest.raises(Exception, match="something went wrong") as caught:
-            generate(client, picture)
+            generate(client, image)
     assert "a secret" not in str(caught.value)
     assert "a secret" in caplog.text
-    assert generate(client, picture, steps=1)[4] == 7
+    assert generate(client, image, steps=1)[4] == 7
 
 
-def test_requests_wait_in_a_queue_of_bounded_length(client: Any, picture: str, page: tuple[str, Any]) -> None:
+def test_requests_wait_in_a_queue_of_bounded_length(client: Any, image: str, page: tuple[str, Any]) -> None:
     from gradio_client import handle_file
 
     from dsd_lightning.ui.page import WAITING
 
-    fields = (handle_file(picture), "this character", False, 3.5, 1.0, 1.0, 1, 7)
+    fields = (handle_file(image), "this character", False, 3.5, 1.0, 1.0, 1, 7)
     with page[1]._drawing:  # nothing can be drawn until all have been asked for
         jobs = [client.submit(*fields, api_name="/generate") for _ in range(WAITING + 6)]
         turned_away = threading.Event()
@@ -194,20 +194,18 @@ def test_requests_wait_in_a_queue_of_bounded_length(client: Any, picture: str, p
     assert 1 <= len(refused) <= 6, "whoever was let in was served"
 
 
-def test_equal_pictures_are_one_file_that_is_never_half_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_equal_images_are_one_file_that_is_never_half_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from dsd_lightning.ui.files import served as file_of
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    picture = Image.effect_noise((256, 256), 80)
-    whole = len(Path(str(file_of(picture))).read_bytes())
+    image = Image.effect_noise((256, 256), 80)
+    whole = len(Path(str(file_of(image))).read_bytes())
     with ThreadPoolExecutor(4) as pool:
-        files = {str(file) for file in pool.map(file_of, [picture] * 40)}
+        files = {str(file) for file in pool.map(file_of, [image] * 40)}
     assert len(files) == 1
     assert [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()] == [whole]
     before = Path(files.pop()).stat().st_ino
-    assert Path(str(file_of(picture))).stat().st_ino == before
+    assert Path(str(file_of(image))).stat().st_ino == before
     assert file_of(None) is None
 
 
@@ -233,7 +231,7 @@ def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
 
         driver.get(url)
         find("#draw").click()
-        for name in ("seen", "redrawn", "result"):
+        for name in ("seen", "reconstructed", "result"):
             wait.until(lambda _, name=name: natural_width(f"#{name} img") == 64)
         assert value("#drawn_from") == value("#prompt") != ""
         seed = value("#seed_used")

@@ -17,7 +17,7 @@ from dsd_lightning.agents.failures import (
     failure_of_status,
     retry_after_of,
 )
-from dsd_lightning.agents.messages import Finish, Message, Picture, Sampling
+from dsd_lightning.agents.messages import Finish, ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.keys import read_key, redacted
 from dsd_lightning.agents.providers.provider import Remote, Reply
 
@@ -117,7 +117,7 @@ def _content(message: Message) -> types.Content:
     )
 
 
-def _part(part: str | Picture) -> types.Part:
+def _part(part: str | ImagePart) -> types.Part:
     if isinstance(part, str):
         return types.Part.from_text(text=part)
     return types.Part.from_bytes(data=part.data, mime_type=part.media_type)

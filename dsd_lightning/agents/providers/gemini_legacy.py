@@ -15,7 +15,7 @@ import requests
 from google.protobuf import json_format
 
 from dsd_lightning.agents.failures import AgentFailure, ConnectionFailed, ProviderFailed
-from dsd_lightning.agents.messages import Message, Picture, Sampling
+from dsd_lightning.agents.messages import ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.gemini import failure_of, finish_of
 from dsd_lightning.agents.providers.keys import read_key, redacted
 from dsd_lightning.agents.providers.provider import Remote, Reply
@@ -89,7 +89,7 @@ def _content(message: Message) -> dict[str, Any]:
     }
 
 
-def _part(part: str | Picture) -> str | dict[str, Any]:
+def _part(part: str | ImagePart) -> str | dict[str, Any]:
     return part if isinstance(part, str) else {"mime_type": part.media_type, "data": part.data}
 
 

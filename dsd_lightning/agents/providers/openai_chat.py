@@ -15,7 +15,7 @@ from dsd_lightning.agents.failures import (
     failure_of_status,
     retry_after_of,
 )
-from dsd_lightning.agents.messages import Finish, Message, Picture, Sampling
+from dsd_lightning.agents.messages import Finish, ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.keys import read_key, redacted
 from dsd_lightning.agents.providers.provider import Remote, Reply
 
@@ -100,7 +100,7 @@ def _message(message: Message) -> dict[str, Any]:
     return {"role": "user", "content": [_part(part) for part in message.parts]}
 
 
-def _part(part: str | Picture) -> dict[str, Any]:
+def _part(part: str | ImagePart) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     url = f"data:{part.media_type};base64,{base64.b64encode(part.data).decode()}"

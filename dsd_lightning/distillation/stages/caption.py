@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from dsd_lightning.agents import Agent, AgentFailure, Answer, Picture, Request
+from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Request
 from dsd_lightning.distillation import asking
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import DIRECTIONS, SIDES, Outcome, Record, Rejection, Usage
@@ -93,7 +93,7 @@ class ModelDescriber:
         limit = str(words.max_tokens)
         asked = []
         for reference, target in DIRECTIONS:
-            one, other = (Picture(pair.pictures[side]) for side in (reference, target))
+            one, other = (ImagePart(pair.images[side]) for side in (reference, target))
             describe = Request.of(other, self.prompts.fill("caption_target", max_tokens=limit))
             edit = Request.of(one, other, self.prompts.fill("caption_instruction", max_tokens=limit))
             asked += [("captions", target, describe), ("instructions", target, edit)]

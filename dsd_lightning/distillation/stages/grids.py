@@ -12,15 +12,15 @@ from dsd_lightning.randomness import key_to_int
 
 
 @runtime_checkable
-class Painter(Protocol):
+class Teacher(Protocol):
     """A text-to-image model."""
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides its pictures, plain JSON."""
+        """Return what decides its images, plain JSON."""
         ...
 
-    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """Return a picture for each prompt, of noise that its seed alone decides."""
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Return an image for each prompt, of noise that its seed alone decides."""
         ...
 
     def close(self) -> None:
@@ -28,31 +28,31 @@ class Painter(Protocol):
         ...
 
 
-class Paint:
+class GenerateGrids:
     """The teacher draws each prompt from several seeds (paper, Section 3.1.1).
 
     Args:
-        painter: the teacher.
+        teacher: the teacher.
         seeds_per_prompt: grids of each prompt.
         seed: of all of them.
     """
 
-    name: ClassVar[str] = "paint"
+    name: ClassVar[str] = "grids"
     looks_at: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, painter: Painter, seeds_per_prompt: int, seed: int) -> None:
+    def __init__(self, teacher: Teacher, seeds_per_prompt: int, seed: int) -> None:
         if seeds_per_prompt < 1:
-            raise DistillationError(f"paint.seeds_per_prompt={seeds_per_prompt}: must be at least 1")
-        self.painter, self.seeds_per_prompt, self.seed = painter, seeds_per_prompt, seed
+            raise DistillationError(f"generate.seeds_per_prompt={seeds_per_prompt}: must be at least 1")
+        self.teacher, self.seeds_per_prompt, self.seed = teacher, seeds_per_prompt, seed
 
     def settings(self) -> Mapping[str, Any]:
-        return {"painter": self.painter.settings(), "seeds_per_prompt": self.seeds_per_prompt, "seed": self.seed}
+        return {"teacher": self.teacher.settings(), "seeds_per_prompt": self.seeds_per_prompt, "seed": self.seed}
 
     def run(self, records: Sequence[Record]) -> Outcome:
         wanted = [
             Record(
                 f"{record.id}-{number}",
-                {**record.values, "seed": key_to_int(self.seed, "paint", record.id, number) % 2**32},
+                {**record.values, "seed": key_to_int(self.seed, "grids", record.id, number) % 2**32},
                 record.stored,
             )
             for record in records
@@ -60,7 +60,7 @@ class Paint:
         ]
         if not wanted:
             return Outcome(())
-        drawn = self.painter.paint(
+        drawn = self.teacher.generate(
             [record.values["prompt"] for record in wanted], [record.values["seed"] for record in wanted]
         )
         return Outcome(
@@ -71,4 +71,4 @@ class Paint:
         )
 
     def close(self) -> None:
-        self.painter.close()
+        self.teacher.close()

@@ -26,7 +26,7 @@ class ShardSettings:
         root: folder of the two sets, `train` and `validation`.
         task: the task's name.
         validation_share: share of the subjects that are never trained on, by a hash of the subject.
-        resolution: short side of the pictures, pixels.
+        resolution: short side of the images, pixels.
         max_bytes: size of a tar.
     """
 
@@ -136,8 +136,8 @@ def _write_both(writer: ShardWriter, record: Record) -> int:
     for reference, target in DIRECTIONS:
         writer.write(
             f"{record.id}-{'ab' if target == SIDES[1] else 'ba'}",
-            record.pictures[reference],
-            record.pictures[target],
+            record.images[reference],
+            record.images[target],
             values["captions"][target],
             values["instructions"][target],
             {**provenance, "source": "distillation", "pair": record.id},

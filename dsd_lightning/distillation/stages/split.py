@@ -1,4 +1,4 @@
-"""Stage 5: which four pictures does a grid hold?"""
+"""Stage 5: which four images does a grid hold?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Split:
 
     Args:
         height, width: of a panel when it is cropped and resized, pixels.
-        least: least share of these that a panel must have as it was painted.
+        least: least share of these that a panel must have as it was generated.
         trim: pixels cut off each side of a panel, where colours of two panels may mix.
     """
 
@@ -41,11 +41,11 @@ class Split:
         rejected: list[Rejection] = []
         for record in records:
             try:
-                pictures = self._panels(record.pictures[GRID])
+                images = self._panels(record.images[GRID])
             except panels.NotTwoByTwo as reason:
                 rejected.append(Rejection(record, "not_two_by_two", str(reason)))
                 continue
-            named = {name: png(picture) for name, picture in zip(PANELS, pictures, strict=True)}
+            named = {name: png(image) for name, image in zip(PANELS, images, strict=True)}
             kept.append(Record(record.id, record.values, record.stored, named))
         return Outcome(kept, rejected)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
 
-from dsd_lightning.agents import Agent, AgentFailure, Answer, Message, Picture, Request
+from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Message, Request
 from dsd_lightning.distillation import asking
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import PANELS, SIDES, DistillationError, Outcome, Record, Rejection, Usage
@@ -101,15 +101,15 @@ class Verify:
                     f"{record.id}-{i}{j}",
                     {**record.values, "panels": [i, j]},
                     {side: record.stored[name] for side, name in zip(SIDES, names, strict=True)},
-                    {side: record.pictures[name] for side, name in zip(SIDES, names, strict=True)},
+                    {side: record.images[name] for side, name in zip(SIDES, names, strict=True)},
                 )
             )
         return found
 
     def requests(self, pair: Record) -> tuple[Request, list[Message]]:
         """Return the opening of a pair's conversation, and its further turns."""
-        pictures = [Picture(pair.pictures[side]) for side in SIDES]
-        opening = Request.of(*pictures, self.prompts.fill("verify_common"))
+        images = [ImagePart(pair.images[side]) for side in SIDES]
+        opening = Request.of(*images, self.prompts.fill("verify_common"))
         turns = [Message.user(self.prompts.fill(name)) for name in ("verify_describe", "verify_identical")]
         if pair.values.get("family") == STRUCTURE_FAMILY:
             turns.append(Message.user(self.prompts.fill("verify_structure")))

@@ -15,16 +15,16 @@ from dsd_lightning.evaluation.errors import EvaluationError
 MEASURES = ("cp", "pf", "debiased_cp", "debiased_pf")
 """Concept preservation and prompt following, plain and debiased."""
 
-NO_PICTURE, UNREADABLE, PROVIDER_REFUSED, UNPARSABLE, API = (
-    "no_picture",
-    "unreadable_picture",
+NO_IMAGE, UNREADABLE, PROVIDER_REFUSED, UNPARSABLE, API = (
+    "no_image",
+    "unreadable_image",
     "refused",
     "unparsable",
     "api",
 )
 """Kinds of failures; what follows a colon says more, as in `unparsable:several_scores` or `api:RateLimited`."""
 
-PASSING = ("api:RateLimited", "api:ProviderFailed", "api:ConnectionFailed", NO_PICTURE)
+PASSING = ("api:RateLimited", "api:ProviderFailed", "api:ConnectionFailed", NO_IMAGE)
 """Failures that are asked again when the command is run again."""
 
 
@@ -41,7 +41,7 @@ class Judgement:
     measure: str
     repeat: int
     image: str | None
-    """sha256 of the judged picture's file; None where there is none."""
+    """sha256 of the judged image's file; None where there is none."""
     reference: str | None
     """sha256 of the reference's file."""
     text: str
@@ -82,7 +82,7 @@ class Judgement:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Return what is judged and by which measure, whatever the picture, the rubric and the judge are."""
+        """Return what is judged and by which measure, whatever the image, the rubric and the judge are."""
         return (self.method, self.subject, self.prompt, self.copy, self.measure, self.repeat)
 
     @property
@@ -120,7 +120,7 @@ class Record:
         return found
 
     def latest(self) -> list[Judgement]:
-        """Return the last judgement of each measure, picture and repeat, whatever picture or judge came before.
+        """Return the last judgement of each measure, image and repeat, whatever image or judge came before.
 
         Raises:
             EvaluationError: there are none, or judging was stopped before its end.

@@ -1,8 +1,8 @@
 """How is a method judged? Every question once, answers recorded as they come, failures as kinds of their own.
 
 The turns are DreamBench++'s: the rubric (user), an acknowledgement (assistant), the payload (user). Concept preservation
-shows the reference first and the generated picture second, without a text. Prompt following shows the prompt and the
-generated picture; debiased, also the reference, as the second picture (paper, supplement B).
+shows the reference first and the generated image second, without a text. Prompt following shows the prompt and the
+generated image; debiased, also the reference, as the second image (paper, supplement B).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.agents import Agent, AgentFailure, Answer, Message, Picture, Refused, Request
+from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Message, Refused, Request
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import (
     API,
-    NO_PICTURE,
+    NO_IMAGE,
     PROVIDER_REFUSED,
     UNPARSABLE,
     UNREADABLE,
@@ -34,12 +34,12 @@ from dsd_lightning.evaluation.judging.replies import Score, parse
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.layout import Samples
-from dsd_lightning.images.pixels import PictureError, load_rgb
+from dsd_lightning.images.pixels import ImageError, load_rgb
 
 log = logging.getLogger(__name__)
 
 ENCODED_IN_MEMORY = 512
-"""Pictures that are kept as the judge gets them; the questions about one picture follow each other."""
+"""Images that are kept as the judge gets them; the questions about one image follow each other."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,34 @@ class Protocol:
     Attributes:
         measures: of `judgements.MEASURES`.
         repeats: how often each question is put.
-        picture_side: of the squares that the judge sees, pixels. DreamBench++: 512.
-        jpeg_quality: of these pictures, 1 to 95.
+        image_side: of the squares that the judge sees, pixels. DreamBench++: 512.
+        jpeg_quality: of these images, 1 to 95.
         answer_tokens: expected length of an answer, for the estimate of what judging costs.
     """
 
     measures: Sequence[str]
     repeats: int = 1
-    picture_side: int = 512
+    image_side: int = 512
     jpeg_quality: int = 90
     answer_tokens: int = 120
 
     def __post_init__(self) -> None:
-        if not self.measures or self.repeats < 1 or self.picture_side < 1 or not 1 <= self.jpeg_quality <= 95:
+        if not self.measures or self.repeats < 1 or self.image_side < 1 or not 1 <= self.jpeg_quality <= 95:
             raise EvaluationError(
-                f"measures={list(self.measures)}, repeats={self.repeats}, picture_side={self.picture_side}, "
+                f"measures={list(self.measures)}, repeats={self.repeats}, image_side={self.image_side}, "
                 f"jpeg_quality={self.jpeg_quality}: at least one measure, repeat and pixel, and a quality of 1 to 95"
             )
 
 
 @lru_cache(maxsize=ENCODED_IN_MEMORY)
-def _encoded_once(file: Path, digest: str, side: int, quality: int) -> Picture:
+def _encoded_once(file: Path, digest: str, side: int, quality: int) -> ImagePart:
     buffer = io.BytesIO()
     load_rgb(file).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
-    return Picture(buffer.getvalue())
+    return ImagePart(buffer.getvalue())
 
 
-def _encoded(file: Path, side: int, quality: int) -> Picture:
-    # By its digest, too: a file that was drawn anew is another picture.
+def _encoded(file: Path, side: int, quality: int) -> ImagePart:
+    # By its digest, too: a file that was drawn anew is another image.
     return _encoded_once(file, _sha256(file), side, quality)
 
 
@@ -91,7 +91,7 @@ def _sha256(file: Path) -> str:
     return _digest(file, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def payload(measure: str, text: str, generated: Picture, reference: Picture) -> Message:
+def payload(measure: str, text: str, generated: ImagePart, reference: ImagePart) -> Message:
     """Return the last turn: what is to be judged, in the order that the measure wants."""
     if measure.endswith("cp"):
         return Message.user(reference, generated)
@@ -100,7 +100,7 @@ def payload(measure: str, text: str, generated: Picture, reference: Picture) -> 
 
 
 class Judging:
-    """Judges methods' pictures of one benchmark.
+    """Judges methods' images of one benchmark.
 
     Args:
         agent: who judges.
@@ -116,9 +116,9 @@ class Judging:
         self.record = record
 
     def questions(self, samples: Samples, cases: Sequence[Case]) -> Iterator[tuple[Judgement, Path | None, Path]]:
-        """Yield every judgement to make, without a score yet, with the files of the picture and of the reference."""
+        """Yield every judgement to make, without a score yet, with the files of the image and of the reference."""
         for case in cases:
-            picture = samples.picture(case)
+            image = samples.image(case)
             for measure in self.protocol.measures:
                 for repeat in range(self.protocol.repeats):
                     yield (
@@ -131,13 +131,13 @@ class Judging:
                             copy=case.copy,
                             measure=measure,
                             repeat=repeat,
-                            image=None if picture is None else _sha256(picture),
+                            image=None if image is None else _sha256(image),
                             reference=_sha256(case.subject.reference),
                             text=case.prompt.text,
                             rubric=self.rubrics.of(measure, case).sha256,
                             judge=f"{self.agent.provider.identity}/{self.agent.model}",
                         ),
-                        picture,
+                        image,
                         case.subject.reference,
                     )
 
@@ -147,27 +147,27 @@ class Judging:
         """Return the judgements that are there already, and the questions that are still to be put."""
         known = self.record.read()
         done, left = [], []
-        for question, picture, reference in self.questions(samples, cases):
+        for question, image, reference in self.questions(samples, cases):
             before = known.get(question.question)
             if before is not None and before.is_final:
                 done.append(before)
-            elif picture is None:
-                absent = replace(question, failure=NO_PICTURE, reply="there is no picture to judge")
+            elif image is None:
+                absent = replace(question, failure=NO_IMAGE, reply="there is no image to judge")
                 if before is None:
                     self.record.append(absent)
                 done.append(absent)
             else:
-                left.append((question, picture, reference))
+                left.append((question, image, reference))
         return done, left
 
-    def request(self, question: Judgement, picture: Path, reference: Path) -> Request:
+    def request(self, question: Judgement, image: Path, reference: Path) -> Request:
         """Return the conversation of one question."""
-        side, quality = self.protocol.picture_side, self.protocol.jpeg_quality
+        side, quality = self.protocol.image_side, self.protocol.jpeg_quality
         rubric = self.rubrics.by_hash(question.rubric)
         shown = payload(
             question.measure,
             question.text,
-            _encoded(picture, side, quality),
+            _encoded(image, side, quality),
             _encoded(reference, side, quality),
         )
         turns = (Message.user(rubric.text), Message.assistant(rubric.acknowledgement), shown)
@@ -179,14 +179,14 @@ class Judging:
 
     def _readable(self, left: Sequence[tuple[Judgement, Path, Path]]) -> Iterator[Request]:
         for question in left:
-            with suppress(PictureError):
+            with suppress(ImageError):
                 yield self.request(*question)
 
     def run(self, samples: Samples, cases: Sequence[Case], estimate: bool = True) -> list[Judgement]:
         """Judge a method; return all judgements, those of earlier runs among them.
 
         Args:
-            samples: the method's pictures.
+            samples: the method's images.
             cases: of the benchmark.
             estimate: whether to say first what it will take.
 
@@ -218,10 +218,10 @@ class Judging:
                 bar.update()
 
             def requests() -> Iterator[Request]:
-                for question, picture, reference in left:
+                for question, image, reference in left:
                     try:
-                        request = self.request(question, picture, reference)
-                    except PictureError as error:
+                        request = self.request(question, image, reference)
+                    except ImageError as error:
                         add(replace(question, failure=UNREADABLE, reply=str(error)))
                         continue
                     asked.append(question)

@@ -1,4 +1,4 @@
-"""What is drawn and judged? Subjects with a reference picture, and prompts by kind, from benchmarks' folders and tables."""
+"""What is drawn and judged? Subjects with a reference image, and prompts by kind, from benchmarks' folders and tables."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from dsd_lightning.evaluation.errors import EvaluationError
 
 STYLE = "style"
-"""The category of subjects, and the kind of prompts, that are about how a picture is made."""
+"""The category of subjects, and the kind of prompts, that are about how an image is made."""
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 DREAMBENCHPP_KINDS = ("photorealistic",) * 4 + (STYLE,) * 3 + ("imaginative",) * 2
 """Kind of each of a subject's nine prompts (DreamBench++: 0-3, 4-6, 7-8)."""
@@ -30,12 +30,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Subject:
-    """One reference picture and what is to be drawn of it.
+    """One reference image and what is to be drawn of it.
 
     Attributes:
         name: unique; the folder of its results (DreamBench++: the collection id).
         category: such as animal, human, object or style.
-        reference: picture file.
+        reference: image file.
         prompts: ordered by index.
     """
 
@@ -47,7 +47,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to draw: a subject, a prompt, and which of the pictures for both."""
+    """One image to draw: a subject, a prompt, and which of the images for both."""
 
     subject: Subject
     prompt: Prompt
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return `subject/prompt_copy`, by which files and records name the picture."""
+        """Return `subject/prompt_copy`, by which files and records name the image."""
         return f"{self.subject.name}/{self.prompt.index}_{self.copy}"
 
 
@@ -74,9 +74,9 @@ class Benchmark:
             raise EvaluationError(f"benchmark {self.name}: the subject {twice[0]!r} is there twice; give each a name")
 
     def cases(self, copies: int = 1) -> list[Case]:
-        """Return all pictures to draw, subject by subject."""
+        """Return all images to draw, subject by subject."""
         if copies < 1:
-            raise EvaluationError(f"copies={copies}: at least 1 picture a prompt")
+            raise EvaluationError(f"copies={copies}: at least 1 image a prompt")
         return [
             Case(subject, prompt, copy)
             for subject in self.subjects
@@ -106,12 +106,12 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
     """Read a checkout of DreamBench++ (https://github.com/yuangpeng/dreambench_plus), or a folder like it.
 
     Args:
-        folder: the checkout, or its `data/`, with `images/` and `captions/` by category: a picture `NN.jpg` for each
+        folder: the checkout, or its `data/`, with `images/` and `captions/` by category: an image `NN.jpg` for each
             `NN.txt`, whose first line names the subject and whose other lines are its prompts.
         subjects: how many to take; None takes all.
 
     Raises:
-        EvaluationError: no such folder, a caption file without its picture, or one without prompts.
+        EvaluationError: no such folder, a caption file without its image, or one without prompts.
     """
     root = Path(folder)
     root = root / "data" if (root / "data" / "captions").is_dir() else root
@@ -124,7 +124,7 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
         name, texts = (lines[0] if lines else ""), [line for line in lines[1:] if line]
         if not name or not texts:
             raise EvaluationError(f"{captions}: the first line names the subject, the others are its prompts")
-        reference = _picture(root / "images" / place, captions)
+        reference = _image(root / "images" / place, captions)
         collection = "_".join([*place.parts, name.lower().replace(" ", "_")])
         kinds = DREAMBENCHPP_KINDS if len(texts) == len(DREAMBENCHPP_KINDS) else ("prompt",) * len(texts)
         prompts = tuple(Prompt(index, text, kinds[index]) for index, text in enumerate(texts))
@@ -136,8 +136,8 @@ def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
     """Read DreamBench (https://github.com/google/dreambooth): 30 subjects, 25 prompts each.
 
     Args:
-        folder: the checkout, with `dataset/prompts_and_classes.txt` and a folder of pictures a subject. The first
-            picture by name is the reference.
+        folder: the checkout, with `dataset/prompts_and_classes.txt` and a folder of images a subject. The first
+            image by name is the reference.
         subjects: how many to take; None takes all.
 
     Raises:
@@ -157,24 +157,24 @@ def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
     objects, live = ([quoted[1:-1] for quoted in re.findall(r"'[^'\n]*'", each)] for each in lists)
     found = []
     for name, kind in sorted(classes.items()):
-        pictures = sorted(each for each in (root / name).glob("*") if each.suffix.lower() in PICTURES)
-        if not pictures:
-            raise EvaluationError(f"{root / name} holds no picture of {name}")
+        images = sorted(each for each in (root / name).glob("*") if each.suffix.lower() in IMAGES)
+        if not images:
+            raise EvaluationError(f"{root / name} holds no image of {name}")
         is_live = kind in ("cat", "dog")
         texts = [each.replace("{0} ", "").replace("{1}", kind) for each in (live if is_live else objects)]
         prompts = tuple(Prompt(index, each, "prompt") for index, each in enumerate(texts))
-        found.append(Subject(name, "live subject" if is_live else "object", pictures[0], prompts))
+        found.append(Subject(name, "live subject" if is_live else "object", images[0], prompts))
     return Benchmark("DreamBench", tuple(found)).limited(subjects)
 
 
 def table(file: str | Path, subjects: int | None = None) -> Benchmark:
-    """Read a CSV with the columns `reference` (a picture, relative to the file) and `prompt`.
+    """Read a CSV with the columns `reference` (an image, relative to the file) and `prompt`.
 
     Rows of one reference are one subject. Further columns may be `subject` (its name; the reference's otherwise),
     `category` and `kind` (of the prompt).
 
     Raises:
-        EvaluationError: a column, a picture or a prompt is missing; the message names the row.
+        EvaluationError: a column, an image or a prompt is missing; the message names the row.
     """
     path = Path(file)
     if not path.is_file():
@@ -185,7 +185,7 @@ def table(file: str | Path, subjects: int | None = None) -> Benchmark:
             if not row.get("reference") or not row.get("prompt"):
                 raise EvaluationError(f"{file}, row {number}: reference and prompt are needed")
             if not (path.parent / row["reference"]).is_file():
-                raise EvaluationError(f"{file}, row {number}: there is no picture {path.parent / row['reference']}")
+                raise EvaluationError(f"{file}, row {number}: there is no image {path.parent / row['reference']}")
             rows.setdefault(row.get("subject") or Path(row["reference"]).with_suffix("").as_posix(), []).append(row)
     found = []
     for name, group in rows.items():
@@ -198,41 +198,41 @@ def table(file: str | Path, subjects: int | None = None) -> Benchmark:
 
 
 def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
-    """Read a folder of pictures, each with its prompts, a line each, in `NAME.txt` beside it; subfolders are categories.
+    """Read a folder of images, each with its prompts, a line each, in `NAME.txt` beside it; subfolders are categories.
 
     Raises:
-        EvaluationError: there is no such folder, or a picture without prompts.
+        EvaluationError: there is no such folder, or an image without prompts.
     """
     root = Path(folder)
     found = []
-    for picture in _pictures(root):
-        texts = picture.with_suffix(".txt")
+    for image in _images(root):
+        texts = image.with_suffix(".txt")
         lines = texts.read_text(encoding="utf-8").splitlines() if texts.is_file() else []
         prompts = tuple(Prompt(index, line.strip(), "prompt") for index, line in enumerate(filter(str.strip, lines)))
         if not prompts:
-            raise EvaluationError(f"{picture}: its prompts are missing, a line each, in {texts}")
-        place = picture.relative_to(root).with_suffix("")
+            raise EvaluationError(f"{image}: its prompts are missing, a line each, in {texts}")
+        place = image.relative_to(root).with_suffix("")
         found.append(
-            Subject("_".join(place.parts), place.parts[0] if len(place.parts) > 1 else "subject", picture, prompts)
+            Subject("_".join(place.parts), place.parts[0] if len(place.parts) > 1 else "subject", image, prompts)
         )
     return Benchmark(root.name, tuple(found)).limited(subjects)
 
 
-def _pictures(root: Path) -> Iterator[Path]:
+def _images(root: Path) -> Iterator[Path]:
     if not root.is_dir():
         raise EvaluationError(f"{root}: there is no such folder")
-    yield from sorted(each for each in root.rglob("*") if each.suffix.lower() in PICTURES)
+    yield from sorted(each for each in root.rglob("*") if each.suffix.lower() in IMAGES)
 
 
-def _picture(stem: Path, asked_by: Path) -> Path:
-    return first_picture(stem) or _missing(stem, asked_by)
+def _image(stem: Path, asked_by: Path) -> Path:
+    return first_image(stem) or _missing(stem, asked_by)
 
 
 def _missing(stem: Path, asked_by: Path) -> Path:
-    raise EvaluationError(f"{asked_by} has no picture: {stem}.jpg is missing")
+    raise EvaluationError(f"{asked_by} has no image: {stem}.jpg is missing")
 
 
-def first_picture(stem: Path, extensions: Sequence[str] = PICTURES) -> Path | None:
+def first_image(stem: Path, extensions: Sequence[str] = IMAGES) -> Path | None:
     """Return the file `stem` with the first extension that exists, or None."""
     for extension in extensions:
         if (file := stem.parent / f"{stem.name}{extension}").is_file():

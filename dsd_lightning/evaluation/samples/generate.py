@@ -1,7 +1,7 @@
-"""How are a method's pictures made? In units of fixed cases with a seed each, so that no picture depends on when or where.
+"""How are a method's images made? In units of fixed cases with a seed each, so that no image depends on when or where.
 
-A unit is always drawn as the same batch: after a kill it is drawn anew unless all its pictures are there, and with several
-processes each takes whole units. So neither resuming nor the number of devices changes a picture.
+A unit is always drawn as the same batch: after a kill it is drawn anew unless all its images are there, and with several
+processes each takes whole units. So neither resuming nor the number of devices changes an image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dsd_lightning.randomness import normal, torch_generator
 log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-"""In a method's folder: how its pictures were made; other settings are refused there."""
+"""In a method's folder: how its images were made; other settings are refused there."""
 
 
 _FINGERPRINT_VALUES = 16
@@ -35,14 +35,14 @@ _FINGERPRINT_VALUES = 16
 
 @runtime_checkable
 class Method(Protocol):
-    """What draws pictures."""
+    """What draws images."""
 
     def described(self) -> dict[str, Any]:
-        """Return everything that determines its pictures, as plain JSON."""
+        """Return everything that determines its images, as plain JSON."""
         ...
 
     def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-        """Return a picture a case; what is random is keyed by `seed` and the case."""
+        """Return an image a case; what is random is keyed by `seed` and the case."""
         ...
 
 
@@ -61,30 +61,30 @@ class Part:
 def make(
     method: Method, samples: Samples, cases: Sequence[Case], seed: int, batch_size: int, part: Part | None = None
 ) -> None:
-    """Draw what is missing among the pictures of all cases.
+    """Draw what is missing among the images of all cases.
 
     Args:
         method: what draws.
-        samples: where the pictures go.
+        samples: where the images go.
         cases: all of the benchmark's, in its order.
         seed: of the whole run.
         batch_size: cases of a unit.
         part: this process's share; None makes all.
 
     Raises:
-        EvaluationError: the folder holds pictures that were made otherwise.
+        EvaluationError: the folder holds images that were made otherwise.
     """
     if batch_size < 1:
-        raise EvaluationError(f"batch_size={batch_size}: at least 1 picture at once")
+        raise EvaluationError(f"batch_size={batch_size}: at least 1 image at once")
     _require_settings(samples, {**method.described(), "seed": seed, "batch_size": batch_size})
     part = part or Part()
     units = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
-    open_units = [unit for unit in units if any(samples.picture(case) is None for case in unit)]
+    open_units = [unit for unit in units if any(samples.image(case) is None for case in unit)]
     log.info("%s: %d of %d batches are drawn already", samples.method, len(units) - len(open_units), len(units))
     for unit in tqdm(open_units, desc=f"drawing {samples.method}", unit="batch", disable=not open_units):
         references = [load_rgb(case.subject.reference) for case in unit]
-        for case, reference, picture in zip(unit, references, method.draw(unit, references, seed), strict=True):
-            samples.write(case, picture, reference)
+        for case, reference, image in zip(unit, references, method.draw(unit, references, seed), strict=True):
+            samples.write(case, image, reference)
 
 
 def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
         if (before := json.loads(file.read_text(encoding="utf-8"))) != plain:
             changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
             raise EvaluationError(
-                f"{samples.folder} holds pictures that were made with another {', '.join(changed)} "
+                f"{samples.folder} holds images that were made with another {', '.join(changed)} "
                 f"({file}); give another method.name, or remove the folder"
             )
         return
@@ -147,7 +147,7 @@ class Model:
         }
 
     def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-        """Return a picture a case, from noise of its own."""
+        """Return an image a case, from noise of its own."""
         sampling = self.sampling
         generators = [
             torch_generator("evaluation", seed, case.subject.name, case.prompt.index, case.copy) for case in cases

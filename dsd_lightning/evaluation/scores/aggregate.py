@@ -1,4 +1,4 @@
-"""Which figure do scores of categories and prompt kinds make together? The three rules, and the one place of each.
+"""Which value do scores of categories and prompt kinds make together? The three rules, and the one place of each.
 
 DreamBench++ averages over samples; its categories have 45, 20, 65 and 20 subjects and its kinds 4, 3 and 2 prompts. The
 paper's Table 1 does not keep to one rule: the overalls of its baselines are plain means of categories or kinds (those of
@@ -19,7 +19,7 @@ from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import STYLE
 
 Rule = Literal["sample", "category", "as-published"]
-"""How figures of categories (or prompt kinds) become one: the mean over all samples; the plain mean of the figures; the
+"""How values of categories (or prompt kinds) become one: the mean over all samples; the plain mean of the values; the
 mean over samples without style subjects (concept preservation) or style prompts (prompt following)."""
 
 SUBJECTS_OF = {"animal": 45, "human": 20, "object": 65, "style": 20}
@@ -46,7 +46,7 @@ def require_rule(rule: str) -> Rule:
 class Totals:
     """Sums of scores in [0, 1], and how many they are of, by group (a category or a prompt kind).
 
-    Each is an array of any one shape; the figures that are made of them have it too, so that a bootstrap is one call.
+    Each is an array of any one shape; the values that are made of them have it too, so that a bootstrap is one call.
     """
 
     sums: Mapping[str, Values]
@@ -73,14 +73,14 @@ def overall(totals: Totals, rule: Rule) -> Values:
         return np.asarray(total / np.sum([totals.counts[name] for name in groups], axis=0))
 
 
-def overall_of_figures(figures: Mapping[str, float], weights: Mapping[str, int], rule: Rule) -> float:
-    """Return the overall that a rule makes of a published table's figures by category or kind.
+def overall_of_values(values: Mapping[str, float], weights: Mapping[str, int], rule: Rule) -> float:
+    """Return the overall that a rule makes of a published table's values by category or kind.
 
     Args:
-        figures: of each group that the table prints, in [0, 1].
+        values: of each group that the table prints, in [0, 1].
         weights: samples of each group, such as `SUBJECTS_OF`.
         rule: see `Rule`.
     """
-    counts = {name: np.asarray(float(weights[name])) for name in figures}
-    sums = {name: np.asarray(value * weights[name]) for name, value in figures.items()}
+    counts = {name: np.asarray(float(weights[name])) for name in values}
+    sums = {name: np.asarray(value * weights[name]) for name, value in values.items()}
     return float(overall(Totals(sums, counts), rule))

@@ -1,4 +1,4 @@
-"""Does one method beat another, and may rows of figures stand together at all?
+"""Does one method beat another, and may rows of estimates stand together at all?
 
 Methods are compared on the subjects that both have, by exchanging them subject by subject at random: if they were alike, an
 exchange would change nothing.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL, Array, Scores, bootstrap_draws, figures_of
+from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL, Array, Scores, bootstrap_draws, estimates_of
 from dsd_lightning.randomness import numpy_generator
 
 EXCHANGES = 10_000
@@ -21,10 +21,10 @@ EXCHANGES = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another in one figure.
+    """One method against another in one estimate.
 
     Attributes:
-        figure: such as `debiased_cp_pf`.
+        estimate: such as `debiased_cp_pf`.
         first, second: methods.
         difference: first - second, over the subjects that both have.
         low, high: bounds of its 95% bootstrap interval over subjects.
@@ -32,7 +32,7 @@ class Comparison:
         subjects: how many both have.
     """
 
-    figure: str
+    estimate: str
     first: str
     second: str
     difference: float
@@ -44,13 +44,13 @@ class Comparison:
     def __str__(self) -> str:
         """Return a line for people."""
         return (
-            f"{self.figure}: {self.first} - {self.second} = {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], "
+            f"{self.estimate}: {self.first} - {self.second} = {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], "
             f"p = {self.p:.4f} (permutation over {self.subjects} subjects)"
         )
 
 
 def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "debiased_cp_pf")) -> list[Comparison]:
-    """Return how two methods differ, in those of the figures `names` that both have.
+    """Return how two methods differ, in those of the estimates `names` that both have.
 
     Raises:
         EvaluationError: other judges, rubrics or rules, or no common subject.
@@ -65,10 +65,10 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
     signs = numpy_generator("evaluation", "exchange").integers(0, 2, (EXCHANGES, len(common))).astype(np.float64)
     both = _joined(one, other)
     kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
-    truth = {name: figures_of(one, ones)[name] - figures_of(other, ones)[name] for name in figures_of(one, ones)}
-    drawn = {name: value - figures_of(other, weights)[name] for name, value in figures_of(one, weights).items()}
-    against = figures_of(both, exchanged)
-    chance = {name: value - against[name] for name, value in figures_of(both, kept).items()}
+    truth = {name: estimates_of(one, ones)[name] - estimates_of(other, ones)[name] for name in estimates_of(one, ones)}
+    drawn = {name: value - estimates_of(other, weights)[name] for name, value in estimates_of(one, weights).items()}
+    against = estimates_of(both, exchanged)
+    chance = {name: value - against[name] for name, value in estimates_of(both, kept).items()}
     found = []
     for name in names:
         if name not in truth:

@@ -1,6 +1,6 @@
-"""Which figures do a method's judgements make, how sure are they?
+"""Which estimates do a method's judgements make, how sure are they?
 
-Every figure is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are 95% bootstrap
+Every estimate is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are 95% bootstrap
 percentiles over subjects, drawn anew within each category; prompts of one subject are not independent of each other.
 """
 
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean score with its interval.
 
     Attributes:
@@ -54,10 +54,10 @@ class Scores:
     """One method's judgements, summed by subject and prompt kind.
 
     Attributes:
-        method: whose pictures.
+        method: whose images.
         judge: who judged: the served model, or several.
         rubric: hashes of the rubrics by measure and category.
-        rule: how figures become overalls.
+        rule: how estimates become overalls.
         subjects: names, sorted; the first axis of all arrays.
         categories: of each subject.
         kinds: of prompts; the second axis.
@@ -88,7 +88,7 @@ class Scores:
         }
 
     def require_coverage(self, least: float) -> None:
-        """Refuse to make figures of too few judgements.
+        """Refuse to make estimates of too few judgements.
 
         Raises:
             CoverageTooLow: naming measure, share and failures.
@@ -111,7 +111,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     # In the order of the questions, so that sums round alike however the lines came to be written.
     ordered = sorted(judgements, key=lambda each: (each.subject, each.prompt, each.copy, each.measure, each.repeat))
     if not ordered:
-        raise EvaluationError("there are no judgements to make figures of")
+        raise EvaluationError("there are no judgements to make estimates of")
     methods = sorted({each.method for each in ordered})
     judges = sorted({each.served for each in ordered if each.served})
     if len(methods) > 1 or len(judges) > 1:
@@ -166,18 +166,18 @@ def _rubric_kind(judgement: Judgement) -> str:
     return "style" if judgement.category == "style" and judgement.measure.endswith("cp") else "subject"
 
 
-def figures(scores: Scores) -> dict[str, Figure]:
-    """Return every figure by name: `cp`, `cp/animal`, `pf/imaginative`, `cp_pf`, `debiased_cp_pf` and so on."""
+def estimates(scores: Scores) -> dict[str, Estimate]:
+    """Return every estimate by name: `cp`, `cp/animal`, `pf/imaginative`, `cp_pf`, `debiased_cp_pf` and so on."""
     ones = np.ones((1, len(scores.subjects)))
-    values = figures_of(scores, ones)
-    bootstrap = figures_of(scores, bootstrap_draws(scores, DRAWS))
+    values = estimates_of(scores, ones)
+    bootstrap = estimates_of(scores, bootstrap_draws(scores, DRAWS))
     found = {}
     for name, value in values.items():
         with np.errstate(all="ignore"):
             drawn = bootstrap[name][~np.isnan(bootstrap[name])]
             low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (np.nan, np.nan)
         scored, missing = _numbers(scores, name)
-        found[name] = Figure(float(value[0]), float(low), float(high), scored, missing)
+        found[name] = Estimate(float(value[0]), float(low), float(high), scored, missing)
     return found
 
 
@@ -192,8 +192,8 @@ def bootstrap_draws(scores: Scores, draws: int) -> Array:
     return weights
 
 
-def figures_of(scores: Scores, weights: Array) -> dict[str, Array]:
-    """Return all figures for each row of weights [draws, subjects]."""
+def estimates_of(scores: Scores, weights: Array) -> dict[str, Array]:
+    """Return all estimates for each row of weights [draws, subjects]."""
     found: dict[str, Array] = {}
     for measure in scores.sums:
         sums, counts = scores.sums[measure], scores.counts[measure]
@@ -222,7 +222,7 @@ def _by_category(categories: Sequence[str], sums: Array, counts: Array, weights:
 
 
 def _numbers(scores: Scores, name: str) -> tuple[int, int]:
-    """Return how many judgements a figure is of, and how many are missing."""
+    """Return how many judgements an estimate is of, and how many are missing."""
     if name.endswith("cp_pf"):
         both = [_numbers(scores, name.removesuffix("_pf")), _numbers(scores, name.removesuffix("cp_pf") + "pf")]
         return both[0][0] + both[1][0], both[0][1] + both[1][1]

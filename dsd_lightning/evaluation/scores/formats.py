@@ -8,12 +8,12 @@ import io
 from collections.abc import Sequence
 from itertools import groupby
 
-from dsd_lightning.evaluation.scores.estimates import Scores, figures
+from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.evaluation.scores.tables import Table
 
 _CSV_COLUMNS = (
     "method",
-    "figure",
+    "estimate",
     "value",
     "low",
     "high",
@@ -149,12 +149,12 @@ def to_html(tables: Sequence[Table]) -> str:
 
 
 def to_csv(rows: Sequence[Scores]) -> str:
-    """Return every figure of every method as a line, with interval, numbers, rule and judge."""
+    """Return every estimate of every method as a line, with interval, numbers, rule and judge."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for row in rows:
-        for name, each in figures(row).items():
+        for name, each in estimates(row).items():
             values = [f"{value:.6f}" for value in (each.value, each.low, each.high)]
             writer.writerow([row.method, name, *values, each.scored, each.missing, row.rule, row.judge])
     return out.getvalue()

@@ -1,8 +1,8 @@
-"""What has been published, under which rule was it made, and which printed figures does no rule reproduce?
+"""What has been published, under which rule was it made, and which printed values does no rule reproduce?
 
 Sources: `published/dreambenchpp.csv`, DreamBench++'s leaderboard (https://dreambenchplus.github.io);
 `published/dsd_table1.csv` and `published/dsd_table2_user_study.csv`, Tables 1 and 2 of Diffusion Self-Distillation
-(arXiv 2411.18616). Figures are shares, 0 to 1, judged by gpt-4o-2024-05-13, which can no longer be asked.
+(arXiv 2411.18616). Values are shares, 0 to 1, judged by gpt-4o-2024-05-13, which can no longer be asked.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_figures
+from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_values
 
 JUDGE = "gpt-4o-2024-05-13"
 TOLERANCE = 0.001
-"""Printed figures have three digits, and so have those that they are computed of."""
+"""Printed values have three digits, and so have those that they are computed of."""
 
 FOLDER = Path(__file__).parent / "published"
 LEADERBOARD, PAPER = "DreamBench++ leaderboard", "Diffusion Self-Distillation, Table 1"
@@ -78,19 +78,19 @@ def leaderboard_cells() -> list[Cell]:
     """Return every overall and product of the leaderboard with the rule that reproduces it."""
     cells = []
     for row in leaderboard():
-        cp, pf = leaderboard_figures(row)
-        values = overall_of_figures(cp, SUBJECTS_OF, "sample"), overall_of_figures(pf, PROMPTS_OF, "sample")
+        cp, pf = leaderboard_values(row)
+        computed = overall_of_values(cp, SUBJECTS_OF, "sample"), overall_of_values(pf, PROMPTS_OF, "sample")
         printed = float(row["cp_overall"]), float(row["pf_overall"])
-        for column, one, value in zip(("cp_overall", "pf_overall"), printed, values, strict=True):
+        for column, one, value in zip(("cp_overall", "pf_overall"), printed, computed, strict=True):
             cells.append(_cell(LEADERBOARD, row["method"], column, one, [("sample", value)]))
         cells.append(
-            _cell(LEADERBOARD, row["method"], "cp_pf", float(row["cp_pf"]), [("sample", values[0] * values[1])])
+            _cell(LEADERBOARD, row["method"], "cp_pf", float(row["cp_pf"]), [("sample", computed[0] * computed[1])])
         )
     return cells
 
 
-def leaderboard_figures(row: Row) -> tuple[dict[str, float], dict[str, float]]:
-    """Return a leaderboard row's figures by category and by prompt kind."""
+def leaderboard_values(row: Row) -> tuple[dict[str, float], dict[str, float]]:
+    """Return a leaderboard row's values by category and by prompt kind."""
     return (
         {name: float(row[f"cp_{name}"]) for name in SUBJECTS_OF},
         {name: float(row[f"pf_{name}"]) for name in PROMPTS_OF},
@@ -100,7 +100,7 @@ def leaderboard_figures(row: Row) -> tuple[dict[str, float], dict[str, float]]:
 def table1_cells() -> list[Cell]:
     """Return every overall and product of Table 1 with the rule that reproduces it.
 
-    The nearer of two rules that both do is taken. The plain mean of prompt kinds needs the style prompts' figure, which the
+    The nearer of two rules that both do is taken. The plain mean of prompt kinds needs the style prompts' value, which the
     table leaves out: it is the leaderboard's. Products are those of the printed overalls.
     """
     styles = {row["method"]: float(row["pf_style"]) for row in leaderboard()}
@@ -112,14 +112,14 @@ def table1_cells() -> list[Cell]:
             kinds = {"photorealistic": float(row[f"{prefix}pf_real"]), "imaginative": float(row[f"{prefix}pf_imag"])}
             style = styles.get(_NAMES.get(method, method))
             with_style = kinds | ({} if prefix or style is None else {"style": style})
-            for column, figures, weights in (
+            for column, values, weights in (
                 (f"{prefix}cp_overall", by_category, SUBJECTS_OF),
                 (f"{prefix}pf_overall", with_style, PROMPTS_OF),
             ):
                 printed = float(row[column])
                 attempts: list[tuple[Rule, float]] = [
-                    ("as-published", overall_of_figures(figures, weights, "as-published")),
-                    ("category", overall_of_figures(figures, weights, "category")),
+                    ("as-published", overall_of_values(values, weights, "as-published")),
+                    ("category", overall_of_values(values, weights, "category")),
                 ]
                 attempts.sort(key=lambda attempt: abs(attempt[1] - printed))
                 cells.append(_cell(PAPER, method, column, printed, attempts))
@@ -139,7 +139,7 @@ def impossible_ratings(lowest: float = 1.0, highest: float = 5.0) -> Iterator[st
 
 
 def misprints() -> Iterator[str]:
-    """Yield the figures of Table 1 that are the leaderboard's, but printed otherwise there."""
+    """Yield the values of Table 1 that are the leaderboard's, but printed otherwise there."""
     known = {row["method"]: row for row in leaderboard()}
     columns = {
         "cp_animal": "cp_animal",

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.scores import published
-from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_figures
+from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_values
 from dsd_lightning.evaluation.scores.comparison import require_alike
-from dsd_lightning.evaluation.scores.estimates import Figure, Scores, figures
+from dsd_lightning.evaluation.scores.estimates import Estimate, Scores, estimates
 
 HEADINGS = {"photorealistic": "Real.", "imaginative": "Imag."}
 """Headings of the paper where they differ from the groups' names."""
 
 Cell = tuple[str, ...]
-"""Lines: the figure, and where they are known its interval, and how many judgements it is of and how many are missing."""
+"""Lines: the estimate, and where they are known its interval, and how many judgements it is of and how many are missing."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Table:
 
     Attributes:
         title: of the table.
-        judge, rule: of every figure in it.
+        judge, rule: of every estimate in it.
         columns: (heading of the group, heading) of every column.
         rows: (method, cells).
         notes: lines below it.
@@ -61,7 +61,7 @@ def tables(rows: Sequence[Scores]) -> list[Table]:
     """
     require_alike(rows)
     found = []
-    known = [figures(row) for row in rows]
+    known = [estimates(row) for row in rows]
     for prefix, title in (("", "Plain"), ("debiased_", "Debiased")):
         columns = _columns(rows, prefix)
         if not columns:
@@ -77,7 +77,7 @@ def tables(rows: Sequence[Scores]) -> list[Table]:
 
 
 def _columns(rows: Sequence[Scores], prefix: str) -> list[str]:
-    """Return the names of the figures that a table shows, in the paper's order."""
+    """Return the names of the estimates that a table shows, in the paper's order."""
     names = []
     for measure, order in ((f"{prefix}cp", SUBJECTS_OF), (f"{prefix}pf", PROMPTS_OF)):
         there = [row for row in rows if measure in row.sums]
@@ -106,11 +106,11 @@ def _heading(name: str) -> str:
     return HEADINGS.get(group, group.capitalize()) if group else "Overall"
 
 
-def _cell(figure: Figure | None) -> Cell:
-    if figure is None or math.isnan(figure.value):
-        return ("-",) if figure is None else ("-", "", f"N {figure.scored}, -{figure.missing}")
-    interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
-    return (f"{figure.value:.3f}", interval, f"N {figure.scored}, -{figure.missing}")
+def _cell(estimate: Estimate | None) -> Cell:
+    if estimate is None or math.isnan(estimate.value):
+        return ("-",) if estimate is None else ("-", "", f"N {estimate.scored}, -{estimate.missing}")
+    interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+    return (f"{estimate.value:.3f}", interval, f"N {estimate.scored}, -{estimate.missing}")
 
 
 def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
 def published_tables(rule: Rule, debiased: bool) -> list[Table]:
     """Return what has been published, under a rule; nothing where the rule cannot be applied to it.
 
-    Under `sample` and `category` the overalls are computed of the leaderboard's figures by category and kind. Under
+    Under `sample` and `category` the overalls are computed of the leaderboard's estimates by category and kind. Under
     `as-published` the paper's Table 1 stands as it is printed, with a mark where no rule reproduces it.
     """
     if rule == "as-published":
@@ -140,8 +140,8 @@ def published_tables(rule: Rule, debiased: bool) -> list[Table]:
 def _leaderboard(rule: Rule) -> Table:
     rows = []
     for row in published.leaderboard():
-        cp, pf = published.leaderboard_figures(row)
-        totals = overall_of_figures(cp, SUBJECTS_OF, rule), overall_of_figures(pf, PROMPTS_OF, rule)
+        cp, pf = published.leaderboard_values(row)
+        totals = overall_of_values(cp, SUBJECTS_OF, rule), overall_of_values(pf, PROMPTS_OF, rule)
         values = [*cp.values(), totals[0], *pf.values(), totals[1], totals[0] * totals[1]]
         rows.append((row["method"], tuple((f"{value:.3f}",) for value in values)))
     columns = (
@@ -151,7 +151,7 @@ def _leaderboard(rule: Rule) -> Table:
         ("Prompt following", "Overall"),
         ("", "CP x PF"),
     )
-    note = "Overalls computed of the published figures. N and missing counts were not published."
+    note = "Overalls computed of the published estimates. N and missing counts were not published."
     return Table(f"Published: {published.LEADERBOARD}", published.JUDGE, rule, columns, tuple(rows), (note,))
 
 
@@ -175,7 +175,7 @@ def _table1(debiased: bool) -> Table:
         ("", "CP x PF"),
     )
     note = (
-        "As printed. The rows mix rules (docs/evaluate.md). *: no rule reproduces the figure. N and missing counts were not "
+        "As printed. The rows mix rules (docs/evaluate.md). *: no rule reproduces the estimate. N and missing counts were not "
         "published."
     )
     title = f"Published: {published.PAPER}, {'debiased' if debiased else 'plain'}"

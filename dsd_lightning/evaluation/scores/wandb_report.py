@@ -1,4 +1,4 @@
-"""What of a scoring goes to W&B? Every figure with its interval and numbers as a table, and a table of pictures."""
+"""What of a scoring goes to W&B? Every estimate with its interval and numbers as a table, and a table of images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import wandb
 from dsd_lightning.evaluation.judging.judgements import Judgement
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.layout import Samples
-from dsd_lightning.evaluation.scores.estimates import Scores, figures
+from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.images.pixels import load_rgb
 
-FIGURES, PICTURES = "evaluation/figures", "evaluation/pictures"
+ESTIMATES, IMAGES = "evaluation/estimates", "evaluation/images"
 """Names in W&B."""
 
 
@@ -26,20 +26,20 @@ def send(
     folder: Path,
     project: str,
     offline: bool,
-    pictures: int,
+    images: int,
 ) -> None:
-    """Send one method's figures, and its first pictures with prompts and scores.
+    """Send one method's estimates, and its first images with prompts and scores.
 
     Args:
         row: the method's scores.
         judgements: of which they are made.
-        samples: its pictures; cases: of the benchmark.
+        samples: its images; cases: of the benchmark.
         folder: for W&B's files.
         project: in W&B.
         offline: keep everything here, for `wandb sync`.
-        pictures: how many to send.
+        images: how many to send.
     """
-    known = figures(row)
+    known = estimates(row)
     scored: dict[str, dict[str, Any]] = {}
     for each in judgements:
         name = f"{each.subject}/{each.prompt}_{each.copy}"
@@ -52,10 +52,10 @@ def send(
         mode="offline" if offline else "online",
         config={"judge": row.judge, "rule": row.rule, "rubrics": {f"{m}/{k}": digest for m, k, digest in row.rubric}},
     ) as run:
-        run.summary.update({name: figure.value for name, figure in known.items()})
+        run.summary.update({name: estimate.value for name, estimate in known.items()})
         lines = [[name, f.value, f.low, f.high, f.scored, f.missing] for name, f in known.items()]
-        table = wandb.Table(columns=["figure", "value", "low", "high", "scored", "missing"], data=lines)
-        shown = [(case, file) for case in cases if (file := samples.picture(case)) is not None][:pictures]
+        table = wandb.Table(columns=["estimate", "value", "low", "high", "scored", "missing"], data=lines)
+        shown = [(case, file) for case in cases if (file := samples.image(case)) is not None][:images]
         drawn = [
             [
                 case.name,
@@ -67,4 +67,4 @@ def send(
             for case, file in shown
         ]
         columns: list[str | int] = ["case", "prompt", "reference", "result", *measures]
-        run.log({FIGURES: table, PICTURES: wandb.Table(columns=columns, data=drawn)})
+        run.log({ESTIMATES: table, IMAGES: wandb.Table(columns=columns, data=drawn)})

@@ -1,4 +1,4 @@
-"""What do image encoders see in a picture? Unit vectors of CLIP and DINO, each named with its backbone."""
+"""What do image encoders see in an image? Unit vectors of CLIP and DINO, each named with its backbone."""
 
 from __future__ import annotations
 
@@ -28,28 +28,26 @@ Value = TypeVar("Value")
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns pictures into unit vectors whose products are cosine similarities."""
+    """Turns images into unit vectors whose products are cosine similarities."""
 
     name: str
     """Of the similarity, such as CLIP-I or DINO."""
     backbone: str
     """Folder or hub id of the weights."""
 
-    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector a picture."""
+    def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector an image."""
         ...
 
 
-def prepared(
-    picture: Image.Image, shorter: int, side: int, mean: Sequence[float], deviation: Sequence[float]
-) -> Tensor:
+def prepared(image: Image.Image, shorter: int, side: int, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
     """Return pixels [3, side, side]: resized by the shorter side (bicubic), the centre cropped, normalised."""
-    picture = picture.convert("RGB")
-    scale = shorter / min(picture.size)
-    size = (max(side, round(picture.width * scale)), max(side, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    image = image.convert("RGB")
+    scale = shorter / min(image.size)
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    values = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
+    values = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
     pixels = (torch.from_numpy(values) - torch.tensor(mean)) / torch.tensor(deviation)
     return pixels.permute(2, 0, 1).contiguous()
 
@@ -66,11 +64,11 @@ def _loaded(kind: Any, path: str, device: str | None) -> Any:
 
 
 class Clip:
-    """CLIP, for similarities of pictures (CLIP-I) and of picture and text (CLIP-T).
+    """CLIP, for similarities of images (CLIP-I) and of image and text (CLIP-T).
 
     Args:
         path: folder or hub id. DreamBench++ takes openai/clip-vit-base-patch32.
-        batch_size: pictures at once.
+        batch_size: images at once.
         device: the GPU, where there is one, if None.
 
     Raises:
@@ -85,11 +83,11 @@ class Clip:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
 
     @torch.no_grad()
-    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector a picture."""
+    def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector an image."""
         side = self.model.config.vision_config.image_size
         found = []
-        for batch in _batches(pictures, self.batch_size):
+        for batch in _batches(images, self.batch_size):
             pixels = torch.stack([prepared(each, side, side, _CLIP_MEAN, _CLIP_DEVIATION) for each in batch])
             found.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
         return torch.cat(found)
@@ -119,7 +117,7 @@ class Dino:
         path: folder or hub id, such as facebook/dino-vits8 or facebook/dinov2-small.
         name: of the similarity.
         side: of the crop that it sees, pixels; DINO and DINOv2: 224.
-        batch_size: pictures at once.
+        batch_size: images at once.
         device: the GPU, where there is one, if None.
 
     Raises:
@@ -133,11 +131,11 @@ class Dino:
         self.model = _loaded(AutoModel, path, device)
 
     @torch.no_grad()
-    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector a picture."""
+    def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector an image."""
         shorter = round(DINO_RESIZE * self.side)
         found = []
-        for batch in _batches(pictures, self.batch_size):
+        for batch in _batches(images, self.batch_size):
             pixels = [prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION) for each in batch]
             output = self.model(pixel_values=torch.stack(pixels).to(self.model.device))
             found.append(_unit(output.last_hidden_state[:, 0]))
@@ -145,10 +143,10 @@ class Dino:
 
 
 class Pixels:
-    """No network: normalised correlation of small pictures, for what only copies can score high in.
+    """No network: normalised correlation of small images, for what only copies can score high in.
 
     Args:
-        side: to which pictures are averaged, pixels.
+        side: to which images are averaged, pixels.
     """
 
     name = "pixel correlation"
@@ -156,11 +154,11 @@ class Pixels:
     def __init__(self, side: int = 32) -> None:
         self.side, self.backbone = side, f"RGB, {side} x {side}"
 
-    def images(self, pictures: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector a picture: its pixels without their mean; zeros for a picture of one colour."""
+    def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Return a unit vector an image: its pixels without their mean; zeros for an image of one colour."""
         size = (self.side, self.side)
         small = [
-            np.asarray(each.convert("RGB").resize(size, Image.Resampling.BOX), np.float32).ravel() for each in pictures
+            np.asarray(each.convert("RGB").resize(size, Image.Resampling.BOX), np.float32).ravel() for each in images
         ]
         values = torch.from_numpy(np.stack(small))
         return F.normalize(values - values.mean(dim=1, keepdim=True), dim=-1)

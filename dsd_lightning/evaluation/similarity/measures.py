@@ -1,7 +1,7 @@
 """How alike are results, references and prompts to an image encoder? Similarities, copying, diversity, stories' consistency.
 
 All are cosines, 0 to 1 as they are published (not times 100), means of subjects' means, with 95% bootstrap intervals over
-subjects. Each is named with the backbone that it depends on: figures of two backbones cannot be compared.
+subjects. Each is named with the backbone that it depends on: metrics of two backbones cannot be compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
-from dsd_lightning.evaluation.samples.benchmark import PICTURES, Case
+from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case
 from dsd_lightning.evaluation.samples.layout import Samples
 from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
 from dsd_lightning.evaluation.similarity.encoders import Clip, Encoder, Pixels
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Similarity:
-    """One figure of one method.
+    """One metric of one method.
 
     Attributes:
         name: such as CLIP-I, with the backbone beside it.
         value, low, high: mean over subjects and bounds of its 95% bootstrap interval.
-        pictures: how many it is of; missing: how many are not there.
+        images: how many it is of; missing: how many are not there.
     """
 
     method: str
@@ -47,14 +47,14 @@ class Similarity:
     value: float
     low: float
     high: float
-    pictures: int
+    images: int
     missing: int
 
     def __str__(self) -> str:
         """Return a line for people."""
         return (
             f"{self.method}  {self.name} ({self.backbone}): {self.value:.3f} [{self.low:.3f}, {self.high:.3f}] "
-            f"(N={self.pictures}, missing {self.missing})"
+            f"(N={self.images}, missing {self.missing})"
         )
 
 
@@ -65,12 +65,12 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
     their reference has no part in. `diversity` is 1 minus the similarity of every two results for one subject.
 
     Raises:
-        EvaluationError: no pictures.
+        EvaluationError: no images.
     """
-    there = [(case, file) for case in cases if (file := samples.picture(case)) is not None]
+    there = [(case, file) for case in cases if (file := samples.image(case)) is not None]
     missing = len(cases) - len(there)
     if not there:
-        raise EvaluationError(f"{samples.folder} has none of the {len(cases)} pictures of the benchmark")
+        raise EvaluationError(f"{samples.folder} has none of the {len(cases)} images of the benchmark")
     subjects = list(dict.fromkeys(case.subject for case, _ in there))
     owner = torch.tensor([subjects.index(case.subject) for case, _ in there])
     found = []
@@ -118,13 +118,13 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def run(config: DictConfig) -> str:
-    """Measure a method's pictures with the encoders that the configuration names; write and return the figures."""
+    """Measure a method's images with the encoders that the configuration names; write and return the metrics."""
     cases = instantiate(config.benchmark).cases(config.copies)
     found = measure(Samples(config.samples, config.name), cases, encoders(config))
-    short = found[0].pictures / len(cases)
+    short = found[0].images / len(cases)
     if short < config.coverage:
         raise CoverageTooLow(
-            f"{config.samples} has {short:.1%} of the pictures, and coverage={config.coverage:g} is needed"
+            f"{config.samples} has {short:.1%} of the images, and coverage={config.coverage:g} is needed"
         )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def run(config: DictConfig) -> str:
     partial = file.with_suffix(".partial")
     partial.write_text(text.getvalue(), encoding="utf-8")
     partial.replace(file)
-    return "\n".join([*map(str, found), "", f"figures  {file}"])
+    return "\n".join([*map(str, found), "", f"metrics  {file}"])
 
 
 def encoders(config: DictConfig) -> list[Any]:
@@ -196,9 +196,9 @@ def consistency(panels: Sequence[Path], references: Sequence[Path], encoder: Enc
 
 
 def story(config: DictConfig) -> str:
-    """Measure the panels of a folder, in the order of their names; return the figures."""
+    """Measure the panels of a folder, in the order of their names; return the metrics."""
     folder = Path(config.panels)
-    panels = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    panels = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGES)
     references = [Path(file) for file in config.references]
     panels = [file for file in panels if file.resolve() not in {each.resolve() for each in references}]
     return "\n".join(str(consistency(panels, references, each)) for each in encoders(config))

@@ -22,14 +22,14 @@ MISSING = ("", "-", "nan", "n/a", "na", "none", "null")
 """Cells that say that there is no rating."""
 
 OVERALL = "overall"
-"""Name of the geometric mean of a picture's criteria."""
+"""Name of the geometric mean of an image's criteria."""
 
 _RATER, _ITEM, _METHOD = ("rater", "annotator"), ("item", "sample", "uid", "case"), ("method", "model")
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One rater's score of one method's picture, by one criterion."""
+    """One rater's score of one method's image, by one criterion."""
 
     rater: str
     item: str
@@ -150,7 +150,7 @@ def _number(cell: str | None, where: str) -> float | None:
 
 
 def with_overall(ratings: Sequence[Rating]) -> list[Rating]:
-    """Return the ratings and, of each picture that a rater has rated by all criteria, their geometric mean."""
+    """Return the ratings and, of each image that a rater has rated by all criteria, their geometric mean."""
     grouped: dict[tuple[str, str, str], list[Rating]] = {}
     for each in ratings:
         grouped.setdefault((each.rater, each.item, each.method), []).append(each)
@@ -175,7 +175,7 @@ def opinions(ratings: Sequence[Rating]) -> list[Opinion]:
 
 
 def agreement(ratings: Sequence[Rating]) -> dict[str, float]:
-    """Return Krippendorff's alpha (ordinal) by criterion, over the pictures of all methods."""
+    """Return Krippendorff's alpha (ordinal) by criterion, over the images of all methods."""
     found = {}
     for criterion in dict.fromkeys(each.criterion for each in ratings):
         chosen = [each for each in ratings if each.criterion == criterion]
@@ -184,7 +184,7 @@ def agreement(ratings: Sequence[Rating]) -> dict[str, float]:
 
 
 def _matrix(ratings: Sequence[Rating]) -> NDArray[np.float64]:
-    """Return ratings as [raters, pictures], NaN where there is none."""
+    """Return ratings as [raters, images], NaN where there is none."""
     raters = {name: index for index, name in enumerate(sorted({each.rater for each in ratings}))}
     units = {key: index for index, key in enumerate(sorted({(each.method, each.item) for each in ratings}))}
     matrix = np.full((len(raters), len(units)), np.nan)
@@ -243,13 +243,13 @@ def read_pages(files: Sequence[str | Path], key: str | Path) -> list[Rating]:
             raise EvaluationError(f"{file}: the rater {rater!r} is also in {raters[rater]}; keep one file of each")
         raters[rater] = file
         for name, scores in saved["ratings"].items():
-            picture = hidden["pictures"].get(name)
-            if picture is None:
-                raise EvaluationError(f"{file}: the picture {name!r} is not in {key}")
+            image = hidden["images"].get(name)
+            if image is None:
+                raise EvaluationError(f"{file}: the image {name!r} is not in {key}")
             for criterion, score in scores.items():
                 if criterion not in hidden["criteria"] or not (isinstance(score, int) and low <= score <= high):
                     raise EvaluationError(f"{file}: {criterion} {score!r} of {name} is no rating of this study")
-                found.append(Rating(rater, picture["case"], picture["method"], criterion, float(score)))
+                found.append(Rating(rater, image["case"], image["method"], criterion, float(score)))
     if not found:
         raise EvaluationError(f"no ratings in {', '.join(map(str, files)) or 'no file'}")
     return found

@@ -1,7 +1,7 @@
 """How is a user study made and scored? A page that needs nothing else, a key that stays at home, and a table of opinions.
 
-As in the paper (Section 4): a random subset of the benchmark, every method's picture of it rated from 1 to 5 by concept
-preservation, prompt following and creativity. The page does not tell which method has made a picture: names are random, the
+As in the paper (Section 4): a random subset of the benchmark, every method's image of it rated from 1 to 5 by concept
+preservation, prompt following and creativity. The page does not tell which method has made an image: names are random, the
 order is shuffled, and the key is in a file of its own.
 """
 
@@ -64,15 +64,15 @@ def make_page(
     """Write `study.html` and `key.json` and return the page.
 
     Args:
-        methods: whose pictures are rated.
+        methods: whose images are rated.
         cases: of the benchmark.
         count: cases to draw at random.
         seed: of subset, names and order.
         folder: where both files go.
-        side: longest side of a picture in the page, pixels; larger ones are shrunk.
+        side: longest side of an image in the page, pixels; larger ones are shrunk.
 
     Raises:
-        EvaluationError: no methods, too few cases, or a picture that is missing.
+        EvaluationError: no methods, too few cases, or an image that is missing.
     """
     if not methods or not 1 <= count <= len(cases):
         raise EvaluationError(
@@ -81,37 +81,35 @@ def make_page(
         )
     rng = numpy_generator("evaluation", "study", seed)
     chosen = [cases[int(index)] for index in sorted(rng.choice(len(cases), count, replace=False))]
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     items, hidden = [], {}
     for case in chosen:
         for samples in methods:
-            file = samples.picture(case)
+            file = samples.image(case)
             if file is None:
-                raise EvaluationError(
-                    f"{samples.folder} has no picture of {case.name}; draw all before a study is made"
-                )
+                raise EvaluationError(f"{samples.folder} has no image of {case.name}; draw all before a study is made")
             # Random, because a digest of the method's name could be guessed.
             name = rng.bytes(6).hex()
             items.append(
                 {
                     "id": name,
                     "prompt": case.prompt.text,
-                    "reference": _embedded(case.subject.reference, side, pictures),
-                    "picture": _embedded(file, side, pictures),
+                    "reference": _embedded(case.subject.reference, side, images),
+                    "image": _embedded(file, side, images),
                 }
             )
             hidden[name] = {"case": case.name, "method": samples.method}
     order = [items[int(index)] for index in rng.permutation(len(items))]
-    study = hashlib.sha256(json.dumps([order, sorted(pictures)]).encode()).hexdigest()[:12]
+    study = hashlib.sha256(json.dumps([order, sorted(images)]).encode()).hexdigest()[:12]
     content = {
         "study": study,
         "scale": SCALE,
         "criteria": [{"name": name, "title": title, "question": text} for name, (title, text) in CRITERIA.items()],
         "items": order,
-        "pictures": pictures,
+        "images": images,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    key = {"study": study, "scale": SCALE, "criteria": list(CRITERIA), "pictures": hidden}
+    key = {"study": study, "scale": SCALE, "criteria": list(CRITERIA), "images": hidden}
     _write(folder / KEY, json.dumps(key, indent=1))
     # A text must not end the script element that it stands in.
     told = json.dumps(content).replace("<", "\\u003c")
@@ -119,14 +117,14 @@ def make_page(
     return folder / PAGE
 
 
-def _embedded(file: Path, side: int, pictures: dict[str, str]) -> str:
-    """Add a picture to those of the page and return its name there."""
+def _embedded(file: Path, side: int, images: dict[str, str]) -> str:
+    """Add an image to those of the page and return its name there."""
     image = load_rgb(file)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     name = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
-    pictures[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return name
 
 

@@ -18,7 +18,7 @@ STEPS = ("character", "story", "prompts", "panels", "page")
 """What happens in turn; the first three are kept in story.json."""
 
 FEWEST, MOST, USUAL = 2, 12, 9
-"""Panels of a comic, the given picture included. The paper's have 8 to 10."""
+"""Panels of a comic, the given image included. The paper's have 8 to 10."""
 
 FILE, PAGE, PANELS, REFERENCE = "story.json", "page.png", "panels", "reference.png"
 """What lies in a story's folder."""
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py story`."""
     made = argparse.ArgumentParser(
         prog="python generate.py story",
-        description="Tells a story with the character of a picture: a comic page (paper, section C.3).",
+        description="Tells a story with the character of an image: a comic page (paper, section C.3).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

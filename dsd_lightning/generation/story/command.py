@@ -91,7 +91,7 @@ def _reference(given: Path | None, folder: Path) -> Image.Image:
     """Return the first panel, which is kept in the folder."""
     kept = folder / REFERENCE
     if given is None and not kept.is_file():
-        raise GenerationError("give --image: the picture that is the first panel")
+        raise GenerationError("give --image: the image that is the first panel")
     if given is not None and not given.is_file():
         raise GenerationError(f"--image {given}: there is no such file")
     image = load_rgb(given or kept)
@@ -167,6 +167,6 @@ def _drawn(
             drawn = draw_prompts(
                 pipeline, settings, reference, [panel.prompt for panel in panels], [panel.seed for panel in panels]
             )
-            for each, panel, picture in zip(starts[index], panels, drawn, strict=True):
-                save_png(picture.image, files[each], facts(panel))
+            for each, panel, image in zip(starts[index], panels, drawn, strict=True):
+                save_png(image.image, files[each], facts(panel))
         yield load_rgb(files[index])

@@ -24,7 +24,7 @@ HOW = (
 class Panel:
     """One panel: the words below it, the prompt it is drawn from, and the seed of its noise.
 
-    The first panel is the given picture: its prompt describes it, and is not drawn.
+    The first panel is the given image: its prompt describes it, and is not drawn.
     """
 
     caption: str
@@ -37,9 +37,9 @@ class Story:
     """A story as far as it is told: what is empty is still to be written.
 
     Attributes:
-        panel_count: panels of the page, the given picture included.
+        panel_count: panels of the page, the given image included.
         idea: what the user said that it is about.
-        character: a description of the given picture with its main character (step 1).
+        character: a description of the given image with its main character (step 1).
         story: what happens, one text a panel (step 2).
         panels: the panels, each of which makes sense alone (step 3).
     """
@@ -56,7 +56,7 @@ class Storyteller(Protocol):
     """Whoever writes a story: each step is given what the steps before it said, as it was edited."""
 
     def character(self, image: Image.Image, story: Story) -> str:
-        """Return a description of the picture with its main character."""
+        """Return a description of the image with its main character."""
         ...
 
     def story(self, image: Image.Image, story: Story) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from dsd_lightning.agents import Agent, Message, Picture, Request
+from dsd_lightning.agents import Agent, ImagePart, Message, Request
 from dsd_lightning.generation.jobs import GenerationError
 from dsd_lightning.generation.language_model import NoAnswer, instruction, line_of
 from dsd_lightning.generation.story.story import Panel, Story
@@ -62,7 +62,7 @@ class AgentStoryteller:
     def _turns(self, image: Image.Image, story: Story) -> list[Message]:
         idea = f" It is about: {story.idea}" if story.idea else ""
         return [
-            Message.user(instruction("story_character"), Picture.of(image)),
+            Message.user(instruction("story_character"), ImagePart.of(image)),
             Message.assistant(story.character),
             Message.user(instruction("story_panels", panels=story.panel_count, idea=idea)),
             Message.assistant(json.dumps(story.story, ensure_ascii=False)),
@@ -117,7 +117,7 @@ class Beat:
 
 
 _BEATS = (
-    Beat("Somebody lived in a picture and had never left it.", {}, 0),
+    Beat("Somebody lived in an image and had never left it.", {}, 0),
     Beat("One morning the wall behind it was gone. Everything was green.", {"background_color": "green"}, 2),
     Beat(
         "A blue road led off to the left. It followed.",

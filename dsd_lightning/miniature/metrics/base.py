@@ -1,4 +1,4 @@
-"""What is a figure of drawn samples? A metric that says which samples it can score, and takes its part of them."""
+"""What is a metric of drawn samples? A metric that says which samples it can score, and takes its part of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchmetrics import Metric
 from dsd_lightning.pairs import PairBatch
 
 
-class Figure(Metric):
-    """One number that a set of drawn pairs is scored by, such as a task names them in its YAML (`task.figures`).
+class SampleMetric(Metric):
+    """One number that a set of drawn pairs is scored by, such as a task names them in its YAML (`task.metrics`).
 
     A subclass is a torchmetrics metric with an `update` of its own; these methods let whoever draws the pairs score them
-    without knowing what kind of figure it is.
+    without knowing what kind of metric it is.
     """
 
     @abstractmethod
@@ -28,9 +28,9 @@ class Figure(Metric):
 
         Args:
             drawn: pixels [b, 3, h, w] in [-1, 1] by the frame's name.
-            batch: the pairs of which they were drawn, with pictures, on the same device.
+            batch: the pairs of which they were drawn, with images, on the same device.
         """
 
     def details(self) -> Mapping[str, int]:
-        """Return counts that explain the figure to a reader of the log, of this process alone; none by default."""
+        """Return counts that explain the metric to a reader of the log, of this process alone; none by default."""
         return {}

@@ -1,13 +1,13 @@
-"""Does a drawn picture have the right geometry? Its silhouette's overlap with the true mask, and its error in depth.
+"""Does a drawn image have the right geometry? Its silhouette's overlap with the true mask, and its error in depth.
 
-Mask and depth of a drawn picture are those of the silhouette that it shows (`geometry.infer_silhouettes`); appearance,
-background and light do not enter. So a perfect drawing scores 1 and 0: of 1024 true pictures one silhouette was mistaken.
+Mask and depth of a drawn image are those of the silhouette that it shows (`geometry.infer_silhouettes`); appearance,
+background and light do not enter. So a perfect drawing scores 1 and 0: of 1024 true images one silhouette was mistaken.
 
-Measured on 256 true held-out pictures, mask IoU and absolute relative error of depth: untouched 1.000 and 0.000, also in
+Measured on 256 true held-out images, mask IoU and absolute relative error of depth: untouched 1.000 and 0.000, also in
 other colours, patterns, backgrounds, lights and styles, and with noise of deviation 0.4; through the miniature's VAE 0.996
 and 0.002; blurred by a pixel and a half 0.999 and 0.001; moved by 1.5 pixels 0.98 and 0.006; with 0.6 of the contrast 0.90
-and 0.06. What is wrong costs: the picture of another scene 0.41 and 0.31 (all silhouettes overlap near the middle), an
-empty, a grey or a noise picture 0 and 0.53.
+and 0.06. What is wrong costs: the image of another scene 0.41 and 0.31 (all silhouettes overlap near the middle), an
+empty, a grey or a noise image 0 and 0.53.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsd_lightning.miniature import geometry
-from dsd_lightning.miniature.metrics.identity_metrics import Facts, MiniatureFigure, require_size, target_scene
+from dsd_lightning.miniature.metrics.identity_metrics import Facts, MiniatureMetric, require_size, target_scene
 from dsd_lightning.pairs import TARGET, PairBatch
 
 
-class _GeometryFigure(MiniatureFigure):
-    """The mean of a figure over pictures, each of which is held against its scene's true silhouette."""
+class _GeometryMetric(MiniatureMetric):
+    """The mean of a metric over images, each of which is held against its scene's true silhouette."""
 
     is_differentiable = False
     full_state_update = False
@@ -40,20 +40,20 @@ class _GeometryFigure(MiniatureFigure):
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @abstractmethod
-    def figure(self, drawn: int, true: int) -> float:
-        """Return the figure of one picture, from the positions of two silhouettes."""
+    def metric(self, drawn: int, true: int) -> float:
+        """Return the metric of one image, from the positions of two silhouettes."""
 
-    def update(self, pictures: Float[Tensor, "b 3 h w"], facts: Sequence[Facts]) -> None:
+    def update(self, images: Float[Tensor, "b 3 h w"], facts: Sequence[Facts]) -> None:
         """Add drawn targets [b, 3, 64, 64] in [-1, 1] and the facts that tell their scenes.
 
         Raises:
-            ValueError: pictures of another size than the world's.
+            ValueError: images of another size than the world's.
         """
-        require_size(pictures)
+        require_size(images)
         known = geometry.silhouettes()
-        found = geometry.infer_silhouettes(pictures.detach().float().cpu().numpy())
+        found = geometry.infer_silhouettes(images.detach().float().cpu().numpy())
         for drawn, fact in zip(found, facts, strict=True):
-            self.sum += self.figure(drawn, known.index(target_scene(fact)))
+            self.sum += self.metric(drawn, known.index(target_scene(fact)))
             self.total += 1
 
     def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
@@ -61,27 +61,27 @@ class _GeometryFigure(MiniatureFigure):
         self.update(drawn[TARGET], batch.facts)
 
     def compute(self) -> Tensor:
-        """Return the mean over all pictures; NaN before the first."""
+        """Return the mean over all images; NaN before the first."""
         return self.sum / self.total
 
 
-class MaskIoU(_GeometryFigure):
+class MaskIoU(_GeometryMetric):
     """Intersection over union of the drawn character's mask and the true one; in [0, 1], higher is better."""
 
     higher_is_better = True
 
-    def figure(self, drawn: int, true: int) -> float:
+    def metric(self, drawn: int, true: int) -> float:
         """Return the overlap of two masks."""
         one, other = geometry.silhouettes().masks[[drawn, true]]
         return float((one & other).sum() / (one | other).sum())
 
 
-class DepthAbsRel(_GeometryFigure):
+class DepthAbsRel(_GeometryMetric):
     """Mean over all pixels of |drawn depth - true depth| / true depth (AbsRel); 0 is right, lower is better."""
 
     higher_is_better = False
 
-    def figure(self, drawn: int, true: int) -> float:
+    def metric(self, drawn: int, true: int) -> float:
         """Return the relative error between two depths."""
         one, other = geometry.silhouettes().depths[[drawn, true]]
         return float(np.mean(np.abs(one - other) / other))

@@ -1,10 +1,10 @@
-"""How faithful is a drawn picture to the identity and to the prompt? Exact figures, since the truth can be enumerated.
+"""How faithful is a drawn image to the identity and to the prompt? Exact metrics, since the truth can be enumerated.
 
-The distance is the root mean squared RGB difference over the whole picture after 2 x 2 average pooling, on the [-1, 1]
-scale (`candidates.distances`). Measured on true pictures put out of order, nearest of 16 identities: pooling makes it
-more tolerant than single pixels of what does not matter (right in 0.92 instead of 0.89 of pictures moved by 1.5 pixels
+The distance is the root mean squared RGB difference over the whole image after 2 x 2 average pooling, on the [-1, 1]
+scale (`candidates.distances`). Measured on true images put out of order, nearest of 16 identities: pooling makes it
+more tolerant than single pixels of what does not matter (right in 0.92 instead of 0.89 of images moved by 1.5 pixels
 both ways, 0.99 instead of 0.97 after a blur of 1.5 pixels) and hardly less sensitive to what does (0.97 instead of 0.985
-with 0.6 of the contrast). Pooling 4 x 4 gains more on moved pictures and loses on colours (0.90 with 0.6 of the
+with 0.6 of the contrast). Pooling 4 x 4 gains more on moved images and loses on colours (0.90 with 0.6 of the
 contrast); restricting it to the character's mask changes nothing, because what all candidates share (here the
 background) adds the same to every squared distance.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from dsd_lightning.miniature import candidates
-from dsd_lightning.miniature.metrics.base import Figure
+from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.miniature.renderer import RESOLUTION
 from dsd_lightning.miniature.world import Context, Identity, Scene
 from dsd_lightning.pairs import REFERENCE, TARGET, PairBatch
@@ -43,40 +43,40 @@ def target_scene(facts: Facts) -> Scene:
     return Scene(Identity(*facts["identity"]), Context(*facts["target"]))
 
 
-def require_size(pictures: Float[Tensor, "b 3 h w"]) -> None:
-    """Refuse pictures that are not of the world's size.
+def require_size(images: Float[Tensor, "b 3 h w"]) -> None:
+    """Refuse images that are not of the world's size.
 
     Raises:
         ValueError: naming both sizes.
     """
-    if tuple(pictures.shape[-2:]) != (RESOLUTION, RESOLUTION):
+    if tuple(images.shape[-2:]) != (RESOLUTION, RESOLUTION):
         raise ValueError(
-            f"pictures of {pictures.shape[-2]} x {pictures.shape[-1]} cannot be compared with the miniature's renderings "
+            f"images of {images.shape[-2]} x {images.shape[-1]} cannot be compared with the miniature's renderings "
             f"of {RESOLUTION} x {RESOLUTION}; sample at data.resolution={RESOLUTION}"
         )
 
 
-def features(pictures: Float[Tensor, "b 3 h w"]) -> candidates.Features:
-    """Return pictures [b, 3, 64, 64] in [-1, 1] as the distance sees them.
+def features(images: Float[Tensor, "b 3 h w"]) -> candidates.Features:
+    """Return images [b, 3, 64, 64] in [-1, 1] as the distance sees them.
 
     Raises:
-        ValueError: pictures of another size than the world's.
+        ValueError: images of another size than the world's.
     """
-    require_size(pictures)
-    return candidates.pooled(pictures.detach().float().cpu().numpy())
+    require_size(images)
+    return candidates.pooled(images.detach().float().cpu().numpy())
 
 
-class MiniatureFigure(Figure):
-    """A figure that needs the miniature world, where the truth can be rendered; other pictures it cannot score."""
+class MiniatureMetric(SampleMetric):
+    """A metric that needs the miniature world, where the truth can be rendered; other images it cannot score."""
 
     def can_score(self, batch: PairBatch, frames: Collection[str]) -> bool:
-        """Return whether the samples are pictures of the world's size that tell the target's scene."""
+        """Return whether the samples are images of the world's size that tell the target's scene."""
         pictured = batch.target is not None and tuple(batch.target.shape[-2:]) == (RESOLUTION, RESOLUTION)
         return pictured and len(batch.facts) == len(batch) and all(tells_scene(facts) for facts in batch.facts)
 
 
-class NearestCandidate(MiniatureFigure):
-    """Share of pictures whose nearest candidate is the truth; in [0, 1], higher is better, chance 0.0625."""
+class NearestCandidate(MiniatureMetric):
+    """Share of images whose nearest candidate is the truth; in [0, 1], higher is better, chance 0.0625."""
 
     higher_is_better = True
     is_differentiable = False
@@ -94,17 +94,17 @@ class NearestCandidate(MiniatureFigure):
 
     @abstractmethod
     def candidates(self, scene: Scene, key: str) -> list[Scene]:
-        """Return the scenes that the picture of `scene` is held against, the truth first."""
+        """Return the scenes that the image of `scene` is held against, the truth first."""
 
-    def update(self, pictures: Float[Tensor, "b 3 h w"], facts: Sequence[Facts], keys: Sequence[str]) -> None:
+    def update(self, images: Float[Tensor, "b 3 h w"], facts: Sequence[Facts], keys: Sequence[str]) -> None:
         """Count hits.
 
         Args:
-            pictures: drawn targets [b, 3, 64, 64] in [-1, 1].
+            images: drawn targets [b, 3, 64, 64] in [-1, 1].
             facts: of each sample, telling its scene.
             keys: of each sample; a sample meets the same distractors every time.
         """
-        for drawn, fact, key in zip(features(pictures), facts, keys, strict=True):
+        for drawn, fact, key in zip(features(images), facts, keys, strict=True):
             scene = target_scene(fact)
             options = self.candidates(scene, key)
             renderings = np.stack([candidates.rendered(option) for option in options])
@@ -119,7 +119,7 @@ class NearestCandidate(MiniatureFigure):
         self.update(drawn[TARGET], batch.facts, batch.keys)
 
     def compute(self) -> Tensor:
-        """Return the share of hits; NaN before the first picture."""
+        """Return the share of hits; NaN before the first image."""
         return self.correct / self.total
 
     def details(self) -> Mapping[str, int]:
@@ -157,8 +157,8 @@ class PromptAccuracy(NearestCandidate):
         return candidates.context_candidates(scene.identity, scene.context, key)
 
 
-class CopyPaste(MiniatureFigure):
-    """How much closer the result is to the reference picture than the truth is.
+class CopyPaste(MiniatureMetric):
+    """How much closer the result is to the reference image than the truth is.
 
     Mean of d(truth, reference) - d(result, reference), RMS RGB difference on the [-1, 1] scale: 0 for results like the
     truth, positive for copies (a result that is the reference gives d(truth, reference), about 0.5), negative for results
@@ -178,12 +178,12 @@ class CopyPaste(MiniatureFigure):
 
     def update(
         self,
-        pictures: Float[Tensor, "b 3 h w"],
+        images: Float[Tensor, "b 3 h w"],
         truths: Float[Tensor, "b 3 h w"],
         references: Float[Tensor, "b 3 h w"],
     ) -> None:
-        """Add pictures, their truths and their references, each [b, 3, 64, 64] in [-1, 1]."""
-        for drawn, truth, reference in zip(features(pictures), features(truths), features(references), strict=True):
+        """Add images, their truths and their references, each [b, 3, 64, 64] in [-1, 1]."""
+        for drawn, truth, reference in zip(features(images), features(truths), features(references), strict=True):
             of_result, of_truth = candidates.distances(reference, np.stack([drawn, truth]))
             self.excess += float(of_truth - of_result)
             self.total += 1
@@ -199,14 +199,14 @@ class CopyPaste(MiniatureFigure):
         self.update(drawn[TARGET], batch.target, batch.reference)
 
     def compute(self) -> Tensor:
-        """Return the mean excess; NaN before the first picture."""
+        """Return the mean excess; NaN before the first image."""
         return self.excess / self.total
 
 
-class ReferencePSNR(Figure, PeakSignalNoiseRatio):
-    """Peak signal-to-noise ratio of the redrawn reference frame, dB, from the squared error of all pictures together.
+class ReferencePSNR(SampleMetric, PeakSignalNoiseRatio):
+    """Peak signal-to-noise ratio of the reconstructed reference frame, dB, from the squared error of all images together.
 
-    `update(redrawn, references)` with pictures [b, 3, h, w] in [-1, 1] of any size; higher is better. The VAE's own loss
+    `update(reconstructed, references)` with images [b, 3, h, w] in [-1, 1] of any size; higher is better. The VAE's own loss
     bounds it from above.
     """
 
@@ -214,10 +214,10 @@ class ReferencePSNR(Figure, PeakSignalNoiseRatio):
         super().__init__(data_range=(-1.0, 1.0), **options)
 
     def can_score(self, batch: PairBatch, frames: Collection[str]) -> bool:
-        """Return whether there is a reference, and it is redrawn."""
+        """Return whether there is a reference, and it is reconstructed."""
         return batch.reference is not None and REFERENCE in frames
 
     def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:
-        """Add the redrawn references."""
+        """Add the reconstructed references."""
         assert batch.reference is not None
         self.update(drawn[REFERENCE], batch.reference)

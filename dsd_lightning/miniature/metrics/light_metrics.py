@@ -3,10 +3,10 @@
 All else is as in the truth: who, where, background and style. Both attributes are searched together, so that a wrong colour
 does not disturb the direction. The distance is that of `candidates`.
 
-Measured on 256 true held-out pictures: untouched, through the miniature's VAE, with noise of deviation 0.4 or moved by a pixel
+Measured on 256 true held-out images: untouched, through the miniature's VAE, with noise of deviation 0.4 or moved by a pixel
 1.00 of the directions and of the colours; with 0.8 of the contrast 1.00 and 0.98. The scene under its old light, copied from
 the reference, scores 0.11 and 0.28 (2 in 14 and 4 in 14 are expected: as often as the new light shares one of the two), a grey
-picture 0.15 and 0.34.
+image 0.15 and 0.34.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsd_lightning.miniature import candidates
-from dsd_lightning.miniature.metrics.identity_metrics import Facts, MiniatureFigure, features, target_scene
+from dsd_lightning.miniature.metrics.identity_metrics import Facts, MiniatureMetric, features, target_scene
 from dsd_lightning.miniature.world import Scene, lights
 from dsd_lightning.pairs import TARGET, PairBatch
 
 
-class _LightAccuracy(MiniatureFigure):
-    """Share of pictures that show one attribute of the light right; in [0, 1], higher is better."""
+class _LightAccuracy(MiniatureMetric):
+    """Share of images that show one attribute of the light right; in [0, 1], higher is better."""
 
     higher_is_better = True
     is_differentiable = False
@@ -40,13 +40,13 @@ class _LightAccuracy(MiniatureFigure):
         self.add_state("correct", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, pictures: Float[Tensor, "b 3 h w"], facts: Sequence[Facts]) -> None:
+    def update(self, images: Float[Tensor, "b 3 h w"], facts: Sequence[Facts]) -> None:
         """Count hits among drawn targets [b, 3, 64, 64] in [-1, 1], given the facts that tell their scenes.
 
         Raises:
-            ValueError: pictures of another size than the world's.
+            ValueError: images of another size than the world's.
         """
-        for drawn, fact in zip(features(pictures), facts, strict=True):
+        for drawn, fact in zip(features(images), facts, strict=True):
             scene = target_scene(fact)
             options = lights(scene.context)
             renderings = np.stack([candidates.rendered(Scene(scene.identity, option)) for option in options])
@@ -59,7 +59,7 @@ class _LightAccuracy(MiniatureFigure):
         self.update(drawn[TARGET], batch.facts)
 
     def compute(self) -> Tensor:
-        """Return the share of hits; NaN before the first picture."""
+        """Return the share of hits; NaN before the first image."""
         return self.correct / self.total
 
 

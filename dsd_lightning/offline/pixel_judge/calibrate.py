@@ -1,8 +1,8 @@
-"""With which coefficients does the judge of pixels tell figures apart? Fitted on pictures whose truth is known.
+"""With which coefficients does the judge of pixels tell characters apart? Fitted on images whose truth is known.
 
 python -m dsd_lightning.offline.pixel_judge.calibrate
 
-Grids of the miniature world are rendered, passed through the tiny VAE as painted ones are, and cut. In half of them all
+Grids of the miniature world are rendered, passed through the tiny VAE as generated ones are, and cut. In half of them all
 panels show one character; in the others each panel's differs from the first one's in one attribute. The coefficients
 that a logistic regression finds go into `conf/agents/vlm/offline.yaml`.
 """
@@ -46,8 +46,8 @@ def panels_of(index: int) -> tuple[list[Image.Image], list[Identity]]:
         names = list(Identity.vocabulary)
         shown = [base, *(change_identity(base, names[int(rng.integers(0, len(names)))], rng) for _ in range(3))]
     contexts = [first, *(share_light_and_style(draw_context(rng), first) for _ in range(3))]
-    pictures = [render(Scene(who, context)).picture for who, context in zip(shown, contexts, strict=True)]
-    return [Image.fromarray((picture * 255).round().astype(np.uint8)) for picture in pictures], shown
+    images = [render(Scene(who, context)).image for who, context in zip(shown, contexts, strict=True)]
+    return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images], shown
 
 
 def through_vae(grids: list[list[Image.Image]]) -> list[list[Image.Image]]:
@@ -82,9 +82,9 @@ def main() -> None:
     rebuilt = through_vae([grid for grid, _ in made])
     features, same, unseen = [], [], 0
     for grid, (_, shown) in zip(rebuilt, made, strict=True):
-        figures = [eyes.cut_out(panel) for panel in grid]
+        characters = [eyes.cut_out(panel) for panel in grid]
         for i, j in combinations(range(4), 2):
-            one, other = figures[i], figures[j]
+            one, other = characters[i], characters[j]
             if one is None or other is None:
                 unseen += 1
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dsd_lightning.agents import Message, Picture, Sampling
+from dsd_lightning.agents import ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.provider import Reply
 from dsd_lightning.offline.pixel_judge import same_character as eyes
 
@@ -16,9 +16,9 @@ _QUESTIONS = 3
 
 
 class PixelJudge:
-    """Answers the three questions on two pictures of one figure each.
+    """Answers the three questions on two images of one character each.
 
-    The confidence is a logistic function of how the two figures agree (`eyes.Likeness`).
+    The confidence is a logistic function of how the two characters agree (`eyes.Likeness`).
 
     Args:
         bias, mean, worst: its coefficients, found on rendered pairs (`calibrate`).
@@ -34,22 +34,23 @@ class PixelJudge:
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         """Answer the last turn: what is common, what it looks like, whether it is the same."""
-        pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+        images = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         asked = sum(message.role == "assistant" for message in messages)
-        text = "I compare two pictures." if len(pictures) != 2 or asked >= _QUESTIONS else self._answer(pictures, asked)
+        text = "I compare two images." if len(images) != 2 or asked >= _QUESTIONS else self._answer(images, asked)
         return Reply(text, "stop", self.model, 0, len(text.split()))
 
-    def _answer(self, pictures: Sequence[Picture], asked: int) -> str:
+    def _answer(self, images: Sequence[ImagePart], asked: int) -> str:
         if asked == 0:
-            return "A figure before a ground, in both."
-        figures = [eyes.cut_out(Image.open(io.BytesIO(picture.data))) for picture in pictures]
+            return "A character before a ground, in both."
+        characters = [eyes.cut_out(Image.open(io.BytesIO(image.data))) for image in images]
         if asked == 1:
             return "\n".join(
-                f"{place}: {_looks(figure)}" for place, figure in zip(("first", "second"), figures, strict=True)
+                f"{place}: {_looks(character)}"
+                for place, character in zip(("first", "second"), characters, strict=True)
             )
-        one, other = figures
+        one, other = characters
         if one is None or other is None:
-            return "There is no figure in one of them.\nconfidence: 0\nno"
+            return "There is no character in one of them.\nconfidence: 0\nno"
         likeness = eyes.compare(one, other)
         confidence = self.confidence(likeness)
         return (
@@ -59,7 +60,7 @@ class PixelJudge:
         )
 
     def confidence(self, likeness: eyes.Likeness) -> float:
-        """Return how sure it is that the figures are the same, in [0, 1]."""
+        """Return how sure it is that the characters are the same, in [0, 1]."""
         score = self.bias + self.mean * likeness.mean + self.worst * likeness.worst
         return float(1 / (1 + np.exp(-np.clip(score, -50, 50))))
 
@@ -67,12 +68,12 @@ class PixelJudge:
         """Nothing to give back."""
 
 
-def _looks(figure: eyes.Figure | None) -> str:
-    if figure is None:
-        return "no figure can be told from the ground"
-    inside = np.asarray(figure.cover) > 0
-    red, green, blue = np.asarray(figure.picture)[inside].mean(axis=0)
+def _looks(character: eyes.Character | None) -> str:
+    if character is None:
+        return "no character can be told from the ground"
+    inside = np.asarray(character.cover) > 0
+    red, green, blue = np.asarray(character.image)[inside].mean(axis=0)
     return (
-        f"a figure of {int(inside.sum())} pixels around ({figure.center[0]:.0f}, {figure.center[1]:.0f}), in the mean of "
+        f"a character of {int(inside.sum())} pixels around ({character.center[0]:.0f}, {character.center[1]:.0f}), in the mean of "
         f"colour ({red:.0f}, {green:.0f}, {blue:.0f})"
     )

@@ -1,7 +1,7 @@
-"""Are two small pictures of one figure? Judged by pixels alone: cut out, laid over one another, and compared.
+"""Are two small images of one character? Judged by pixels alone: cut out, laid over one another, and compared.
 
-Nothing is known here of what the figures are: a figure is what differs in hue or brightness from the ground that the
-picture's rim shows. One is turned, scaled and moved until it covers the other best; what then differs, as a whole and
+Nothing is known here of what the characters are: a character is what differs in hue or brightness from the ground that the
+image's rim shows. One is turned, scaled and moved until it covers the other best; what then differs, as a whole and
 where it differs most, is turned into a confidence.
 """
 
@@ -17,16 +17,16 @@ from PIL import Image
 Values = NDArray[np.floating[Any]]
 
 SIDE = 48
-"""Pixels of the square in which figures are laid over one another."""
+"""Pixels of the square in which characters are laid over one another."""
 
 SPREAD = 4.6
-"""Side of that square in units of the square root of half the figure's area."""
+"""Side of that square in units of the square root of half the character's area."""
 
 RIM = 3
 """Width of the rim from which the ground is known, pixels."""
 
 HUE, BRIGHT = 0.10, 1.28
-"""Distances from the ground beyond which a pixel belongs to the figure: of unit colour vectors, and of brightness (ratio)."""
+"""Distances from the ground beyond which a pixel belongs to the character: of unit colour vectors, and of brightness (ratio)."""
 
 ANGLES = np.deg2rad(np.arange(-60.0, 60.1, 7.5))
 """Turns that are tried, radians."""
@@ -35,17 +35,17 @@ SCALES = (0.92, 1.0, 1.09)
 """Ratios of size that are tried beyond the one that makes areas equal."""
 
 OUTSIDE = 0.5
-"""Difference that counts where only one figure is."""
+"""Difference that counts where only one character is."""
 
 LUMINANCE_WEIGHT = 0.5
 """Weight of differences in brightness, which a turn under the same light changes too; of those in colour: 1."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure cut out of its picture: colours [h, w, 3] and cover [h, w] in [0, 1], centre (x, y) and scale, pixels."""
+class Character:
+    """A character cut out of its image: colours [h, w, 3] and cover [h, w] in [0, 1], centre (x, y) and scale, pixels."""
 
-    picture: Image.Image
+    image: Image.Image
     cover: Image.Image
     center: tuple[float, float]
     scale: float
@@ -53,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How two figures agree when one lies over the other.
+    """How two characters agree when one lies over the other.
 
     Attributes:
         overlap: intersection over union of their covers, in [0, 1].
@@ -66,8 +66,8 @@ class Likeness:
     worst: float
 
 
-def cut_out(image: Image.Image) -> Figure | None:
-    """Return the figure of a picture; None where there is none, or nothing else."""
+def cut_out(image: Image.Image) -> Character | None:
+    """Return the character of an image; None where there is none, or nothing else."""
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     height, width = values.shape[:2]
     rim = np.zeros((height, width), dtype=bool)
@@ -85,7 +85,7 @@ def cut_out(image: Image.Image) -> Figure | None:
         return None
     rows, columns = np.nonzero(mask)
     cover = Image.fromarray((mask * 255).astype(np.uint8))
-    return Figure(
+    return Character(
         image.convert("RGB"), cover, (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5), float(np.sqrt(area / 2))
     )
 
@@ -134,20 +134,20 @@ def _reached(mask: NDArray[np.bool_], start: tuple[int, int]) -> NDArray[np.bool
         part = grown
 
 
-def _laid(figure: Figure, angle: float, scale: float, shift: tuple[float, float]) -> tuple[Values, Values]:
-    """Return colours [s, s, 3] and cover [s, s] of a figure, turned, scaled and moved (pixels) into the common square."""
-    step = figure.scale * scale * SPREAD / SIDE
+def _laid(character: Character, angle: float, scale: float, shift: tuple[float, float]) -> tuple[Values, Values]:
+    """Return colours [s, s, 3] and cover [s, s] of a character, turned, scaled and moved (pixels) into the common square."""
+    step = character.scale * scale * SPREAD / SIDE
     cosine, sine = np.cos(angle) * step, np.sin(angle) * step
     middle = SIDE / 2
-    x = figure.center[0] - cosine * (middle + shift[0]) + sine * (middle + shift[1])
-    y = figure.center[1] - sine * (middle + shift[0]) - cosine * (middle + shift[1])
+    x = character.center[0] - cosine * (middle + shift[0]) + sine * (middle + shift[1])
+    y = character.center[1] - sine * (middle + shift[0]) - cosine * (middle + shift[1])
     matrix = (cosine, -sine, x, sine, cosine, y)
 
     def warped(image: Image.Image) -> Values:
         drawn = image.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
         return np.asarray(drawn, dtype=np.float32) / 255
 
-    return warped(figure.picture), warped(figure.cover)
+    return warped(character.image), warped(character.cover)
 
 
 def _opponent(values: Values) -> Values:
@@ -159,14 +159,14 @@ def _opponent(values: Values) -> Values:
 
 
 def _difference(one: tuple[Values, Values], other: tuple[Values, Values]) -> tuple[Values, Values, Values]:
-    """Return difference, union and intersection [s, s] of two figures that lie over one another."""
+    """Return difference, union and intersection [s, s] of two characters that lie over one another."""
     both, either = np.minimum(one[1], other[1]), np.maximum(one[1], other[1])
     colors = np.linalg.norm(one[0] - other[0], axis=-1)
     return colors * both + OUTSIDE * (either - both), either, both
 
 
-def compare(one: Figure, other: Figure) -> Likeness:
-    """Return how two figures agree under the turn, scale and shift that makes them most alike."""
+def compare(one: Character, other: Character) -> Likeness:
+    """Return how two characters agree under the turn, scale and shift that makes them most alike."""
     colors, cover = _laid(one, 0.0, 1.0, (0.0, 0.0))
     fixed = (_opponent(colors), cover)
 

@@ -1,10 +1,10 @@
 """How does the offline judge score? By the miniature world's exact attributes, told from pixels and text alone.
 
-It sees what any judge sees: the turns of the conversation and the pictures. What it is asked for, it reads off the words and
-the number of pictures; what the pictures show, `miniature_scene` tells.
+It sees what any judge sees: the turns of the conversation and the images. What it is asked for, it reads off the words and
+the number of images; what the images show, `miniature_scene` tells.
 
 Concept preservation: how many of the six attributes of an identity agree (style subjects: of the colours and the pattern).
-Prompt following: the share of what the prompt says that the picture shows. Debiased: where nearly all pixels of the picture,
+Prompt following: the share of what the prompt says that the image shows. Debiased: where nearly all pixels of the image,
 or of the reference's character, stand where they stood in the reference, that is copied; copying bounds concept preservation
 by 0 and by 1, as the debiased rubric's scale has it, and costs two points and one of prompt following.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dsd_lightning.agents.messages import Message, Picture, Sampling
+from dsd_lightning.agents.messages import ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.provider import Reply
 from dsd_lightning.evaluation.judging.replies import HIGHEST
 from dsd_lightning.miniature import geometry
@@ -29,9 +29,9 @@ from dsd_lightning.offline.score_judge.scene import Pixels, as_pixels, scene_of
 MODEL = "miniature-judge-1"
 """Name of the judge; counted up whenever it would score differently."""
 
-SAME_PICTURE, SAME_CHARACTER = 0.10, 0.12
+SAME_IMAGE, SAME_CHARACTER = 0.10, 0.12
 """Root mean squared difference from the reference, on the [-1, 1] scale, up to which pixels are copied: of the whole
-picture, and of the reference's character. A true picture in another pose differs by 0.3 and more."""
+image, and of the reference's character. A true image in another pose differs by 0.3 and more."""
 
 _SCORES_OF_SIX = (0, 0, 0, 1, 2, 3, 4)
 """Score by number of agreeing attributes of an identity. Guessing agrees in 1.3 of six."""
@@ -78,7 +78,7 @@ def requested(text: str) -> dict[str, int]:
     return found
 
 
-# --- What the pictures show.
+# --- What the images show.
 
 
 def _pixels(data: bytes) -> Pixels:
@@ -92,9 +92,9 @@ def _scene(pixels: Pixels) -> Scene | None:
 
 
 def copied(generated: Pixels, reference: Pixels) -> int:
-    """Return 2 where the whole picture is the reference's, 1 where its character is, 0 otherwise."""
+    """Return 2 where the whole image is the reference's, 1 where its character is, 0 otherwise."""
     apart = (generated - reference) ** 2
-    if float(np.sqrt(apart.mean())) < SAME_PICTURE:
+    if float(np.sqrt(apart.mean())) < SAME_IMAGE:
         return 2
     scene = _scene(reference)
     if scene is None:
@@ -128,17 +128,17 @@ def following(generated: Pixels, text: str) -> tuple[int, str]:
 # --- The judge.
 
 
-def reply(rubric: str, text: str, pictures: Sequence[bytes]) -> str:
+def reply(rubric: str, text: str, images: Sequence[bytes]) -> str:
     """Return what the judge says.
 
     Args:
         rubric: the words of the first turn. Those that speak of copying make it debiased; those that speak of
             brushwork are a style's.
         text: the words of the last turn; none for concept preservation.
-        pictures: files, in the order of the last turn.
+        images: files, in the order of the last turn.
     """
     debiased = re.search(r"\bcop(?:y|ies|ied|ying)\b", rubric, re.IGNORECASE) is not None
-    pixels = [_pixels(data) for data in pictures]
+    pixels = [_pixels(data) for data in images]
     if text.strip():
         generated = pixels[0]
         score, why = following(generated, text)
@@ -161,8 +161,8 @@ class MiniatureJudge:
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         """Answer at once; sampling has no say."""
-        pictures = [part.data for message in messages for part in message.parts if isinstance(part, Picture)]
-        said = await asyncio.to_thread(reply, messages[0].text, messages[-1].text, pictures)
+        images = [part.data for message in messages for part in message.parts if isinstance(part, ImagePart)]
+        said = await asyncio.to_thread(reply, messages[0].text, messages[-1].text, images)
         return Reply(said, "stop", self.model, 0, 0)
 
     async def close(self) -> None:

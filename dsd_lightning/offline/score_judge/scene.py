@@ -1,4 +1,4 @@
-"""Which scene of the miniature world does a picture show? Told from its pixels alone: who is in it, and in which context.
+"""Which scene of the miniature world does an image show? Told from its pixels alone: who is in it, and in which context.
 
 First the silhouette (`miniature.geometry`), then kind, colour and light of the background in closed form, then the
 character's surface: style and face by exact renderings, colours and pattern by renderings that are put together.
@@ -49,33 +49,33 @@ DIMMEST, BRIGHTEST = 0.5, 1.15
 """Range of the light that a surface reflects, as the renderer has it."""
 
 Pixels = NDArray[np.float32]
-"""A picture [3, 64, 64] in [-1, 1]."""
+"""An image [3, 64, 64] in [-1, 1]."""
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """Return a picture of any size as the world has it; larger ones are averaged over blocks."""
+    """Return an image of any size as the world has it; larger ones are averaged over blocks."""
     if image.size != (RESOLUTION, RESOLUTION):
         image = image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def infer_scene(picture: Pixels) -> Scene | None:
-    """Return the scene that a picture shows, or None where it shows no character of the world."""
+def infer_scene(image: Pixels) -> Scene | None:
+    """Return the scene that an image shows, or None where it shows no character of the world."""
     found = geometry.silhouettes()
-    key = found.keys[geometry.infer_silhouettes(picture[None])[0]]
+    key = found.keys[geometry.infer_silhouettes(image[None])[0]]
     if not key:
         return None
     shape, accessory, place, size, rotation = key
     outside = ~found.masks[found.keys.index(key)]
-    context = _background(picture, SHAPES[shape], outside, Context(place, size, rotation, 0, 0, 0, 0, 0))
-    first, second = _surface_colors(picture, shape, accessory, context)
-    return _surface(picture, Scene(Identity(shape, first, second, 0, accessory, 0), context))
+    context = _background(image, SHAPES[shape], outside, Context(place, size, rotation, 0, 0, 0, 0, 0))
+    first, second = _surface_colors(image, shape, accessory, context)
+    return _surface(image, Scene(Identity(shape, first, second, 0, accessory, 0), context))
 
 
-def _background(picture: Pixels, shape: str, outside: NDArray[np.bool_], context: Context) -> Context:
+def _background(image: Pixels, shape: str, outside: NDArray[np.bool_], context: Context) -> Context:
     """Return `context` with the background and the light that best explain the pixels outside the character."""
-    values = ((picture + 1) / 2).reshape(3, -1)[:, outside]
+    values = ((image + 1) / 2).reshape(3, -1)[:, outside]
     colors = np.asarray(list(BACKGROUND_PALETTE.values()), dtype=np.float32)
     shone = colors[:, None] * np.asarray(list(LIGHT_RGB.values()), dtype=np.float32)[None]
     best = (np.inf, context)
@@ -95,7 +95,7 @@ def _background(picture: Pixels, shape: str, outside: NDArray[np.bool_], context
     return best[1]
 
 
-def _surface_colors(picture: Pixels, shape: int, accessory: int, context: Context) -> tuple[int, int]:
+def _surface_colors(image: Pixels, shape: int, accessory: int, context: Context) -> tuple[int, int]:
     """Return the two colours of which most of the body seems to be, whatever the light on each pixel."""
     scene = Scene(Identity(shape, 0, 1, 0, accessory, 0), context)
     placement = placed(context)
@@ -104,7 +104,7 @@ def _surface_colors(picture: Pixels, shape: int, accessory: int, context: Contex
     face = (np.abs(placement.u) < 0.66) & (np.abs(placement.v - 0.05) < 0.45)
     inside = body & ~face if (body & ~face).sum() >= 40 else body
     light = np.asarray(LIGHT_RGB[context.word("light_color")], dtype=np.float32)
-    values = ((picture + 1) / 2)[:, inside].T / light
+    values = ((image + 1) / 2)[:, inside].T / light
     palette = np.asarray(list(PALETTE.values()), dtype=np.float32)
     brightness = np.clip(values @ palette.T / (palette**2).sum(axis=1), DIMMEST, BRIGHTEST)
     error = ((values[:, None] - brightness[..., None] * palette) ** 2).sum(axis=-1)
@@ -112,9 +112,9 @@ def _surface_colors(picture: Pixels, shape: int, accessory: int, context: Contex
     return int(order[0]), int(order[1])
 
 
-def _surface(picture: Pixels, start: Scene) -> Scene:
-    """Return the scene with the style, colours, pattern and face that come nearest to the picture."""
-    wanted = pooled(picture[None])[0]
+def _surface(image: Pixels, start: Scene) -> Scene:
+    """Return the scene with the style, colours, pattern and face that come nearest to the image."""
+    wanted = pooled(image[None])[0]
     known: dict[Scene, float] = {}
 
     def distance(scene: Scene) -> float:
@@ -134,8 +134,8 @@ def _surface(picture: Pixels, start: Scene) -> Scene:
 
 
 def _drawn(scene: Scene) -> NDArray[np.float32]:
-    picture = render(scene).picture.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
-    return pooled(picture[None])[0]
+    image = render(scene).image.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
+    return pooled(image[None])[0]
 
 
 def _colors_and_pattern(wanted: NDArray[np.float32], scene: Scene) -> Scene:
@@ -179,5 +179,5 @@ def _others(scene: Scene, name: str) -> Iterator[Scene]:
 
 @lru_cache(maxsize=4096)
 def scene_of(data: bytes, side: int = RESOLUTION) -> Scene | None:
-    """Return the scene of raw 8-bit RGB pixels [side, side, 3], remembered: one picture is judged several times."""
+    """Return the scene of raw 8-bit RGB pixels [side, side, 3], remembered: one image is judged several times."""
     return infer_scene(as_pixels(Image.frombytes("RGB", (side, side), data)))
