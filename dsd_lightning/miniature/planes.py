@@ -106,15 +106,15 @@ def planes(layout: Layout) -> Planes:
     accessory = np.clip(0.5 - accessory_field * radius, 0, 1)
     mask = np.maximum(np.clip(0.5 - body_field * radius, 0, 1), accessory)
 
-    # Painted in black, the body shows what is fixed (face, accessory); generated in white with it taken away, its share.
+    # Rendered in black, the body shows what is fixed (face, accessory); in white with it taken away, its share.
     second = renderer._pattern(identity.word("pattern"), u, v, body_field, edge)
 
-    def generated(body: Values) -> Values:
+    def with_body(body: Values) -> Values:
         face = renderer._render_face(np.repeat(body[..., None], 3, axis=-1), identity.word("face"), u, v, edge)
         return face + (np.asarray(accessory_rgb, dtype=np.float32) - face) * accessory[..., None]
 
-    fixed = generated(np.zeros_like(second))
-    shares = [(generated(each) - fixed)[..., 0] for each in (1 - second, second)]
+    fixed = with_body(np.zeros_like(second))
+    shares = [(with_body(each) - fixed)[..., 0] for each in (1 - second, second)]
 
     brightness, highlight, outline = _relief(scene, body_field, accessory_field, mask, radius)
     direction = renderer.light_direction(context)

@@ -136,21 +136,21 @@ def _render_face(
 ) -> NDArray[np.float32]:
     white, dark = _rgb((0.98, 0.98, 0.98)), _rgb((0.06, 0.06, 0.10))
 
-    def generate(onto: NDArray[np.float32], field: shapes.Field, color: NDArray[np.float32]) -> NDArray[np.float32]:
+    def blend(onto: NDArray[np.float32], field: shapes.Field, color: NDArray[np.float32]) -> NDArray[np.float32]:
         return _mix(onto, color, np.clip(0.5 - field / edge, 0, 1).astype(np.float32))
 
     if face == "cyclops":
-        image = generate(image, shapes.circle(u, v - np.float32(0.02), 0.42), dark)
-        image = generate(image, shapes.circle(u, v - np.float32(0.02), 0.34), white)
-        return generate(image, shapes.circle(u, v - np.float32(0.02), 0.17), dark)
+        image = blend(image, shapes.circle(u, v - np.float32(0.02), 0.42), dark)
+        image = blend(image, shapes.circle(u, v - np.float32(0.02), 0.34), white)
+        return blend(image, shapes.circle(u, v - np.float32(0.02), 0.17), dark)
     if face == "glasses":
         lenses = shapes.box(np.abs(u) - np.float32(0.33), v - np.float32(0.08), 0.22, 0.17) - np.float32(0.05)
         bridge = shapes.box(u, v - np.float32(0.14), 0.62, 0.06)
-        return generate(image, np.minimum(lenses, bridge), dark)
+        return blend(image, np.minimum(lenses, bridge), dark)
     eye = np.abs(u) - np.float32(0.30)
-    image = generate(image, shapes.circle(eye, v - np.float32(0.08), 0.27), dark)
-    image = generate(image, shapes.circle(eye, v - np.float32(0.08), 0.20), white)
-    return generate(image, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
+    image = blend(image, shapes.circle(eye, v - np.float32(0.08), 0.27), dark)
+    image = blend(image, shapes.circle(eye, v - np.float32(0.08), 0.20), white)
+    return blend(image, shapes.circle(eye, v - np.float32(0.04), 0.10), dark)
 
 
 @dataclass(frozen=True)

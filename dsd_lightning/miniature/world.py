@@ -47,7 +47,7 @@ BACKGROUND_KINDS = ("plain", "striped", "checkered")
 BACKGROUND_COLORS = tuple(BACKGROUND_PALETTE)
 LIGHT_DIRECTIONS = ("front", "left", "right", "above", "below")
 LIGHT_COLORS = ("white", "warm", "cool")
-STYLES = ("generated", "cartoon", "glossy")
+STYLES = ("painted", "cartoon", "glossy")
 
 
 @runtime_checkable
