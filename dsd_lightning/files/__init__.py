@@ -1,1 +1,1 @@
-"""files."""
+"""Files: written atomically, read strictly."""
