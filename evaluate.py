@@ -1,4 +1,4 @@
-"""Score a model: `python evaluate.py`. See `python evaluate.py --help`, which also names the other commands."""
+"""Scores a model: `python evaluate.py`. See `python evaluate.py --help`, which also names the other commands."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import hydra
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import run_command
-from dsd_lightning.evaluation.subcommands import taken_from
+from dsd_lightning.evaluation.subcommand_table import pop_subcommand
 from dsd_lightning.runs.folder import register_resolvers
 
 register_resolvers()
-SUBCOMMAND = taken_from(sys.argv)
+SUBCOMMAND = pop_subcommand(sys.argv)
 
 
 @hydra.main(config_path="conf", config_name=SUBCOMMAND.config, version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Compose, do what the command says, say what came of it."""
+    """Compose the configuration, run the command and print its result."""
     print(SUBCOMMAND.run(config))
 
 

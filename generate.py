@@ -1,4 +1,4 @@
-"""Use a model: `python generate.py --image_path a.png --text "this character, ..."`. See `python generate.py --help`."""
+"""Generates images: `python generate.py --image_path a.png --text "this character, ..."`. See `--help`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Benchmark
 from dsd_lightning.evaluation.samples.generate import Model, Sampling, make
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import collect, estimates
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.module import DiffusionSelfDistillation

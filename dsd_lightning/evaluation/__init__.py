@@ -1,1 +1,1 @@
-"""How good is a model? Benchmarks, judges, similarities, metrics with intervals, tables and user studies."""
+"""Scores models: benchmarks, judges, similarities, estimates with intervals, tables and user studies."""

@@ -1,4 +1,4 @@
-"""What do the commands of `python evaluate.py` that judge do, in which order, and what do they leave on disk?"""
+"""Runs `python evaluate.py` and `python evaluate.py table`: generates images, has them judged, writes tables."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.generate import make
-from dsd_lightning.evaluation.samples.layout import Samples
-from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.aggregate import require_rule
 from dsd_lightning.evaluation.scores.comparison import compare
 from dsd_lightning.evaluation.scores.estimates import Scores, collect
 from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.scores.tables import tables
+from dsd_lightning.files.atomic import write_text
 
 log = logging.getLogger(__name__)
 
 
 def score(config: DictConfig) -> str:
-    """Draw a method's images, judge them, write its tables; return them for the terminal."""
+    """Generate a method's images, judge them, write its tables; return them for the terminal."""
     tidy()
     rule = require_rule(config.rule)
     measures = tuple(config.protocol.measures)
     rubrics = Rubrics(config.rubrics, measures)
     protocol: Protocol = instantiate(config.protocol, measures=measures)
-    benchmark = instantiate(config.benchmark)
-    cases = benchmark.cases(config.copies)
+    cases = instantiate(config.benchmark).cases(config.copies)
     samples = Samples(config.method.samples, config.method.name)
     if config.method.maker is not None:
         maker = instantiate(config.method.maker)
@@ -43,7 +42,8 @@ def score(config: DictConfig) -> str:
         raise EvaluationError(f"method.samples={samples.folder}: there is no such folder")
     if not config.judging:
         return f"images  {samples.folder}"
-    record = Record(Path(config.out) / "judgements" / f"{samples.method}.jsonl")
+    out = Path(config.out)
+    record = Record(out / "judgements" / f"{samples.method}.jsonl")
     with instantiate(config.judge) as agent:
         judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
     row = collect(judgements, rule)
@@ -51,9 +51,9 @@ def score(config: DictConfig) -> str:
     if config.wandb is not None:
         from dsd_lightning.evaluation.scores import wandb_report  # here, because it takes seconds to import
 
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-        wandb_report.send(row, judgements, samples, cases, Path(config.out), **config.wandb)
-    return _report([row], Path(config.out) / "tables", samples.method)
+        out.mkdir(parents=True, exist_ok=True)
+        wandb_report.send(row, judgements, samples, cases, out, **config.wandb)
+    return _report([row], out / "tables", samples.method)
 
 
 def table(config: DictConfig) -> str:
@@ -73,27 +73,15 @@ def table(config: DictConfig) -> str:
 
 def _report(rows: Sequence[Scores], folder: Path, name: str) -> str:
     made = tables(rows)
-    comparisons = [str(each) for row in rows[1:] for each in compare(rows[0], row)]
-    told = ("Paired comparisons:\n" + "\n".join(comparisons) + "\n") if comparisons else ""
-    texts = {
-        "txt": to_text(made) + ("\n" + told if told else ""),
+    comparisons = [str(comparison) for row in rows[1:] for comparison in compare(rows[0], row)]
+    text = "Paired comparisons:\n" + "\n".join(comparisons) + "\n" if comparisons else ""
+    contents = {
+        "txt": to_text(made) + ("\n" + text if text else ""),
         "csv": to_csv(rows),
-        "md": to_markdown(made) + ("\n" + told.replace("\n", "\n\n") if told else ""),
+        "md": to_markdown(made) + ("\n" + text.replace("\n", "\n\n") if text else ""),
         "tex": to_latex(made),
         "html": to_html(made),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending, text in texts.items():
-        partial = folder / f".{name}.{ending}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / f"{name}.{ending}")
-    return f"{texts['txt']}\ntables  {folder / name}.{{{','.join(texts)}}}"
-
-
-def published_report(config: DictConfig) -> str:
-    """Return which rule makes each published overall, and what no rule makes."""
-    cells = published.leaderboard_cells() + published.table1_cells()
-    lines = [str(cell) for cell in cells if config.all or cell.rule is None]
-    lines += [*published.misprints(), *published.impossible_ratings()]
-    explained = sum(cell.rule is not None for cell in cells)
-    return "\n".join([f"{explained} of {len(cells)} published overalls and products follow from their parts.", *lines])
+    for ending, content in contents.items():
+        write_text(folder / f"{name}.{ending}", content)
+    return f"{contents['txt']}\ntables  {folder / name}.{{{','.join(contents)}}}"

@@ -1,10 +1,10 @@
-"""Which ways of failing does scoring have of its own? Each message names the value and the remedy."""
+"""Defines the errors of evaluation; each message names the value and the remedy."""
 
 from __future__ import annotations
 
 
 class EvaluationError(ValueError):
-    """An input that cannot be scored, or metrics that must not stand together."""
+    """An input that cannot be scored, or metrics that must not be in one table."""
 
 
 class CoverageTooLow(EvaluationError):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Request
 from dsd_lightning.generation.jobs import Job, one_line
-from dsd_lightning.generation.language_model import NoAnswer, ask_each, find_settings, instruction, line_of
+from dsd_lightning.generation.llm_calls import NoAnswer, ask_each, find_settings, instruction, line_of
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.pipeline.inputs import fit
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import DREAMBENCHPP_KINDS, STYLE, Benchmark, dreambenchpp
-from dsd_lightning.evaluation.samples.layout import save_jpeg
+from dsd_lightning.evaluation.samples.result_folder import save_jpeg
 from dsd_lightning.evaluation.scores.aggregate import SUBJECTS_OF
 from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.renderer import render

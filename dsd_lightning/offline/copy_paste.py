@@ -27,7 +27,7 @@ class CopyPaste:
         """Return its name: nothing else has a say."""
         return {"model": "copy-paste"}
 
-    def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+    def generate(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
         """Return an image a case; nothing is random."""
         found = geometry.silhouettes()
         palette = list(BACKGROUND_PALETTE.values())

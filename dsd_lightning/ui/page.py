@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from dsd_lightning.generation.arguments import DEFAULT_SHEET
-from dsd_lightning.ui.errors import told
+from dsd_lightning.ui.error_messages import told
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
 from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, GeneratedImage, Settings, Studio

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from dsd_lightning.generation.story.arguments import FEWEST, MOST, USUAL
-from dsd_lightning.ui.errors import told
+from dsd_lightning.ui.error_messages import told
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.studio import Settings, Studio
 

@@ -18,7 +18,7 @@ from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.generation.arguments import sheet_of
 from dsd_lightning.generation.generate import AT_ONCE, draw, draw_prompts, draw_sheet, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line
-from dsd_lightning.generation.language_model import find_agent
+from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.prompts import enhance, shown
 from dsd_lightning.generation.provenance import PROVENANCE
 from dsd_lightning.generation.story.arguments import FEWEST, MOST

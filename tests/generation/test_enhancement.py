@@ -12,7 +12,7 @@ from support.rehearsals import PROVIDERS, rehearsing_agent
 
 from dsd_lightning.generation.command import main
 from dsd_lightning.generation.jobs import GenerationError
-from dsd_lightning.generation.language_model import find_agent
+from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.prompts import enhance
 from dsd_lightning.generation.provenance import read_provenance
 

@@ -19,9 +19,9 @@ from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Case, Prompt, Subject
 from dsd_lightning.evaluation.samples.generate import Part, make
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.aggregate import SUBJECTS_OF
-from dsd_lightning.evaluation.subcommands import taken_from
+from dsd_lightning.evaluation.subcommand_table import pop_subcommand
 from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
@@ -132,11 +132,11 @@ class Counting(CopyPaste):
         self.batches: list[list[str]] = []
         self.last = last
 
-    def draw(self, cases, references, seed):  # type: ignore[no-untyped-def]
+    def generate(self, cases, references, seed):  # type: ignore[no-untyped-def]
         if len(self.batches) == self.last:
             raise KeyboardInterrupt
         self.batches.append([case.name for case in cases])
-        return super().draw(cases, references, seed)
+        return super().generate(cases, references, seed)
 
 
 def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -
 def evaluate(*arguments: str) -> str:
     """Run a command in this process and return what it tells the user."""
     line = ["evaluate.py", *arguments]
-    command = taken_from(line)
+    command = pop_subcommand(line)
     return command.run(compose_train(Path("run"), *line[1:], name=command.config))
 
 

@@ -1,4 +1,4 @@
-"""How do tests use a page as a person does? Headless Chromium, over its own protocol; no network."""
+"""Drives headless Chromium over its DevTools protocol, as a person uses a page; no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40}
 
 
 class Page:
-    """One page in a browser of its own.
+    """A page in its own browser.
 
     Args:
         url: of the page.

@@ -1,4 +1,4 @@
-"""A process for tests to kill: judges a folder of images by the server at `URL`, keeping all below `FOLDER`."""
+"""Judges a folder of images with the server at `URL`, all files below `FOLDER`; tests run it as a process to kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import folder
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import collect
 from dsd_lightning.evaluation.scores.formats import to_csv
 

@@ -1,4 +1,4 @@
-"""How do tests run the page? In this process, on a model of seconds, on a free port; and in headless Chromium."""
+"""Serves the page in this process, on a small model and a free port, and opens it in headless Chromium."""
 
 from __future__ import annotations
 

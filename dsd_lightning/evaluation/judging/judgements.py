@@ -1,9 +1,10 @@
-"""What is recorded of every judgement, and how does the record survive a kill? One JSON line each, appended whole."""
+"""Records judgements as JSON Lines, appended as they come, so that a kill loses none that was answered."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,26 +12,21 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.files.atomic import write_text
 
 MEASURES = ("cp", "pf", "debiased_cp", "debiased_pf")
 """Concept preservation and prompt following, plain and debiased."""
 
-NO_IMAGE, UNREADABLE, PROVIDER_REFUSED, UNPARSABLE, API = (
-    "no_image",
-    "unreadable_image",
-    "refused",
-    "unparsable",
-    "api",
-)
+NO_IMAGE, UNREADABLE, PROVIDER_REFUSED, UNPARSABLE, API = "no_image", "unreadable_image", "refused", "unparsable", "api"
 """Kinds of failures; what follows a colon says more, as in `unparsable:several_scores` or `api:RateLimited`."""
 
 PASSING = ("api:RateLimited", "api:ProviderFailed", "api:ConnectionFailed", NO_IMAGE)
-"""Failures that are asked again when the command is run again."""
+"""Failures that are judged again when the command is run again."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One question to a judge, and what came of it: a score or a failure, never both."""
+    """One question to a judge, and its outcome: a score or a failure, never both."""
 
     method: str
     subject: str
@@ -47,16 +43,16 @@ class Judgement:
     text: str
     """The prompt."""
     rubric: str
-    """sha256 of all words of the rubric."""
+    """sha256 of the rubric's text and acknowledgement."""
     judge: str
-    """Provider and model as they were asked."""
+    """Provider and model of the request."""
     served: str | None = None
     """The model that the provider says has answered."""
     score: int | None = None
     """0 to 4."""
     failure: str | None = None
     reply: str | None = None
-    """The judge's words, or the failure's message."""
+    """The judge's text, or the failure's message."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float | None = None
@@ -65,20 +61,8 @@ class Judgement:
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """Return everything that makes this the same question when it comes again."""
-        return (
-            self.method,
-            self.subject,
-            self.prompt,
-            self.copy,
-            self.measure,
-            self.repeat,
-            self.image,
-            self.reference,
-            self.text,
-            self.rubric,
-            self.judge,
-        )
+        """Return everything that identifies the question."""
+        return (*self.place, self.image, self.reference, self.text, self.rubric, self.judge)
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -87,7 +71,7 @@ class Judgement:
 
     @property
     def is_final(self) -> bool:
-        """Return whether asking again would not change it."""
+        """Return whether judging again would not change it."""
         return self.failure not in PASSING
 
 
@@ -95,7 +79,7 @@ class Record:
     """A file of judgements, a line each; later lines replace earlier ones of the same question.
 
     Args:
-        file: made with its folder when the first judgement comes.
+        file: created with its folder when the first judgement is added.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -104,10 +88,10 @@ class Record:
         self._lock = threading.Lock()
 
     def read(self) -> dict[tuple[Any, ...], Judgement]:
-        """Return all judgements by question; a last line that a kill has cut is left out."""
-        found: dict[tuple[Any, ...], Judgement] = {}
+        """Return all judgements by question; a last line that a kill has cut off is skipped."""
+        judgements: dict[tuple[Any, ...], Judgement] = {}
         if not self.file.exists():
-            return found
+            return judgements
         names = {field.name for field in fields(Judgement)}
         for line in self.file.read_text(encoding="utf-8").splitlines():
             try:
@@ -115,43 +99,42 @@ class Record:
                 judgement = Judgement(**{name: value for name, value in values.items() if name in names})
             except (ValueError, TypeError):
                 continue
-            found.pop(judgement.question, None)  # so that the order is that of the last lines
-            found[judgement.question] = judgement
-        return found
+            judgements.pop(judgement.question, None)  # so that the order is that of the last lines
+            judgements[judgement.question] = judgement
+        return judgements
 
     def latest(self) -> list[Judgement]:
-        """Return the last judgement of each measure, image and repeat, whatever image or judge came before.
+        """Return the last judgement of each measure, image and repeat, whichever image or judge came before.
 
         Raises:
             EvaluationError: there are none, or judging was stopped before its end.
         """
-        found = {each.place: each for each in self.read().values()}
-        planned = json.loads(self._plan.read_text(encoding="utf-8")) if self._plan.is_file() else len(found)
-        if not found or len(found) < planned:
+        judgements = {judgement.place: judgement for judgement in self.read().values()}
+        planned = json.loads(self._plan.read_text(encoding="utf-8")) if self._plan.is_file() else len(judgements)
+        if not judgements or len(judgements) < planned:
             raise EvaluationError(
-                f"{self.file} holds {len(found)} of {planned} judgements: no table is made of a part; run the command that "
-                "judged them again, which goes on where it was stopped"
+                f"{self.file} holds {len(judgements)} of {planned} judgements, too few for a table; run the command that "
+                "judged them again: it resumes where it was stopped"
             )
-        return list(found.values())
+        return list(judgements.values())
 
     def plan(self, questions: int) -> None:
-        """Note how many judgements there will be, so that a part is not taken for the whole."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._plan.write_text(str(questions), encoding="utf-8")
+        """Write down how many judgements there will be, so that an incomplete record is not used."""
+        write_text(self._plan, str(questions))
 
     @property
     def _plan(self) -> Path:
         return self.file.with_suffix(".planned")
 
     def append(self, judgement: Judgement) -> None:
-        """Add a judgement; on return it survives a kill."""
+        """Append a judgement; on return it survives a kill of this process."""
         with self._lock:
             if self._stream is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 cut = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
                 self._stream = self.file.open("a", encoding="utf-8")
                 if cut and self.file.stat().st_size:
-                    self._stream.write("\n")  # the line that a kill has cut must not swallow the next one
+                    self._stream.write("\n")  # ends the line that a kill has cut off
             self._stream.write(json.dumps(asdict(judgement), sort_keys=True) + "\n")
             self._stream.flush()
 
@@ -168,8 +151,5 @@ class Record:
 
 def failures(judgements: Iterable[Judgement]) -> dict[str, int]:
     """Return how many judgements have no score, by kind, the most frequent first."""
-    counted: dict[str, int] = {}
-    for each in judgements:
-        if each.failure is not None:
-            counted[each.failure] = counted.get(each.failure, 0) + 1
-    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+    counts = Counter(judgement.failure for judgement in judgements if judgement.failure is not None)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,7 +1,7 @@
-"""How is a method judged? Every question once, answers recorded as they come, failures as kinds of their own.
+"""Judges a method's images: every question once, answers recorded as they come, failures by kind.
 
 The turns are DreamBench++'s: the rubric (user), an acknowledgement (assistant), the payload (user). Concept preservation
-shows the reference first and the generated image second, without a text. Prompt following shows the prompt and the
+shows the reference first and the generated image second, without text. Prompt following shows the prompt and the
 generated image; debiased, also the reference, as the second image (paper, supplement B).
 """
 
@@ -33,23 +33,23 @@ from dsd_lightning.evaluation.judging.judgements import (
 from dsd_lightning.evaluation.judging.replies import Score, parse
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Case
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.images.pixels import ImageError, load_rgb
 
 log = logging.getLogger(__name__)
 
 ENCODED_IN_MEMORY = 512
-"""Images that are kept as the judge gets them; the questions about one image follow each other."""
+"""Images kept in memory as they are sent; the questions about one image follow each other."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked.
+    """What the judge is asked.
 
     Attributes:
         measures: of `judgements.MEASURES`.
-        repeats: how often each question is put.
-        image_side: of the squares that the judge sees, pixels. DreamBench++: 512.
+        repeats: how often each question is asked.
+        image_side: of the squares that are sent, pixels. DreamBench++: 512.
         jpeg_quality: of these images, 1 to 95.
         answer_tokens: expected length of an answer, for the estimate of what judging costs.
     """
@@ -76,7 +76,7 @@ def _encoded_once(file: Path, digest: str, side: int, quality: int) -> ImagePart
 
 
 def _encoded(file: Path, side: int, quality: int) -> ImagePart:
-    # By its digest, too: a file that was drawn anew is another image.
+    # By its digest, too: a file that was generated again is another image.
     return _encoded_once(file, _sha256(file), side, quality)
 
 
@@ -87,12 +87,12 @@ def _digest(file: Path, modified: int, size: int, number: int) -> str:
 
 def _sha256(file: Path) -> str:
     # By size and inode, too: the clock of a file system may stand still between two writes.
-    found = file.stat()
-    return _digest(file, found.st_mtime_ns, found.st_size, found.st_ino)
+    status = file.stat()
+    return _digest(file, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def payload(measure: str, text: str, generated: ImagePart, reference: ImagePart) -> Message:
-    """Return the last turn: what is to be judged, in the order that the measure wants."""
+    """Return the last turn: what is judged, in the order that the measure needs."""
     if measure.endswith("cp"):
         return Message.user(reference, generated)
     prompt = f"Text prompt: {text}"
@@ -103,10 +103,10 @@ class Judging:
     """Judges methods' images of one benchmark.
 
     Args:
-        agent: who judges.
-        rubrics: what it is told.
-        protocol: what is asked.
-        record: where judgements are kept; those that are there are not asked again.
+        agent: the judge.
+        rubrics: its first turns.
+        protocol: what it is asked.
+        record: of the judgements; questions that it answers are not asked again.
     """
 
     def __init__(self, agent: Agent, rubrics: Rubrics, protocol: Protocol, record: Record) -> None:
@@ -144,11 +144,11 @@ class Judging:
     def open_questions(
         self, samples: Samples, cases: Sequence[Case]
     ) -> tuple[list[Judgement], list[tuple[Judgement, Path, Path]]]:
-        """Return the judgements that are there already, and the questions that are still to be put."""
-        known = self.record.read()
+        """Return the judgements that are there already, and the questions that are left."""
+        recorded = self.record.read()
         done, left = [], []
         for question, image, reference in self.questions(samples, cases):
-            before = known.get(question.question)
+            before = recorded.get(question.question)
             if before is not None and before.is_final:
                 done.append(before)
             elif image is None:
@@ -161,20 +161,16 @@ class Judging:
         return done, left
 
     def request(self, question: Judgement, image: Path, reference: Path) -> Request:
-        """Return the conversation of one question."""
+        """Return one question's conversation."""
         side, quality = self.protocol.image_side, self.protocol.jpeg_quality
         rubric = self.rubrics.by_hash(question.rubric)
-        shown = payload(
-            question.measure,
-            question.text,
-            _encoded(image, side, quality),
-            _encoded(reference, side, quality),
-        )
-        turns = (Message.user(rubric.text), Message.assistant(rubric.acknowledgement), shown)
+        images = _encoded(image, side, quality), _encoded(reference, side, quality)
+        last = payload(question.measure, question.text, *images)
+        turns = (Message.user(rubric.text), Message.assistant(rubric.acknowledgement), last)
         return Request(turns, attempt=question.repeat)
 
     def estimate(self, left: Sequence[tuple[Judgement, Path, Path]]) -> str:
-        """Return what the open questions would take, for people."""
+        """Return the calls, tokens and cost of the open questions, for people."""
         return str(self.agent.dry_run(self._readable(left), answer_tokens=self.protocol.answer_tokens))
 
     def _readable(self, left: Sequence[tuple[Judgement, Path, Path]]) -> Iterator[Request]:
@@ -188,11 +184,11 @@ class Judging:
         Args:
             samples: the method's images.
             cases: of the benchmark.
-            estimate: whether to say first what it will take.
+            estimate: whether to log first what it will cost.
 
         Raises:
-            AgentFailure: one that every further question would meet, too (budget, quota, key). What was answered before
-                is recorded; the same command goes on with the rest.
+            AgentFailure: one that would meet every further question (budget, quota, key). Earlier answers are recorded;
+                the same command resumes.
         """
         with self.record:
             return self._run(samples, cases, estimate)
@@ -246,7 +242,7 @@ class Judging:
 
 
 def judged(question: Judgement, result: Answer | AgentFailure) -> Judgement:
-    """Return a question with what came of it."""
+    """Return a question with its outcome."""
     if isinstance(result, AgentFailure):
         kind = PROVIDER_REFUSED if isinstance(result, Refused) else f"{API}:{type(result).__name__}"
         return replace(question, failure=kind, reply=str(result))

@@ -1,4 +1,4 @@
-"""Which score does a judge's reply give? Read from its text, or said to be missing and why; never guessed."""
+"""Reads the score that a judge's reply states, or why it states none; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKER = re.compile(
     r"(?<![^\W_])scores?(?![^\W_])[\s*_`#]*(?:[(\[]?\s*(?:from\s+)?0\s*(?:-|\u2013|to)\s*4\s*[)\]]?[\s*_`#]*)?"
     # what leads to the number: punctuation, "is", "of"
     r"(?:[:=\uff1a]|-(?=\s)|\u2013|is|of|\bwould be)?[\s*_`#:\[(]*"
-    # possessive: a number is taken whole, with its scale, or not at all
+    # possessive: a number is matched completely, with its scale, or not at all
     r"(?P<number>[-\u2212+]?[0-9]++(?:[.,][0-9]++)*+)"
     r"(?P<rest>\s*(?:/|out of|of)\s*[0-9]++|\s*(?:-|\u2013|to|or|and)\s*[0-9]++)?+"
     r"(?![\w%])",
@@ -38,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Unscored:
-    """A reply from which no score can be taken."""
+    """A reply that states no score."""
 
     problem: Problem
 

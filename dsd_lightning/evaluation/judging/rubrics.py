@@ -1,8 +1,8 @@
-"""What is a judge told? Rubrics as text files, by measure and category, and the hash by which every score names its words.
+"""Reads the judge's rubrics from text files, by measure and category; every score records the hash of its rubric.
 
-A folder holds, for each rubric, `NAME.txt` (the first turn) and `NAME.acknowledgement.txt` (the turn that is put into the
-judge's mouth). The shipped ones follow DreamBench++'s criteria and, debiased, the paper's (supplement B), in our own words;
-style subjects have rubrics of their own, which the paper leaves out. Whoever has the originals can use them verbatim.
+A folder holds, for each rubric, `NAME.txt` (the first turn) and `NAME.acknowledgement.txt` (the turn that the judge is
+assumed to have answered). The shipped ones follow DreamBench++'s criteria and, debiased, the paper's (supplement B), in our
+own words; style subjects have rubrics of their own, which the paper leaves out. The originals can be used verbatim.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import MEASURES
 from dsd_lightning.evaluation.samples.benchmark import STYLE, Case
+from dsd_lightning.files.text import read_text
 
 SHIPPED = Path(__file__).parent / "rubrics"
 
@@ -27,7 +28,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Rubric:
-    """What a judge is told before the payload, and what it is held to have answered."""
+    """The first turn of a conversation, and the acknowledgement that the judge is assumed to have answered."""
 
     name: str
     text: str
@@ -35,7 +36,7 @@ class Rubric:
 
     @property
     def sha256(self) -> str:
-        """Return the hash of all its words."""
+        """Return the hash of both texts."""
         return hashlib.sha256(f"{self.text}\x1f{self.acknowledgement}".encode()).hexdigest()
 
 
@@ -44,7 +45,7 @@ class Rubrics:
 
     Args:
         folder: of text files; None takes the shipped ones.
-        measures: which are needed.
+        measures: for which rubrics are needed.
 
     Raises:
         EvaluationError: an unknown measure, or a file that is missing or empty.
@@ -68,7 +69,7 @@ class Rubrics:
         return self._rubrics[measure, measure.endswith("cp") and case.subject.category == STYLE]
 
     def by_hash(self, sha256: str) -> Rubric:
-        """Return the rubric of these words."""
+        """Return the rubric with this hash."""
         return next(rubric for rubric in self._rubrics.values() if rubric.sha256 == sha256)
 
 
@@ -77,7 +78,7 @@ def _text(file: Path) -> str:
         raise EvaluationError(
             f"the rubric {file} is missing; a folder needs all files of {SHIPPED.name}/, or rubrics=null"
         )
-    text = file.read_text(encoding="utf-8").strip()
+    text = read_text(file).strip()
     if not text:
         raise EvaluationError(f"the rubric {file} is empty")
     return text

@@ -1,1 +1,1 @@
-"""samples."""
+"""Reads benchmarks and generates a method's images for them."""

@@ -1,19 +1,22 @@
-"""What is drawn and judged? Subjects with a reference image, and prompts by kind, from benchmarks' folders and tables."""
+"""Reads benchmarks: subjects with a reference image, and prompts by kind, from folders and tables."""
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.files.listing import is_system_file, list_files, normalised
+from dsd_lightning.files.rows import Row, Table
+from dsd_lightning.files.text import read_text
 
 STYLE = "style"
-"""The category of subjects, and the kind of prompts, that are about how an image is made."""
+"""The category of subjects, and the kind of prompts, that are about an artistic style."""
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+"""Endings of image files, in lower case; upper case is read as well."""
 
 DREAMBENCHPP_KINDS = ("photorealistic",) * 4 + (STYLE,) * 3 + ("imaginative",) * 2
 """Kind of each of a subject's nine prompts (DreamBench++: 0-3, 4-6, 7-8)."""
@@ -21,7 +24,7 @@ DREAMBENCHPP_KINDS = ("photorealistic",) * 4 + (STYLE,) * 3 + ("imaginative",) *
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to draw, and its place among its subject's."""
+    """One text, and its index among its subject's."""
 
     index: int
     text: str
@@ -30,7 +33,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Subject:
-    """One reference image and what is to be drawn of it.
+    """One reference image and its prompts.
 
     Attributes:
         name: unique; the folder of its results (DreamBench++: the collection id).
@@ -47,7 +50,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One image to draw: a subject, a prompt, and which of the images for both."""
+    """One image to generate: a subject, a prompt, and the number of the copy."""
 
     subject: Subject
     prompt: Prompt
@@ -71,10 +74,10 @@ class Benchmark:
         if not names:
             raise EvaluationError(f"benchmark {self.name} has no subjects")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise EvaluationError(f"benchmark {self.name}: the subject {twice[0]!r} is there twice; give each a name")
+            raise EvaluationError(f"benchmark {self.name}: the subject {twice[0]!r} appears twice; give each a name")
 
     def cases(self, copies: int = 1) -> list[Case]:
-        """Return all images to draw, subject by subject."""
+        """Return all images to generate, subject by subject."""
         if copies < 1:
             raise EvaluationError(f"copies={copies}: at least 1 image a prompt")
         return [
@@ -93,13 +96,13 @@ class Benchmark:
         sizes: dict[str, int] = {}
         for subject in self.subjects:
             sizes[subject.category] = sizes.get(subject.category, 0) + 1
-        taken: dict[str, int] = dict.fromkeys(sizes, 0)
+        chosen_of: dict[str, int] = dict.fromkeys(sizes, 0)
         rank = {}
         for position, subject in enumerate(self.subjects):
-            rank[position] = (taken[subject.category] + 0.5) / sizes[subject.category]
-            taken[subject.category] += 1
+            rank[position] = (chosen_of[subject.category] + 0.5) / sizes[subject.category]
+            chosen_of[subject.category] += 1
         chosen = set(sorted(rank, key=lambda position: (rank[position], position))[:subjects])
-        return Benchmark(self.name, tuple(each for place, each in enumerate(self.subjects) if place in chosen))
+        return Benchmark(self.name, tuple(self.subjects[position] for position in sorted(chosen)))
 
 
 def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
@@ -112,19 +115,22 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
 
     Raises:
         EvaluationError: no such folder, a caption file without its image, or one without prompts.
+        TextError: a caption file that is not UTF-8.
     """
     root = Path(folder)
     root = root / "data" if (root / "data" / "captions").is_dir() else root
     if not (root / "captions").is_dir():
         raise EvaluationError(f"{folder} is no DreamBench++ checkout: there is no captions/ in it or in its data/")
     found = []
-    for captions in sorted((root / "captions").rglob("*.txt")):
+    for captions in list_files(root / "captions", (".txt",)):
         place = captions.relative_to(root / "captions").with_suffix("")
-        lines = [line.strip() for line in captions.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(captions).splitlines()]
         name, texts = (lines[0] if lines else ""), [line for line in lines[1:] if line]
         if not name or not texts:
             raise EvaluationError(f"{captions}: the first line names the subject, the others are its prompts")
-        reference = _image(root / "images" / place, captions)
+        reference = image_of(root / "images" / place)
+        if reference is None:
+            raise EvaluationError(f"{captions} has no image: {root / 'images' / place}.jpg is missing")
         collection = "_".join([*place.parts, name.lower().replace(" ", "_")])
         kinds = DREAMBENCHPP_KINDS if len(texts) == len(DREAMBENCHPP_KINDS) else ("prompt",) * len(texts)
         prompts = tuple(Prompt(index, text, kinds[index]) for index, text in enumerate(texts))
@@ -142,58 +148,59 @@ def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
 
     Raises:
         EvaluationError: a file or folder is missing, or the table cannot be read.
+        TextError: the table is not UTF-8.
     """
     root = Path(folder)
     root = root / "dataset" if (root / "dataset").is_dir() else root
     table = root / "prompts_and_classes.txt"
     if not table.is_file():
         raise EvaluationError(f"{folder} is no DreamBench checkout: there is no {table}")
-    text = table.read_text(encoding="utf-8")
+    text = read_text(table)
     classes = dict(re.findall(r"^\s*([\w-]+)\s*,\s*([^,\n]+?)\s*$", text, re.MULTILINE))
     classes.pop("subject_name", None)
     lists = re.findall(r"prompt_list\s*=\s*\[(.*?)\n\s*\]", text, re.DOTALL)
     if not classes or len(lists) != 2:
         raise EvaluationError(f"{table}: a table of subjects and classes and two prompt lists are needed")
-    objects, live = ([quoted[1:-1] for quoted in re.findall(r"'[^'\n]*'", each)] for each in lists)
+    objects, live = ([quoted[1:-1] for quoted in re.findall(r"'[^'\n]*'", entries)] for entries in lists)
     found = []
     for name, kind in sorted(classes.items()):
-        images = sorted(each for each in (root / name).glob("*") if each.suffix.lower() in IMAGES)
+        images = list_files(root / name, IMAGES, recursive=False) if (root / name).is_dir() else []
         if not images:
             raise EvaluationError(f"{root / name} holds no image of {name}")
         is_live = kind in ("cat", "dog")
-        texts = [each.replace("{0} ", "").replace("{1}", kind) for each in (live if is_live else objects)]
-        prompts = tuple(Prompt(index, each, "prompt") for index, each in enumerate(texts))
-        found.append(Subject(name, "live subject" if is_live else "object", images[0], prompts))
+        texts = [template.replace("{0} ", "").replace("{1}", kind) for template in (live if is_live else objects)]
+        found.append(Subject(name, "live subject" if is_live else "object", images[0], _prompts(texts)))
     return Benchmark("DreamBench", tuple(found)).limited(subjects)
 
 
 def table(file: str | Path, subjects: int | None = None) -> Benchmark:
-    """Read a CSV with the columns `reference` (an image, relative to the file) and `prompt`.
+    """Read a table (see `files.rows`) with the columns `reference` (an image, relative to the file) and `prompt`.
 
     Rows of one reference are one subject. Further columns may be `subject` (its name; the reference's otherwise),
     `category` and `kind` (of the prompt).
 
     Raises:
-        EvaluationError: a column, an image or a prompt is missing; the message names the row.
+        EvaluationError: an image is missing, or a subject has several references; the message names the row or subject.
+        TableError: the table cannot be read, or a reference or prompt is missing; the message names the row.
     """
     path = Path(file)
-    if not path.is_file():
-        raise EvaluationError(f"{file}: there is no such file")
-    rows: dict[str, list[dict[str, str]]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=1):
-            if not row.get("reference") or not row.get("prompt"):
-                raise EvaluationError(f"{file}, row {number}: reference and prompt are needed")
-            if not (path.parent / row["reference"]).is_file():
-                raise EvaluationError(f"{file}, row {number}: there is no image {path.parent / row['reference']}")
-            rows.setdefault(row.get("subject") or Path(row["reference"]).with_suffix("").as_posix(), []).append(row)
+    rows: dict[str, list[Row]] = {}
+    for row in Table(path):
+        reference = row.required_text("reference")
+        row.required_text("prompt")
+        if not (path.parent / reference).is_file():
+            raise EvaluationError(f"{row.where}: there is no image {path.parent / reference}")
+        rows.setdefault(row.text("subject") or Path(reference).with_suffix("").as_posix(), []).append(row)
     found = []
     for name, group in rows.items():
-        if len({(row["reference"], row.get("category")) for row in group}) > 1:
+        if len({(row.text("reference"), row.text("category")) for row in group}) > 1:
             raise EvaluationError(f"{file}: the subject {name!r} has several references or categories")
-        prompts = tuple(Prompt(index, row["prompt"], row.get("kind") or "prompt") for index, row in enumerate(group))
-        reference = path.parent / group[0]["reference"]
-        found.append(Subject(name.replace("/", "_"), group[0].get("category") or "subject", reference, prompts))
+        prompts = tuple(
+            Prompt(index, row.required_text("prompt"), row.text("kind") or "prompt") for index, row in enumerate(group)
+        )
+        reference = path.parent / group[0].required_text("reference")
+        category = group[0].text("category") or "subject"
+        found.append(Subject(name.replace("/", "_"), category, reference, prompts))
     return Benchmark(path.stem, tuple(found)).limited(subjects)
 
 
@@ -201,40 +208,37 @@ def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
     """Read a folder of images, each with its prompts, a line each, in `NAME.txt` beside it; subfolders are categories.
 
     Raises:
-        EvaluationError: there is no such folder, or an image without prompts.
+        EvaluationError: an image without prompts.
+        FolderError, TextError: there is no such folder, or a file of prompts is not UTF-8.
     """
     root = Path(folder)
     found = []
-    for image in _images(root):
+    for image in list_files(root, IMAGES):
         texts = image.with_suffix(".txt")
-        lines = texts.read_text(encoding="utf-8").splitlines() if texts.is_file() else []
-        prompts = tuple(Prompt(index, line.strip(), "prompt") for index, line in enumerate(filter(str.strip, lines)))
+        prompts = _prompts(read_text(texts).splitlines() if texts.is_file() else ())
         if not prompts:
             raise EvaluationError(f"{image}: its prompts are missing, a line each, in {texts}")
         place = image.relative_to(root).with_suffix("")
-        found.append(
-            Subject("_".join(place.parts), place.parts[0] if len(place.parts) > 1 else "subject", image, prompts)
-        )
+        category = place.parts[0] if len(place.parts) > 1 else "subject"
+        found.append(Subject("_".join(place.parts), category, image, prompts))
     return Benchmark(root.name, tuple(found)).limited(subjects)
 
 
-def _images(root: Path) -> Iterator[Path]:
-    if not root.is_dir():
-        raise EvaluationError(f"{root}: there is no such folder")
-    yield from sorted(each for each in root.rglob("*") if each.suffix.lower() in IMAGES)
+def _prompts(lines: Iterable[str]) -> tuple[Prompt, ...]:
+    return tuple(Prompt(index, line.strip(), "prompt") for index, line in enumerate(filter(str.strip, lines)))
 
 
-def _image(stem: Path, asked_by: Path) -> Path:
-    return first_image(stem) or _missing(stem, asked_by)
-
-
-def _missing(stem: Path, asked_by: Path) -> Path:
-    raise EvaluationError(f"{asked_by} has no image: {stem}.jpg is missing")
-
-
-def first_image(stem: Path, extensions: Sequence[str] = IMAGES) -> Path | None:
-    """Return the file `stem` with the first extension that exists, or None."""
-    for extension in extensions:
-        if (file := stem.parent / f"{stem.name}{extension}").is_file():
+def image_of(stem: Path) -> Path | None:
+    """Return the image named `stem` with one of the endings `IMAGES`, in any case; None if there is none."""
+    for ending in IMAGES:
+        if (file := stem.parent / f"{stem.name}{ending}").is_file():
             return file
-    return None
+    if not stem.parent.is_dir():
+        return None
+    name = normalised(stem.name)
+    others = [
+        file
+        for file in stem.parent.iterdir()
+        if normalised(file.stem) == name and file.suffix.lower() in IMAGES and not is_system_file(file.name)
+    ]
+    return min(others, key=lambda file: IMAGES.index(file.suffix.lower()), default=None)

@@ -1,7 +1,7 @@
-"""How are a method's images made? In units of fixed cases with a seed each, so that no image depends on when or where.
+"""Generates a method's images in fixed batches of cases, each with a seed of its own.
 
-A unit is always drawn as the same batch: after a kill it is drawn anew unless all its images are there, and with several
-processes each takes whole units. So neither resuming nor the number of devices changes an image.
+After a kill, a batch is generated again unless all its images are there; several processes share whole batches. So neither
+resuming nor the number of devices changes an image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
+from dsd_lightning.files.atomic import write_json
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.randomness import normal, torch_generator
@@ -29,26 +30,25 @@ log = logging.getLogger(__name__)
 SETTINGS = "settings.json"
 """In a method's folder: how its images were made; other settings are refused there."""
 
-
 _FINGERPRINT_VALUES = 16
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What draws images."""
+    """Generates images for cases."""
 
     def described(self) -> dict[str, Any]:
         """Return everything that determines its images, as plain JSON."""
         ...
 
-    def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-        """Return an image a case; what is random is keyed by `seed` and the case."""
+    def generate(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        """Return an image a case; random numbers are keyed by `seed` and the case."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which share of the units this process makes, where several share the work."""
+    """The share of the batches that this process generates, if several share the work."""
 
     index: int = 0
     of: int = 1
@@ -61,15 +61,15 @@ class Part:
 def make(
     method: Method, samples: Samples, cases: Sequence[Case], seed: int, batch_size: int, part: Part | None = None
 ) -> None:
-    """Draw what is missing among the images of all cases.
+    """Generate the missing images of all cases.
 
     Args:
-        method: what draws.
-        samples: where the images go.
+        method: generates the images.
+        samples: where they go.
         cases: all of the benchmark's, in its order.
         seed: of the whole run.
-        batch_size: cases of a unit.
-        part: this process's share; None makes all.
+        batch_size: cases of a batch.
+        part: this process's share; None for all.
 
     Raises:
         EvaluationError: the folder holds images that were made otherwise.
@@ -78,12 +78,12 @@ def make(
         raise EvaluationError(f"batch_size={batch_size}: at least 1 image at once")
     _require_settings(samples, {**method.described(), "seed": seed, "batch_size": batch_size})
     part = part or Part()
-    units = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
-    open_units = [unit for unit in units if any(samples.image(case) is None for case in unit)]
-    log.info("%s: %d of %d batches are drawn already", samples.method, len(units) - len(open_units), len(units))
-    for unit in tqdm(open_units, desc=f"drawing {samples.method}", unit="batch", disable=not open_units):
-        references = [load_rgb(case.subject.reference) for case in unit]
-        for case, reference, image in zip(unit, references, method.draw(unit, references, seed), strict=True):
+    batches = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
+    missing = [batch for batch in batches if any(samples.image(case) is None for case in batch)]
+    log.info("%s: %d of %d batches are there already", samples.method, len(batches) - len(missing), len(batches))
+    for batch in tqdm(missing, desc=f"generating {samples.method}", unit="batch", disable=not missing):
+        references = [load_rgb(case.subject.reference) for case in batch]
+        for case, reference, image in zip(batch, references, method.generate(batch, references, seed), strict=True):
             samples.write(case, image, reference)
 
 
@@ -98,15 +98,12 @@ def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
                 f"({file}); give another method.name, or remove the folder"
             )
         return
-    samples.folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(plain, sort_keys=True, indent=1), encoding="utf-8")
-    partial.replace(file)
+    write_json(file, dict(sorted(plain.items())))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws.
+    """Settings of a model's sampler.
 
     Attributes:
         steps: Euler steps.
@@ -127,9 +124,9 @@ class Model:
 
     Args:
         pipeline: loaded.
-        sampling: how it draws.
+        sampling: settings of its sampler.
         damage: standard deviations of noise that is added to each of its transformer's matrices, relative to that
-            matrix's own; 0 leaves it whole. For a deliberately bad model that a judge must tell from a good one.
+            matrix's own; 0 for none. For a deliberately bad model, which a judge must score below a good one.
     """
 
     def __init__(self, pipeline: TwoFramePipeline, sampling: Sampling, damage: float = 0.0) -> None:
@@ -146,7 +143,7 @@ class Model:
             "damage": self.damage,
         }
 
-    def draw(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+    def generate(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
         """Return an image a case, from noise of its own."""
         sampling = self.sampling
         generators = [

@@ -1,4 +1,4 @@
-"""Which pipeline draws for a method? A run of ours, the shipped miniature, or the authors' weights."""
+"""Builds the model of a method: a run of ours, the shipped miniature, or the authors' weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def trained(run: str | None, sampling: Sampling, damage: float = 0.0, device: st
     Args:
         run: its folder, or a checkpoint's; "last" takes the newest below `outputs/` that has a checkpoint; None takes the
             shipped miniature.
-        sampling: how it draws.
+        sampling: settings of its sampler.
         damage: see `Model`.
-        device: where; the GPU, where there is one, if None.
+        device: None takes the GPU if there is one.
 
     Raises:
         EvaluationError: there is no last run.
@@ -48,7 +48,7 @@ def official(base: str, transformer: str, lora: str | None, sampling: Sampling, 
     Args:
         base: FLUX.1-dev's folder or hub id.
         transformer, lora: the authors' files (`TwoFramePipeline.load`).
-        sampling: how it draws.
-        device: where; the GPU, where there is one, if None.
+        sampling: settings of its sampler.
+        device: None takes the GPU if there is one.
     """
     return Model(TwoFramePipeline.load(base, transformer, lora, device=device), sampling)

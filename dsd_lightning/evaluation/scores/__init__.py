@@ -1,1 +1,1 @@
-"""scores."""
+"""Turns judgements into estimates with intervals, comparisons of methods, and tables in several formats."""

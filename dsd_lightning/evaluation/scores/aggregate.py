@@ -1,4 +1,4 @@
-"""Which value do scores of categories and prompt kinds make together? The three rules, and the one place of each.
+"""Combines scores of categories and prompt kinds into overalls, by one of three rules.
 
 DreamBench++ averages over samples; its categories have 45, 20, 65 and 20 subjects and its kinds 4, 3 and 2 prompts. The
 paper's Table 1 does not keep to one rule: the overalls of its baselines are plain means of categories or kinds (those of
@@ -19,7 +19,7 @@ from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import STYLE
 
 Rule = Literal["sample", "category", "as-published"]
-"""How values of categories (or prompt kinds) become one: the mean over all samples; the plain mean of the values; the
+"""How values of categories (or prompt kinds) are combined: the mean over all samples; the plain mean of the values; the
 mean over samples without style subjects (concept preservation) or style prompts (prompt following)."""
 
 SUBJECTS_OF = {"animal": 45, "human": 20, "object": 65, "style": 20}
@@ -32,10 +32,10 @@ Values = NDArray[np.float64]
 
 
 def require_rule(rule: str) -> Rule:
-    """Return `rule`, if it is one.
+    """Return `rule`.
 
     Raises:
-        EvaluationError: it is none.
+        EvaluationError: it is none of the rules.
     """
     if rule not in get_args(Rule):
         raise EvaluationError(f"rule={rule!r} is unknown; choose one of {', '.join(get_args(Rule))}")
@@ -44,9 +44,9 @@ def require_rule(rule: str) -> Rule:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums of scores in [0, 1], and how many they are of, by group (a category or a prompt kind).
+    """Sums of scores in [0, 1] and their numbers, by group (a category or a prompt kind).
 
-    Each is an array of any one shape; the values that are made of them have it too, so that a bootstrap is one call.
+    All are arrays of one shape, which the values computed from them have too, so that a bootstrap is one call.
     """
 
     sums: Mapping[str, Values]
@@ -67,14 +67,14 @@ def overall(totals: Totals, rule: Rule) -> Values:
     with np.errstate(invalid="ignore", divide="ignore"):
         if rule == "category":
             means = np.stack([mean_of(totals, name) for name in groups])
-            there = ~np.isnan(means)
-            return np.asarray(np.where(there, means, 0).sum(axis=0) / there.sum(axis=0))
+            scored = ~np.isnan(means)
+            return np.asarray(np.where(scored, means, 0).sum(axis=0) / scored.sum(axis=0))
         total = np.sum([totals.sums[name] for name in groups], axis=0)
         return np.asarray(total / np.sum([totals.counts[name] for name in groups], axis=0))
 
 
 def overall_of_values(values: Mapping[str, float], weights: Mapping[str, int], rule: Rule) -> float:
-    """Return the overall that a rule makes of a published table's values by category or kind.
+    """Return the overall of a published table's values by category or kind.
 
     Args:
         values: of each group that the table prints, in [0, 1].

@@ -1,7 +1,7 @@
-"""Does one method beat another, and may rows of estimates stand together at all?
+"""Compares two methods by a permutation test, and refuses rows that cannot be in one table.
 
-Methods are compared on the subjects that both have, by exchanging them subject by subject at random: if they were alike, an
-exchange would change nothing.
+Methods are compared on the subjects that both have, by exchanging them subject by subject at random: if they were equally
+good, an exchange would change nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL, Array, Sc
 from dsd_lightning.randomness import numpy_generator
 
 EXCHANGES = 10_000
-"""Random exchanges of a comparison; the least p that it can show is 1 / 10,001."""
+"""Random exchanges of a comparison; the least p that it can give is 1 / 10,001."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,22 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
     both = _joined(one, other)
     kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
     truth = {name: estimates_of(one, ones)[name] - estimates_of(other, ones)[name] for name in estimates_of(one, ones)}
-    drawn = {name: value - estimates_of(other, weights)[name] for name, value in estimates_of(one, weights).items()}
+    bootstrap = {name: value - estimates_of(other, weights)[name] for name, value in estimates_of(one, weights).items()}
     against = estimates_of(both, exchanged)
     chance = {name: value - against[name] for name, value in estimates_of(both, kept).items()}
-    found = []
+    comparisons = []
     for name in names:
         if name not in truth:
             continue
         difference = float(truth[name][0])
-        low, high = np.nanpercentile(drawn[name], INTERVAL)
-        # Equal differences that rounding tells apart count as equal.
+        low, high = np.nanpercentile(bootstrap[name], INTERVAL)
+        # Differences that are equal up to rounding count as equal.
         extreme = int((np.abs(chance[name]) >= abs(difference) - 1e-12).sum())
         p = (1 + extreme) / (1 + EXCHANGES)
-        found.append(Comparison(name, first.method, second.method, difference, float(low), float(high), p, len(common)))
-    return found
+        comparisons.append(
+            Comparison(name, first.method, second.method, difference, float(low), float(high), p, len(common))
+        )
+    return comparisons
 
 
 def _restricted(scores: Scores, subjects: Sequence[str]) -> Scores:
@@ -98,20 +100,20 @@ def _restricted(scores: Scores, subjects: Sequence[str]) -> Scores:
 def _joined(one: Scores, other: Scores) -> Scores:
     """Return both methods' subjects, one after the other, as if they were one method's."""
 
-    def stacked(left: Mapping[str, Array], right: Mapping[str, Array]) -> dict[str, Array]:
+    def concatenated(left: Mapping[str, Array], right: Mapping[str, Array]) -> dict[str, Array]:
         return {name: np.concatenate([left[name], right[name]]) for name in left if name in right}
 
     return replace(
         one,
         subjects=one.subjects + other.subjects,
         categories=one.categories + other.categories,
-        sums=stacked(one.sums, other.sums),
-        counts=stacked(one.counts, other.counts),
+        sums=concatenated(one.sums, other.sums),
+        counts=concatenated(one.counts, other.counts),
     )
 
 
 def require_alike(rows: Sequence[Scores]) -> None:
-    """Refuse rows that cannot stand in one table.
+    """Refuse rows that cannot be in one table.
 
     Raises:
         EvaluationError: they are of different judges, rubrics or rules.
@@ -119,14 +121,14 @@ def require_alike(rows: Sequence[Scores]) -> None:
     for name in ("judge", "rule"):
         if len(values := sorted({getattr(row, name) for row in rows})) > 1:
             raise EvaluationError(
-                f"rows of different {name}s cannot stand in one table or be compared: {', '.join(values)}; "
+                f"rows of different {name}s cannot be in one table or be compared: {', '.join(values)}; "
                 f"score them all with one {name}"
             )
-    known: dict[tuple[str, str], str] = {}
+    digests: dict[tuple[str, str], str] = {}
     for row in rows:
         for measure, kind, digest in row.rubric:
-            if known.setdefault((measure, kind), digest) != digest:
+            if digests.setdefault((measure, kind), digest) != digest:
                 raise EvaluationError(
-                    f"rows of different rubrics cannot stand in one table or be compared: {measure} of {kind} subjects was "
-                    f"judged by {known[measure, kind][:12]} and by {digest[:12]}; judge them all with one folder of rubrics"
+                    f"rows of different rubrics cannot be in one table or be compared: {measure} of {kind} subjects was "
+                    f"judged by {digests[measure, kind][:12]} and by {digest[:12]}; judge them all with one folder of rubrics"
                 )

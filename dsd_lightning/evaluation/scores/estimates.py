@@ -1,7 +1,7 @@
-"""Which estimates do a method's judgements make, how sure are they?
+"""Estimates a method's scores, with intervals, from judgements.
 
 Every estimate is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are 95% bootstrap
-percentiles over subjects, drawn anew within each category; prompts of one subject are not independent of each other.
+percentiles over subjects, resampled within each category, since prompts of one subject are not independent of each other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Estimate:
     missing: int
 
     def __str__(self) -> str:
-        """Return value, interval and numbers for people."""
+        """Return value, interval and counts for people."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (N={self.scored}, missing {self.missing})"
 
 
@@ -55,7 +55,7 @@ class Scores:
 
     Attributes:
         method: whose images.
-        judge: who judged: the served model, or several.
+        judge: the served model.
         rubric: hashes of the rubrics by measure and category.
         rule: how estimates become overalls.
         subjects: names, sorted; the first axis of all arrays.
@@ -88,7 +88,7 @@ class Scores:
         }
 
     def require_coverage(self, least: float) -> None:
-        """Refuse to make estimates of too few judgements.
+        """Refuse estimates from too few judgements.
 
         Raises:
             CoverageTooLow: naming measure, share and failures.
@@ -98,7 +98,7 @@ class Scores:
                 kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.items())
                 raise CoverageTooLow(
                     f"{self.method}, {measure}: {share:.1%} of the judgements have a score, and coverage={least:g} is "
-                    f"needed; without one: {kinds}. No table is made; mend the cause and run the same command again"
+                    f"needed; without one: {kinds}. No table is written; fix the cause and run the same command again"
                 )
 
 
@@ -108,15 +108,15 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     Raises:
         EvaluationError: no judgements, or of several methods or judges.
     """
-    # In the order of the questions, so that sums round alike however the lines came to be written.
+    # In the order of the questions, so that sums round alike whatever the order of the lines.
     ordered = sorted(judgements, key=lambda each: (each.subject, each.prompt, each.copy, each.measure, each.repeat))
     if not ordered:
-        raise EvaluationError("there are no judgements to make estimates of")
+        raise EvaluationError("there are no judgements")
     methods = sorted({each.method for each in ordered})
     judges = sorted({each.served for each in ordered if each.served})
     if len(methods) > 1 or len(judges) > 1:
         raise EvaluationError(
-            f"judgements of methods {', '.join(methods)} by judges {', '.join(judges)} cannot make one row: "
+            f"judgements of methods {', '.join(methods)} by judges {', '.join(judges)} cannot be one row: "
             "a row is of one method and one judge"
         )
     rubrics = {(each.measure, _rubric_kind(each), each.rubric) for each in ordered}
@@ -171,14 +171,14 @@ def estimates(scores: Scores) -> dict[str, Estimate]:
     ones = np.ones((1, len(scores.subjects)))
     values = estimates_of(scores, ones)
     bootstrap = estimates_of(scores, bootstrap_draws(scores, DRAWS))
-    found = {}
+    result = {}
     for name, value in values.items():
         with np.errstate(all="ignore"):
-            drawn = bootstrap[name][~np.isnan(bootstrap[name])]
-            low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (np.nan, np.nan)
+            draws = bootstrap[name][~np.isnan(bootstrap[name])]
+            low, high = np.percentile(draws, INTERVAL) if len(draws) else (np.nan, np.nan)
         scored, missing = _numbers(scores, name)
-        found[name] = Estimate(float(value[0]), float(low), float(high), scored, missing)
-    return found
+        result[name] = Estimate(float(value[0]), float(low), float(high), scored, missing)
+    return result
 
 
 def bootstrap_draws(scores: Scores, draws: int) -> Array:
@@ -194,7 +194,7 @@ def bootstrap_draws(scores: Scores, draws: int) -> Array:
 
 def estimates_of(scores: Scores, weights: Array) -> dict[str, Array]:
     """Return all estimates for each row of weights [draws, subjects]."""
-    found: dict[str, Array] = {}
+    result: dict[str, Array] = {}
     for measure in scores.sums:
         sums, counts = scores.sums[measure], scores.counts[measure]
         if measure.endswith("cp"):
@@ -205,12 +205,12 @@ def estimates_of(scores: Scores, weights: Array) -> dict[str, Array]:
                 {kind: weights @ counts[:, index] for index, kind in enumerate(scores.kinds)},
             )
         for group in totals.sums:
-            found[f"{measure}/{group}"] = mean_of(totals, group)
-        found[measure] = overall(totals, scores.rule)
+            result[f"{measure}/{group}"] = mean_of(totals, group)
+        result[measure] = overall(totals, scores.rule)
     for prefix in ("", "debiased_"):
-        if f"{prefix}cp" in found and f"{prefix}pf" in found:
-            found[f"{prefix}cp_pf"] = found[f"{prefix}cp"] * found[f"{prefix}pf"]
-    return found
+        if f"{prefix}cp" in result and f"{prefix}pf" in result:
+            result[f"{prefix}cp_pf"] = result[f"{prefix}cp"] * result[f"{prefix}pf"]
+    return result
 
 
 def _by_category(categories: Sequence[str], sums: Array, counts: Array, weights: Array) -> Totals:
@@ -222,7 +222,7 @@ def _by_category(categories: Sequence[str], sums: Array, counts: Array, weights:
 
 
 def _numbers(scores: Scores, name: str) -> tuple[int, int]:
-    """Return how many judgements an estimate is of, and how many are missing."""
+    """Return how many judgements an estimate has, and how many are missing."""
     if name.endswith("cp_pf"):
         both = [_numbers(scores, name.removesuffix("_pf")), _numbers(scores, name.removesuffix("cp_pf") + "pf")]
         return both[0][0] + both[1][0], both[0][1] + both[1][1]

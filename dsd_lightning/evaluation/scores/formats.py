@@ -1,4 +1,4 @@
-"""How is a table written: for the terminal, as CSV, Markdown, LaTeX and HTML?"""
+"""Formats tables for the terminal and as CSV, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from itertools import groupby
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.evaluation.scores.tables import Table
 
-_CSV_COLUMNS = (
-    "method",
-    "estimate",
-    "value",
-    "low",
-    "high",
-    "scored",
-    "missing",
-    "rule",
-    "judge",
-)
+_CSV_COLUMNS = ("method", "estimate", "value", "low", "high", "scored", "missing", "rule", "judge")
 
 
 def _caption(table: Table) -> str:
@@ -116,7 +106,7 @@ def _latex_cell(lines: tuple[str, ...]) -> str:
 
 
 def to_html(tables: Sequence[Table]) -> str:
-    """Return tables as a page that needs nothing else."""
+    """Return tables as a self-contained page."""
     blocks = []
     for table in tables:
         groups = "".join(f'<th colspan="{count}">{html.escape(name)}</th>' for name, count in _spans(table))
@@ -149,7 +139,7 @@ def to_html(tables: Sequence[Table]) -> str:
 
 
 def to_csv(rows: Sequence[Scores]) -> str:
-    """Return every estimate of every method as a line, with interval, numbers, rule and judge."""
+    """Return every estimate of every method as a line, with interval, counts, rule and judge."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)

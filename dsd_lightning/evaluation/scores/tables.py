@@ -1,4 +1,4 @@
-"""Which rows stand together, in the paper's layout? One judge, one set of rubrics and one rule a table, or it is refused."""
+"""Lays estimates out as in the paper; a table has one judge, one set of rubrics and one rule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dsd_lightning.evaluation.scores.comparison import require_alike
 from dsd_lightning.evaluation.scores.estimates import Estimate, Scores, estimates
 
 HEADINGS = {"photorealistic": "Real.", "imaginative": "Imag."}
-"""Headings of the paper where they differ from the groups' names."""
+"""The paper's headings that differ from the groups' names."""
 
 Cell = tuple[str, ...]
-"""Lines: the estimate, and where they are known its interval, and how many judgements it is of and how many are missing."""
+"""Lines: the estimate and, unless published, its interval and how many judgements it has and misses."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Table:
         for name in ("judge", "rule", "columns"):
             if getattr(self, name) != getattr(other, name):
                 raise EvaluationError(
-                    f"rows of different {name}s cannot stand in one table: {getattr(self, name)} and "
-                    f"{getattr(other, name)}; print them as tables of their own"
+                    f"rows of different {name}s cannot be in one table: {getattr(self, name)} and "
+                    f"{getattr(other, name)}; make separate tables"
                 )
         return Table(self.title, self.judge, self.rule, self.columns, self.rows + other.rows, self.notes + other.notes)
 
@@ -60,31 +60,31 @@ def tables(rows: Sequence[Scores]) -> list[Table]:
         EvaluationError: rows of different judges, rubrics or rules.
     """
     require_alike(rows)
-    found = []
-    known = [estimates(row) for row in rows]
+    result = []
+    by_row = [estimates(row) for row in rows]
     for prefix, title in (("", "Plain"), ("debiased_", "Debiased")):
         columns = _columns(rows, prefix)
         if not columns:
             continue
         body = tuple(
-            (row.method, tuple(_cell(each.get(name)) for name in columns))
-            for row, each in zip(rows, known, strict=True)
+            (row.method, tuple(_cell(values.get(name)) for name in columns))
+            for row, values in zip(rows, by_row, strict=True)
         )
         headings = tuple((_group(name), _heading(name)) for name in columns)
-        found.append(Table(title, rows[0].judge, rows[0].rule, headings, body, _notes(rows)))
-        found += published_tables(rows[0].rule, debiased=bool(prefix))
-    return found
+        result.append(Table(title, rows[0].judge, rows[0].rule, headings, body, _notes(rows)))
+        result += published_tables(rows[0].rule, debiased=bool(prefix))
+    return result
 
 
 def _columns(rows: Sequence[Scores], prefix: str) -> list[str]:
     """Return the names of the estimates that a table shows, in the paper's order."""
     names = []
     for measure, order in ((f"{prefix}cp", SUBJECTS_OF), (f"{prefix}pf", PROMPTS_OF)):
-        there = [row for row in rows if measure in row.sums]
-        if not there:
+        measured = [row for row in rows if measure in row.sums]
+        if not measured:
             continue
         axis = "categories" if measure.endswith("cp") else "kinds"
-        groups = sorted({name for row in there for name in getattr(row, axis)})
+        groups = sorted({name for row in measured for name in getattr(row, axis)})
         groups.sort(key=lambda name: list(order).index(name) if name in order else len(order))
         names += [f"{measure}/{group}" for group in groups] if len(groups) > 1 else []
         names.append(measure)
@@ -127,10 +127,10 @@ def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
 
 
 def published_tables(rule: Rule, debiased: bool) -> list[Table]:
-    """Return what has been published, under a rule; nothing where the rule cannot be applied to it.
+    """Return published scores under a rule; none if the rule cannot be applied to them.
 
-    Under `sample` and `category` the overalls are computed of the leaderboard's estimates by category and kind. Under
-    `as-published` the paper's Table 1 stands as it is printed, with a mark where no rule reproduces it.
+    Under `sample` and `category` the overalls are computed from the leaderboard's estimates by category and kind;
+    `as-published` is the paper's Table 1 as printed.
     """
     if rule == "as-published":
         return [_table1(debiased)]
@@ -143,7 +143,7 @@ def _leaderboard(rule: Rule) -> Table:
         cp, pf = published.leaderboard_values(row)
         totals = overall_of_values(cp, SUBJECTS_OF, rule), overall_of_values(pf, PROMPTS_OF, rule)
         values = [*cp.values(), totals[0], *pf.values(), totals[1], totals[0] * totals[1]]
-        rows.append((row["method"], tuple((f"{value:.3f}",) for value in values)))
+        rows.append((row.required_text("method"), tuple((f"{value:.3f}",) for value in values)))
     columns = (
         *(("Concept preservation", name.capitalize()) for name in SUBJECTS_OF),
         ("Concept preservation", "Overall"),
@@ -151,22 +151,15 @@ def _leaderboard(rule: Rule) -> Table:
         ("Prompt following", "Overall"),
         ("", "CP x PF"),
     )
-    note = "Overalls computed of the published estimates. N and missing counts were not published."
+    note = "Overalls computed from the published estimates. N and missing counts were not published."
     return Table(f"Published: {published.LEADERBOARD}", published.JUDGE, rule, columns, tuple(rows), (note,))
 
 
 def _table1(debiased: bool) -> Table:
     prefix = "d" if debiased else ""
     names = ("cp_animal", "cp_human", "cp_object", "cp_overall", "pf_real", "pf_imag", "pf_overall", "cp_pf")
-    unexplained = {(cell.method, cell.column) for cell in published.table1_cells() if cell.rule is None}
     rows = tuple(
-        (
-            row["method"],
-            tuple(
-                (row[f"{prefix}{name}"] + ("*" if (row["method"], f"{prefix}{name}") in unexplained else ""),)
-                for name in names
-            ),
-        )
+        (row.required_text("method"), tuple((row.required_text(f"{prefix}{name}"),) for name in names))
         for row in published.table1()
     )
     columns = (
@@ -174,9 +167,6 @@ def _table1(debiased: bool) -> Table:
         *(("Prompt following", name) for name in ("Real.", "Imag.", "Overall")),
         ("", "CP x PF"),
     )
-    note = (
-        "As printed. The rows mix rules (docs/evaluate.md). *: no rule reproduces the estimate. N and missing counts were not "
-        "published."
-    )
+    note = "As printed; the rows mix rules (docs/evaluate.md). N and missing counts were not published."
     title = f"Published: {published.PAPER}, {'debiased' if debiased else 'plain'}"
     return Table(title, published.JUDGE, "as-published", columns, rows, (note,))

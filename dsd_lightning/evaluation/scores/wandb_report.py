@@ -1,4 +1,4 @@
-"""What of a scoring goes to W&B? Every estimate with its interval and numbers as a table, and a table of images."""
+"""Sends estimates, and images with their scores, to W&B as tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import wandb
 
 from dsd_lightning.evaluation.judging.judgements import Judgement
 from dsd_lightning.evaluation.samples.benchmark import Case
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.images.pixels import load_rgb
 
 ESTIMATES, IMAGES = "evaluation/estimates", "evaluation/images"
-"""Names in W&B."""
+"""Names of the tables in W&B."""
 
 
 def send(
@@ -32,14 +32,14 @@ def send(
 
     Args:
         row: the method's scores.
-        judgements: of which they are made.
+        judgements: from which they come.
         samples: its images; cases: of the benchmark.
         folder: for W&B's files.
         project: in W&B.
-        offline: keep everything here, for `wandb sync`.
+        offline: keep everything on this machine, for `wandb sync`.
         images: how many to send.
     """
-    known = estimates(row)
+    by_name = estimates(row)
     scored: dict[str, dict[str, Any]] = {}
     for each in judgements:
         name = f"{each.subject}/{each.prompt}_{each.copy}"
@@ -52,11 +52,11 @@ def send(
         mode="offline" if offline else "online",
         config={"judge": row.judge, "rule": row.rule, "rubrics": {f"{m}/{k}": digest for m, k, digest in row.rubric}},
     ) as run:
-        run.summary.update({name: estimate.value for name, estimate in known.items()})
-        lines = [[name, f.value, f.low, f.high, f.scored, f.missing] for name, f in known.items()]
+        run.summary.update({name: estimate.value for name, estimate in by_name.items()})
+        lines = [[name, e.value, e.low, e.high, e.scored, e.missing] for name, e in by_name.items()]
         table = wandb.Table(columns=["estimate", "value", "low", "high", "scored", "missing"], data=lines)
         shown = [(case, file) for case in cases if (file := samples.image(case)) is not None][:images]
-        drawn = [
+        rows = [
             [
                 case.name,
                 case.prompt.text,
@@ -67,4 +67,4 @@ def send(
             for case, file in shown
         ]
         columns: list[str | int] = ["case", "prompt", "reference", "result", *measures]
-        run.log({ESTIMATES: table, IMAGES: wandb.Table(columns=columns, data=drawn)})
+        run.log({ESTIMATES: table, IMAGES: wandb.Table(columns=columns, data=rows)})

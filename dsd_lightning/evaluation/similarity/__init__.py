@@ -1,1 +1,1 @@
-"""similarity."""
+"""Measures similarities of results, references and prompts with image encoders."""

@@ -1,4 +1,4 @@
-"""What do image encoders see in an image? Unit vectors of CLIP and DINO, each named with its backbone."""
+"""Encodes images as unit vectors with CLIP, DINO or plain pixels, each named with its backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DINO_RESIZE = 256 / 224
-"""The shorter side before the centre is cropped, in sides of the crop (DreamBooth, DreamBench++: 256 and 224)."""
+"""The shorter side before the centre crop, in sides of the crop (DreamBooth, DreamBench++: 256 and 224)."""
 
 
 Value = TypeVar("Value")
@@ -67,9 +67,9 @@ class Clip:
     """CLIP, for similarities of images (CLIP-I) and of image and text (CLIP-T).
 
     Args:
-        path: folder or hub id. DreamBench++ takes openai/clip-vit-base-patch32.
+        path: folder or hub id. DreamBench++ uses openai/clip-vit-base-patch32.
         batch_size: images at once.
-        device: the GPU, where there is one, if None.
+        device: None takes the GPU if there is one.
 
     Raises:
         EvaluationError: it cannot be loaded.
@@ -116,9 +116,9 @@ class Dino:
     Args:
         path: folder or hub id, such as facebook/dino-vits8 or facebook/dinov2-small.
         name: of the similarity.
-        side: of the crop that it sees, pixels; DINO and DINOv2: 224.
+        side: of the crop, pixels; DINO and DINOv2: 224.
         batch_size: images at once.
-        device: the GPU, where there is one, if None.
+        device: None takes the GPU if there is one.
 
     Raises:
         EvaluationError: it cannot be loaded.
@@ -143,10 +143,10 @@ class Dino:
 
 
 class Pixels:
-    """No network: normalised correlation of small images, for what only copies can score high in.
+    """Normalised correlation of small images without a network; only copies score high.
 
     Args:
-        side: to which images are averaged, pixels.
+        side: of the small images, pixels.
     """
 
     name = "pixel correlation"

@@ -1,7 +1,7 @@
-"""How alike are results, references and prompts to an image encoder? Similarities, copying, diversity, stories' consistency.
+"""Measures similarity of results, references and prompts, copying, diversity and the consistency of stories.
 
 All are cosines, 0 to 1 as they are published (not times 100), means of subjects' means, with 95% bootstrap intervals over
-subjects. Each is named with the backbone that it depends on: metrics of two backbones cannot be compared.
+subjects. Each is named with its backbone: metrics of two backbones cannot be compared.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
 from dsd_lightning.evaluation.similarity.encoders import Clip, Encoder, Pixels
+from dsd_lightning.files.atomic import write_text
+from dsd_lightning.files.listing import list_files
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.randomness import numpy_generator
 
@@ -38,7 +40,7 @@ class Similarity:
     Attributes:
         name: such as CLIP-I, with the backbone beside it.
         value, low, high: mean over subjects and bounds of its 95% bootstrap interval.
-        images: how many it is of; missing: how many are not there.
+        images: how many were measured; missing: how many are not there.
     """
 
     method: str
@@ -62,40 +64,40 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
     """Return, for each encoder, the similarity to the reference, to the prompt (CLIP), copying and diversity.
 
     `copying` is how much more alike results are to their own reference than to the other subjects': 0 for results that
-    their reference has no part in. `diversity` is 1 minus the similarity of every two results for one subject.
+    do not depend on their reference. `diversity` is 1 minus the similarity of every two results for one subject.
 
     Raises:
         EvaluationError: no images.
     """
-    there = [(case, file) for case in cases if (file := samples.image(case)) is not None]
-    missing = len(cases) - len(there)
-    if not there:
+    present = [(case, file) for case in cases if (file := samples.image(case)) is not None]
+    missing = len(cases) - len(present)
+    if not present:
         raise EvaluationError(f"{samples.folder} has none of the {len(cases)} images of the benchmark")
-    subjects = list(dict.fromkeys(case.subject for case, _ in there))
-    owner = torch.tensor([subjects.index(case.subject) for case, _ in there])
-    found = []
+    subjects = list(dict.fromkeys(case.subject for case, _ in present))
+    owner = torch.tensor([subjects.index(case.subject) for case, _ in present])
+    result = []
 
     def add(encoder: Encoder, name: str, by_subject: list[float]) -> None:
         low, high = _interval(by_subject)
         mean = float(np.mean(by_subject)) if by_subject else float("nan")
-        found.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, len(there), missing))
+        result.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, len(present), missing))
 
     for encoder in encoders:
         log.info("%s: %s (%s)", samples.method, encoder.name, encoder.backbone)
-        results = encoder.images(load_rgb(file) for _, file in there)
+        results = encoder.images(load_rgb(file) for _, file in present)
         references = encoder.images(load_rgb(subject.reference) for subject in subjects)
         table = results @ references.T
-        own = table[torch.arange(len(there)), owner]
+        own = table[torch.arange(len(present)), owner]
         add(encoder, encoder.name, _means(own, owner))
         if isinstance(encoder, Clip):
-            texts = encoder.texts(case.prompt.text for case, _ in there)
+            texts = encoder.texts(case.prompt.text for case, _ in present)
             add(encoder, "CLIP-T", _means((results * texts).sum(dim=1), owner))
         if len(subjects) > 1:
             others = (table.sum(dim=1) - own) / (len(subjects) - 1)
             add(encoder, f"copying, {encoder.name}", _means(own - others, owner))
         groups = [results[owner == index] for index in range(len(subjects))]
         add(encoder, f"diversity, {encoder.name}", [1 - mean_of_pairs(group) for group in groups if len(group) > 1])
-    return found
+    return result
 
 
 def _means(values: Tensor, owner: Tensor) -> list[float]:
@@ -112,39 +114,35 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     if not values:
         return float("nan"), float("nan")
     rng = numpy_generator("evaluation", "similarity")
-    drawn = np.asarray(values)[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
-    low, high = np.percentile(drawn, INTERVAL)
+    resampled = np.asarray(values)[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
+    low, high = np.percentile(resampled, INTERVAL)
     return float(low), float(high)
 
 
 def run(config: DictConfig) -> str:
     """Measure a method's images with the encoders that the configuration names; write and return the metrics."""
     cases = instantiate(config.benchmark).cases(config.copies)
-    found = measure(Samples(config.samples, config.name), cases, encoders(config))
-    short = found[0].images / len(cases)
-    if short < config.coverage:
+    measured = measure(Samples(config.samples, config.name), cases, encoders(config))
+    share = measured[0].images / len(cases)
+    if share < config.coverage:
         raise CoverageTooLow(
-            f"{config.samples} has {short:.1%} of the images, and coverage={config.coverage:g} is needed"
+            f"{config.samples} has {share:.1%} of the images, and coverage={config.coverage:g} is needed"
         )
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = tuple(Similarity.__dataclass_fields__)
     writer.writerow(columns)
-    writer.writerows([getattr(each, column) for column in columns] for each in found)
-    file = out / f"{found[0].method}.csv"
-    partial = file.with_suffix(".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(file)
-    return "\n".join([*map(str, found), "", f"metrics  {file}"])
+    writer.writerows([getattr(each, column) for column in columns] for each in measured)
+    file = Path(config.out) / f"{measured[0].method}.csv"
+    write_text(file, text.getvalue())
+    return "\n".join([*map(str, measured), "", f"metrics  {file}"])
 
 
 def encoders(config: DictConfig) -> list[Any]:
-    """Return the encoders named in `config.use`, built of `config.encoders`; pixels come first.
+    """Return the encoders named in `config.use`, built from `config.encoders`; pixels come first.
 
     Raises:
-        EvaluationError: a name that is not there, or weights that cannot be loaded.
+        EvaluationError: an unknown name, or weights that cannot be loaded.
     """
     if unknown := [name for name in config.use if name not in config.encoders]:
         raise EvaluationError(
@@ -196,9 +194,9 @@ def consistency(panels: Sequence[Path], references: Sequence[Path], encoder: Enc
 
 
 def story(config: DictConfig) -> str:
-    """Measure the panels of a folder, in the order of their names; return the metrics."""
-    folder = Path(config.panels)
-    panels = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGES)
+    """Measure the panels of a folder, in natural order of their names; return the metrics."""
     references = [Path(file) for file in config.references]
-    panels = [file for file in panels if file.resolve() not in {each.resolve() for each in references}]
+    excluded = {file.resolve() for file in references}
+    files = list_files(Path(config.panels), IMAGES, recursive=False)
+    panels = [file for file in files if file.resolve() not in excluded]
     return "\n".join(str(consistency(panels, references, each)) for each in encoders(config))

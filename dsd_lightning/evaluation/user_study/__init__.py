@@ -1,1 +1,1 @@
-"""user_study."""
+"""Makes pages on which people rate images without knowing the methods, and evaluates their ratings."""

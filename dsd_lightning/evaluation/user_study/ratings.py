@@ -1,30 +1,34 @@
-"""What do people's ratings say? Tables of any number of raters, scales and missing cells; means, deviations, agreement."""
+"""Evaluates people's ratings: tables of any number of raters, scales and missing cells; means, deviations, agreement."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
-from dsd_lightning.evaluation.user_study.agreement import alpha
+from dsd_lightning.files.rows import Row, Table
+from dsd_lightning.files.text import read_text
 from dsd_lightning.randomness import numpy_generator
 
 MISSING = ("", "-", "nan", "n/a", "na", "none", "null")
-"""Cells that say that there is no rating."""
+"""Cells without a rating."""
 
 OVERALL = "overall"
 """Name of the geometric mean of an image's criteria."""
 
-_RATER, _ITEM, _METHOD = ("rater", "annotator"), ("item", "sample", "uid", "case"), ("method", "model")
+_ROLES = {"rater": ("rater", "annotator"), "item": ("item", "sample", "uid", "case"), "method": ("method", "model")}
+"""Names of the columns of long tables."""
+
+Level = Literal["nominal", "ordinal", "interval"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class Rating:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What all raters say of one method by one criterion.
+    """The ratings of one method by one criterion, over all raters.
 
     Attributes:
         mean: of all ratings.
-        low, high: bounds of its 95% bootstrap interval, raters and items drawn anew.
+        low, high: bounds of its 95% bootstrap interval, raters and items resampled.
         std: population standard deviation of all ratings.
         rater_mean, rater_std: mean and population standard deviation of the raters' own means.
         alpha: Krippendorff's, ordinal, over the method's items.
@@ -70,83 +74,93 @@ def read(files: Sequence[str | Path], criteria: Sequence[str], scale: tuple[floa
     """Read tables of ratings.
 
     Args:
-        files: .csv or .tsv. Either long (columns `rater`, `item`, `method` and one for each criterion, named by it), or wide,
-            a file a rater: the first column names the item, the others are methods, and a cell holds a number or a list of
-            them such as `[0.5, 1]`, one a criterion. Cells may be empty.
+        files: tables (see `files.rows`). Either long (columns `rater`, `item`, `method` and one for each criterion, named by
+            it), or wide, a file a rater: the first column names the item, the others are methods, and a cell holds a number
+            or a list of them such as `[0.5, 1]`, one a criterion. Cells may be empty.
         criteria: names of the criteria, in the order of the lists.
         scale: least and greatest rating; None takes any.
 
     Raises:
-        EvaluationError: naming file, row and what is wrong: a value that is no number or off the scale, other numbers of
-            criteria than names, a rater who rates something twice.
+        EvaluationError: naming file, row and fault: a value that is no number or off the scale, a number of ratings other
+            than that of the criteria, a rater who rates something twice.
+        TableError: a table that cannot be read.
     """
-    found: list[Rating] = []
-    seen: set[tuple[str, str, str, str]] = set()
+    ratings: dict[tuple[str, str, str, str], Rating] = {}
     for file in map(Path, files):
         for where, rating in _ratings(file, list(criteria)):
             if scale is not None and not scale[0] <= rating.score <= scale[1]:
                 raise EvaluationError(
-                    f"{where}: {rating.criterion} {rating.score:g} lies off the scale {scale[0]:g} to {scale[1]:g}; correct "
+                    f"{where}: {rating.criterion} {rating.score:g} is off the scale {scale[0]:g} to {scale[1]:g}; correct "
                     "it, or give the scale that was used as scale=[LEAST,GREATEST]"
                 )
             key = (rating.rater, rating.item, rating.method, rating.criterion)
-            if key in seen:
+            if key in ratings:
                 raise EvaluationError(f"{where}: {rating.rater} has rated {rating.item} of {rating.method} before")
-            seen.add(key)
-            found.append(rating)
-    if not found:
+            ratings[key] = rating
+    if not ratings:
         raise EvaluationError(f"no ratings in {', '.join(map(str, files)) or 'no file'}")
-    return found
+    return list(ratings.values())
 
 
 def _ratings(file: Path, criteria: list[str]) -> Iterator[tuple[str, Rating]]:
-    if not file.is_file():
-        raise EvaluationError(f"{file}: there is no such file")
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-        columns = list(rows.fieldnames or ())
-        by_role = {role: next((c for c in columns if c.lower() in names), None)
-                   for role, names in (("rater", _RATER), ("item", _ITEM), ("method", _METHOD))}  # fmt: skip
-        is_long = None not in by_role.values()
-        for number, row in enumerate(rows, start=2):
-            where = f"{file}, line {number}"
-            if is_long:
-                rater, item, method = (row[by_role[role] or ""] or "" for role in ("rater", "item", "method"))
-                cells = [(method, criterion, row.get(criterion)) for criterion in criteria]
-                if absent := [name for name in criteria if name not in columns]:
-                    raise EvaluationError(f"{file} has no column {absent[0]}; name those that it has as criteria=[...]")
-            else:
-                rater, item = file.stem, row[columns[0]]
-                cells = [(m, c, v) for m in columns[1:] for c, v in _listed(row.get(m), criteria, where)]
-            for method, criterion, cell in cells:
-                score = _number(cell, where)
-                if score is not None:
-                    yield where, Rating(rater, item, method, criterion, score)
+    table = Table(file)
+    columns = list(table.columns)
+    roles = {role: next((c for c in columns if c.lower() in names), None) for role, names in _ROLES.items()}
+    is_long = None not in roles.values()
+    if is_long and (absent := [name for name in criteria if name not in columns]):
+        raise EvaluationError(f"{file} has no column {absent[0]}; name those that it has as criteria=[...]")
+    for row in table:
+        if is_long:
+            rater, item, method = (row.required_text(str(roles[role])) for role in _ROLES)
+            cells = [(method, criterion, row.cells.get(criterion)) for criterion in criteria]
+        else:
+            rater, item = file.stem, row.required_text(columns[0])
+            cells = [(m, c, v) for m in columns[1:] for c, v in _listed(row, m, criteria)]
+        for method, criterion, cell in cells:
+            score = _number(cell, row.where)
+            if score is not None:
+                yield row.where, Rating(rater, item, method, criterion, score)
 
 
-def _listed(cell: str | None, criteria: list[str], where: str) -> list[tuple[str, str]]:
-    text = (cell or "").strip()
-    if text.lower() in MISSING:
+def _listed(row: Row, column: str, criteria: list[str]) -> list[tuple[str, Any]]:
+    cell = row.cells.get(column)
+    if isinstance(cell, str):
+        if cell.strip().lower() in MISSING:
+            return []
+        cell = cell.strip().strip("[]()").split(",")
+    values = cell if isinstance(cell, list) else [cell]
+    if values == [None]:
         return []
-    values = text.strip("[]()").split(",")
     if len(values) != len(criteria):
         raise EvaluationError(
-            f"{where}: {text!r} holds {len(values)} ratings, and the criteria are {', '.join(criteria)}; give criteria=[...]"
+            f"{row.where}: {row.cells.get(column)!r} holds {len(values)} ratings, and the criteria are {', '.join(criteria)}; "
+            "give criteria=[...]"
         )
     return list(zip(criteria, values, strict=True))
 
 
-def _number(cell: str | None, where: str) -> float | None:
-    text = (cell or "").strip()
-    if text.lower() in MISSING:
+def _number(cell: Any, where: str) -> float | None:
+    """Return the rating in a cell of a table (text in CSV, a number or null in JSON and Parquet); None if it is empty."""
+    if cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING):
         return None
     try:
-        value = float(text)
-    except ValueError:
+        value = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise EvaluationError(f"{where}: {text!r} is no rating; leave the cell empty where there is none")
+        raise EvaluationError(f"{where}: {cell!r} is no rating; leave the cell empty if there is none")
     return value
+
+
+def alpha(ratings: NDArray[np.float64], level: Level = "ordinal") -> float:
+    """Return Krippendorff's alpha of ratings [raters, units], NaN where a rater has not rated: 1 is agreement, 0 chance.
+
+    NaN if no unit has two ratings, or all ratings are equal: then agreement is not defined.
+    """
+    pairable = ratings[:, (~np.isnan(ratings)).sum(axis=0) >= 2]
+    if len(np.unique(pairable[~np.isnan(pairable)])) < 2:
+        return math.nan
+    return float(krippendorff.alpha(reliability_data=pairable, level_of_measurement=level))
 
 
 def with_overall(ratings: Sequence[Rating]) -> list[Rating]:
@@ -164,23 +178,22 @@ def with_overall(ratings: Sequence[Rating]) -> list[Rating]:
 
 
 def opinions(ratings: Sequence[Rating]) -> list[Opinion]:
-    """Return what the raters say, method by method and criterion by criterion."""
-    found = []
+    """Return the raters' opinions, method by method and criterion by criterion."""
+    result = []
     for method in dict.fromkeys(each.method for each in ratings):
         for criterion in dict.fromkeys(each.criterion for each in ratings):
             chosen = [each for each in ratings if (each.method, each.criterion) == (method, criterion)]
             if chosen:
-                found.append(_opinion(method, criterion, chosen))
-    return found
+                result.append(_opinion(method, criterion, chosen))
+    return result
 
 
 def agreement(ratings: Sequence[Rating]) -> dict[str, float]:
     """Return Krippendorff's alpha (ordinal) by criterion, over the images of all methods."""
-    found = {}
-    for criterion in dict.fromkeys(each.criterion for each in ratings):
-        chosen = [each for each in ratings if each.criterion == criterion]
-        found[criterion] = alpha(_matrix(chosen))
-    return found
+    return {
+        criterion: alpha(_matrix([each for each in ratings if each.criterion == criterion]))
+        for criterion in dict.fromkeys(each.criterion for each in ratings)
+    }
 
 
 def _matrix(ratings: Sequence[Rating]) -> NDArray[np.float64]:
@@ -195,13 +208,13 @@ def _matrix(ratings: Sequence[Rating]) -> NDArray[np.float64]:
 
 def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
     matrix = _matrix(ratings)
-    there = ~np.isnan(matrix)
-    values = matrix[there]
-    by_rater = np.asarray([matrix[row, there[row]].mean() for row in range(len(matrix))])
+    rated = ~np.isnan(matrix)
+    values = matrix[rated]
+    by_rater = np.asarray([matrix[row, rated[row]].mean() for row in range(len(matrix))])
     rng = numpy_generator("evaluation", "ratings")
     raters, items = (rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64) for n in matrix.shape)
-    totals = ((raters @ np.where(there, matrix, 0)) * items).sum(axis=1)
-    numbers = ((raters @ there.astype(np.float64)) * items).sum(axis=1)
+    totals = ((raters @ np.where(rated, matrix, 0)) * items).sum(axis=1)
+    numbers = ((raters @ rated.astype(np.float64)) * items).sum(axis=1)
     low, high = np.percentile((totals[numbers > 0] / numbers[numbers > 0]), INTERVAL)
     return Opinion(
         method=method,
@@ -221,35 +234,50 @@ def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
 
 
 def read_pages(files: Sequence[str | Path], key: str | Path) -> list[Rating]:
-    """Read what the study's page saved, one file a rater, and tell the methods that it hid.
+    """Read the files that the study's page saved, one a rater, and replace hidden names by methods.
 
     Args:
         files: .json files that raters have sent back.
         key: `key.json`, written beside the page.
 
     Raises:
-        EvaluationError: a file of another study, a rater who comes twice, or a rating that the page cannot have made.
+        EvaluationError: a file of another study or without ratings, a rater who comes twice, or an impossible rating.
     """
-    hidden: dict[str, Any] = json.loads(Path(key).read_text(encoding="utf-8"))
+    hidden = _json_object(Path(key))
     low, high = hidden["scale"]
-    found: list[Rating] = []
+    result: list[Rating] = []
     raters: dict[str, Path] = {}
     for file in map(Path, files):
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = _json_object(file)
         if saved.get("study") != hidden["study"]:
             raise EvaluationError(f"{file} is of study {saved.get('study')}, and {key} of {hidden['study']}")
         rater = str(saved.get("rater") or file.stem)
         if rater in raters:
             raise EvaluationError(f"{file}: the rater {rater!r} is also in {raters[rater]}; keep one file of each")
         raters[rater] = file
-        for name, scores in saved["ratings"].items():
+        ratings = saved.get("ratings")
+        if not isinstance(ratings, dict) or not all(isinstance(scores, dict) for scores in ratings.values()):
+            raise EvaluationError(
+                f"{file}: ratings={ratings!r}; scores by image and criterion are needed, as the page saves"
+            )
+        for name, scores in ratings.items():
             image = hidden["images"].get(name)
             if image is None:
                 raise EvaluationError(f"{file}: the image {name!r} is not in {key}")
             for criterion, score in scores.items():
                 if criterion not in hidden["criteria"] or not (isinstance(score, int) and low <= score <= high):
                     raise EvaluationError(f"{file}: {criterion} {score!r} of {name} is no rating of this study")
-                found.append(Rating(rater, image["case"], image["method"], criterion, float(score)))
-    if not found:
+                result.append(Rating(rater, image["case"], image["method"], criterion, float(score)))
+    if not result:
         raise EvaluationError(f"no ratings in {', '.join(map(str, files)) or 'no file'}")
-    return found
+    return result
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise EvaluationError(f"{file}: a JSON object is needed")
+    return content

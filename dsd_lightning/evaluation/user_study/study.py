@@ -1,8 +1,8 @@
-"""How is a user study made and scored? A page that needs nothing else, a key that stays at home, and a table of opinions.
+"""Makes a user study, a self-contained page and a key, and scores it: a table of opinions.
 
 As in the paper (Section 4): a random subset of the benchmark, every method's image of it rated from 1 to 5 by concept
-preservation, prompt following and creativity. The page does not tell which method has made an image: names are random, the
-order is shuffled, and the key is in a file of its own.
+preservation, prompt following and creativity. The page hides which method generated an image: names are random, the order
+is shuffled, and the key is in a file of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
-from dsd_lightning.evaluation.samples.layout import Samples
-from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.user_study.ratings import Opinion, agreement, opinions, read, read_pages, with_overall
+from dsd_lightning.files.atomic import write_json, write_text
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.randomness import numpy_generator
 
@@ -35,7 +35,7 @@ CRITERIA = {
     "pf": ("Prompt following", "Does it show what the text says? 1: nothing of it. 5: all of it."),
     "creativity": (
         "Creativity",
-        "Was the subject understood and shown anew? 1: copied or senseless. 5: transformed with understanding.",
+        "Was the subject understood and shown in a new way? 1: copied or senseless. 5: transformed with understanding.",
     ),
 }
 """The paper's criteria (Section 4, user study): heading and question."""
@@ -45,7 +45,7 @@ _TEMPLATE = Path(__file__).with_name("study_page.html")
 
 
 def make(config: DictConfig) -> str:
-    """Write the page and its key; return where they are."""
+    """Write the page and its key; return their places."""
     benchmark = instantiate(config.benchmark)
     page = make_page(
         [Samples(folder) for folder in config.methods],
@@ -55,7 +55,7 @@ def make(config: DictConfig) -> str:
         Path(config.out),
         config.side,
     )
-    return f"page  {page}\nkey   {page.with_name(KEY)} (keep it: without it, ratings cannot be told apart)"
+    return f"page  {page}\nkey   {page.with_name(KEY)} (keep it: only the key says which method an image is of)"
 
 
 def make_page(
@@ -66,10 +66,10 @@ def make_page(
     Args:
         methods: whose images are rated.
         cases: of the benchmark.
-        count: cases to draw at random.
+        count: cases to choose at random.
         seed: of subset, names and order.
-        folder: where both files go.
-        side: longest side of an image in the page, pixels; larger ones are shrunk.
+        folder: for both files.
+        side: longest side of an image in the page, pixels; larger ones are scaled down.
 
     Raises:
         EvaluationError: no methods, too few cases, or an image that is missing.
@@ -87,7 +87,9 @@ def make_page(
         for samples in methods:
             file = samples.image(case)
             if file is None:
-                raise EvaluationError(f"{samples.folder} has no image of {case.name}; draw all before a study is made")
+                raise EvaluationError(
+                    f"{samples.folder} has no image of {case.name}; generate all before a study is made"
+                )
             # Random, because a digest of the method's name could be guessed.
             name = rng.bytes(6).hex()
             items.append(
@@ -108,12 +110,10 @@ def make_page(
         "items": order,
         "images": images,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    key = {"study": study, "scale": SCALE, "criteria": list(CRITERIA), "images": hidden}
-    _write(folder / KEY, json.dumps(key, indent=1))
-    # A text must not end the script element that it stands in.
-    told = json.dumps(content).replace("<", "\\u003c")
-    _write(folder / PAGE, _TEMPLATE.read_text(encoding="utf-8").replace("STUDY_JSON", told))
+    write_json(folder / KEY, {"study": study, "scale": SCALE, "criteria": list(CRITERIA), "images": hidden})
+    # A text must not end the script element that holds it.
+    escaped = json.dumps(content).replace("<", "\\u003c")
+    write_text(folder / PAGE, _TEMPLATE.read_text(encoding="utf-8").replace("STUDY_JSON", escaped))
     return folder / PAGE
 
 
@@ -128,12 +128,6 @@ def _embedded(file: Path, side: int, images: dict[str, str]) -> str:
     return name
 
 
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
 def score(config: DictConfig) -> str:
     """Aggregate raters' files; write and return the table of opinions."""
     files = list(config.ratings)
@@ -144,24 +138,23 @@ def score(config: DictConfig) -> str:
     else:
         scale = None if config.scale is None else (float(config.scale[0]), float(config.scale[1]))
         ratings = read(files, list(config.criteria), scale)
-    found = opinions(with_overall(ratings) if config.overall else ratings)
-    agreeing = agreement(ratings)
+    results = opinions(with_overall(ratings) if config.overall else ratings)
+    alphas = agreement(ratings)
     folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "opinions.csv", to_csv(found))
-    _write(folder / "opinions.md", to_markdown(found, agreeing))
-    return f"{to_text(found, agreeing)}\ntables  {folder}/opinions.{{csv,md}}"
+    write_text(folder / "opinions.csv", to_csv(results))
+    write_text(folder / "opinions.md", to_markdown(results, alphas))
+    return f"{to_text(results, alphas)}\ntables  {folder}/opinions.{{csv,md}}"
 
 
 _COLUMNS = tuple(Opinion.__dataclass_fields__)
 
 
-def to_csv(found: Sequence[Opinion]) -> str:
+def to_csv(results: Sequence[Opinion]) -> str:
     """Return opinions as CSV, a line a method and criterion."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for each in found:
+    for each in results:
         values: list[Any] = [getattr(each, name) for name in _COLUMNS]
         writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
     return out.getvalue()
@@ -170,7 +163,7 @@ def to_csv(found: Sequence[Opinion]) -> str:
 _HEADINGS = ("method", "criterion", "mean [95% interval]", "std", "raters' mean ± std", "alpha", "ratings", "missing")
 
 
-def _rows(found: Sequence[Opinion]) -> list[tuple[str, ...]]:
+def _rows(results: Sequence[Opinion]) -> list[tuple[str, ...]]:
     return [
         (
             each.method,
@@ -182,28 +175,24 @@ def _rows(found: Sequence[Opinion]) -> list[tuple[str, ...]]:
             f"{each.ratings} by {each.raters}",
             str(each.missing),
         )
-        for each in found
+        for each in results
     ]
 
 
-def _told(agreeing: Mapping[str, float]) -> str:
-    alphas = ", ".join(f"{name} {value:.3f}" for name, value in agreeing.items())
-    impossible = "; ".join(published.impossible_ratings())
-    return (
-        f"Krippendorff's alpha (ordinal) over all methods: {alphas}. Deviations are those of a population. "
-        f"In the paper's own Table 2, {impossible.removeprefix('Table 2: ')}."
-    )
+def _note(alphas: Mapping[str, float]) -> str:
+    by_criterion = ", ".join(f"{name} {value:.3f}" for name, value in alphas.items())
+    return f"Krippendorff's alpha (ordinal) over all methods: {by_criterion}. Standard deviations are those of a population."
 
 
-def to_text(found: Sequence[Opinion], agreeing: Mapping[str, float]) -> str:
+def to_text(results: Sequence[Opinion], alphas: Mapping[str, float]) -> str:
     """Return opinions for a terminal."""
-    rows = [_HEADINGS, *_rows(found)]
+    rows = [_HEADINGS, *_rows(results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", _told(agreeing)])
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", _note(alphas)])
 
 
-def to_markdown(found: Sequence[Opinion], agreeing: Mapping[str, float]) -> str:
+def to_markdown(results: Sequence[Opinion], alphas: Mapping[str, float]) -> str:
     """Return opinions for Markdown."""
-    rows = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(found)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{_told(agreeing)}\n"
+    rows = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(results)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{_note(alphas)}\n"

@@ -17,7 +17,7 @@ from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.generation import models
 from dsd_lightning.generation.generate import AT_ONCE, draw_prompts, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job
-from dsd_lightning.generation.language_model import find_agent
+from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.provenance import read_provenance, save_png
 from dsd_lightning.generation.story import arguments as story_arguments
 from dsd_lightning.generation.story.arguments import FILE, PAGE, PANELS, REFERENCE

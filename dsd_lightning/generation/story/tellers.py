@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, ImagePart, Message, Request
 from dsd_lightning.generation.jobs import GenerationError
-from dsd_lightning.generation.language_model import NoAnswer, instruction, line_of
+from dsd_lightning.generation.llm_calls import NoAnswer, instruction, line_of
 from dsd_lightning.generation.story.story import Panel, Story
 from dsd_lightning.miniature.captions import context_phrases
 from dsd_lightning.miniature.world import Context

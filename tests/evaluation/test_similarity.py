@@ -1,4 +1,4 @@
-"""Do similarities say what they should of copies, strangers and stories, and are real encoders loaded and run?"""
+"""Shows the similarities of copies, unrelated images and stories, and that encoders are loaded and run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from transformers import (
     AutoTokenizer,
@@ -22,9 +23,9 @@ from transformers import (
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import folder
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.similarity.encoders import Clip, Dino, Pixels, prepared
-from dsd_lightning.evaluation.similarity.measures import consistency, measure
+from dsd_lightning.evaluation.similarity.measures import consistency, measure, story
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny-flux"
 
@@ -43,19 +44,19 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def drawn(world: Path, name: str, copies: bool) -> dict[str, float]:
+def measured(world: Path, name: str, copies: bool) -> dict[str, float]:
     samples = Samples(world / name)
     cases = folder(world / "benchmark").cases()
     for number, case in enumerate(cases):
         reference = Image.open(case.subject.reference)
         samples.write(case, reference if copies else noise(100 + number), reference)
-    found = measure(samples, cases, [Pixels()])
-    assert all((each.images, each.missing) == (6, 0) for each in found)
-    return {each.name: each.value for each in found}
+    metrics = measure(samples, cases, [Pixels()])
+    assert all((metric.images, metric.missing) == (6, 0) for metric in metrics)
+    return {metric.name: metric.value for metric in metrics}
 
 
 def test_copies_score_full_copying_and_no_diversity_and_strangers_the_reverse(world: Path) -> None:
-    copies, strangers = drawn(world, "copies", True), drawn(world, "strangers", False)
+    copies, strangers = measured(world, "copies", True), measured(world, "strangers", False)
     assert copies["pixel correlation"] == pytest.approx(1, abs=0.05)
     assert copies["copying, pixel correlation"] == pytest.approx(1, abs=0.1)
     assert copies["diversity, pixel correlation"] == pytest.approx(0, abs=0.01)
@@ -100,19 +101,19 @@ def test_clip_and_dino_give_unit_vectors_whatever_the_batch(weights: Path) -> No
 
 
 def test_metrics_are_named_with_their_backbones(world: Path, weights: Path) -> None:
-    drawn(world, "strangers", False)
+    measured(world, "strangers", False)
     encoders = [Clip(str(weights / "clip")), Dino(str(weights / "dinov2"), "DINOv2", side=28)]
     found = measure(Samples(world / "strangers"), folder(world / "benchmark").cases(), encoders)
     assert {each.name for each in found} >= {"CLIP-I", "CLIP-T", "DINOv2"}
     assert all(str(weights) in each.backbone and -1 <= each.value <= 2 for each in found)
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="nowhere: the weights cannot be loaded"):
         Clip(str(tmp_path / "nowhere"))
 
 
-def test_the_centre_is_what_an_encoder_sees() -> None:
+def test_images_are_cropped_to_their_centre() -> None:
     image = Image.new("RGB", (64, 32))
     image.paste((255, 255, 255), (16, 0, 48, 32))
     seen = prepared(image, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -120,7 +121,15 @@ def test_the_centre_is_what_an_encoder_sees() -> None:
     assert torch.equal(seen, torch.ones(3, 32, 32))
 
 
-def test_a_story_of_one_image_is_wholly_consistent(tmp_path: Path) -> None:
+def test_panels_are_compared_in_natural_order_without_references_and_hidden_files(tmp_path: Path) -> None:
+    for name, seed in {"2.png": 1, "10.PNG": 2, "hero.png": 3}.items():
+        noise(seed).save(tmp_path / name, "PNG")
+    (tmp_path / "._2.png").write_bytes(b"not an image")
+    config = {"panels": str(tmp_path), "references": [str(tmp_path / "hero.png")], "use": [], "encoders": {}}
+    assert "(N=2)" in story(OmegaConf.create(config))
+
+
+def test_a_story_of_one_image_is_fully_consistent(tmp_path: Path) -> None:
     for number, seed in enumerate((1, 1, 1, 2)):
         noise(seed).save(tmp_path / f"{number}.png")
     panels = sorted(tmp_path.glob("*.png"))

@@ -1,4 +1,4 @@
-"""Can people rate blind, by keys, offline and with pauses, and do their files become the right means?"""
+"""Shows that people can rate blind, by keys, offline and with pauses, and that their files become the right means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.browser import CHROMIUM, Page
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import folder
-from dsd_lightning.evaluation.samples.layout import Samples
+from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.user_study.ratings import opinions, read_pages
 from dsd_lightning.evaluation.user_study.study import CRITERIA, KEY, make_page, score
 
@@ -43,7 +43,7 @@ def content(page: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_page_is_blind_shuffled_self_contained_and_the_key_opens_it(page: Path) -> None:
+def test_the_page_is_blind_shuffled_self_contained_and_resolved_by_the_key(page: Path) -> None:
     text = page.read_text()
     assert not any(name in text for name in METHODS)
     assert "http://" not in text
@@ -56,7 +56,7 @@ def test_the_page_is_blind_shuffled_self_contained_and_the_key_opens_it(page: Pa
 
 
 def saved(page: Path, rater: str, scores: dict[str, int]) -> Path:
-    """Write what a rater would save who gives each method the same scores."""
+    """Write the file of a rater who gives each method the same scores."""
     key = json.loads(page.with_name(KEY).read_text())
     ratings = {name: dict.fromkeys(CRITERIA, scores[each["method"]]) for name, each in key["images"].items()}
     file = page.with_name(f"{rater}.json")
@@ -78,9 +78,9 @@ def test_raters_files_become_means_and_agreement(page: Path) -> None:
             "out": str(page.parent / "tables"),
         }
     )
-    told = score(config)
-    assert "4.500 [4.000, 5.000]" in told
-    assert "Krippendorff's alpha (ordinal) over all methods: cp " in told
+    printed = score(config)
+    assert "4.500 [4.000, 5.000]" in printed
+    assert "Krippendorff's alpha (ordinal) over all methods: cp " in printed
     assert (page.parent / "tables" / "opinions.csv").read_text().count("\n") == 1 + 2 * 3
 
 
@@ -95,12 +95,18 @@ def test_files_of_other_studies_and_impossible_ratings_are_refused(page: Path) -
     file.write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match="cp 6 of"):
         read_pages([file], key)
-    file.write_text(json.dumps({**content, "study": "another"}))
-    with pytest.raises(EvaluationError, match="another"):
-        read_pages([file], key)
+    for wrong, message in (
+        (json.dumps({**content, "study": "another"}), "another"),
+        (json.dumps({**content, "ratings": [1]}), r"ratings=\[1\]"),
+        ("[]", "a JSON object"),
+        ("{", "is not JSON"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(EvaluationError, match=message):
+            read_pages([file], key)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"

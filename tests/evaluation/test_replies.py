@@ -1,4 +1,4 @@
-"""Does the parser take from a judge's reply the score that its text states, and none where it states none?"""
+"""Shows that the parser reads the score that a judge's reply states, and none if it states none."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("reply", HOSTILE)
-def test_what_states_no_score_gets_none(reply: str) -> None:
+def test_a_reply_without_a_score_gets_none(reply: str) -> None:
     assert parse(reply) == Unscored(HOSTILE[reply])  # type: ignore[arg-type]
 
 
@@ -93,7 +93,7 @@ def test_any_text_is_a_score_in_range_or_none(reply: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Nd", "No", "Nl")), max_size=100), SCORES)
-def test_a_score_at_the_end_is_found_behind_any_words(words: str, score: int) -> None:
+def test_a_score_at_the_end_is_read_after_any_words(words: str, score: int) -> None:
     assert parse(f"{words}\nScore: {score}") == Score(score)
 
 
