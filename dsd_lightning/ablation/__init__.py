@@ -1,1 +1,1 @@
-"""What do the runs of a sweep say together? `python -m dsd_lightning.ablation SWEEP` makes the report; see docs/ablation.md."""
+"""Reports of a sweep of training runs: `python -m dsd_lightning.ablation SWEEP`; see docs/ablation.md."""

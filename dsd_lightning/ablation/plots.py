@@ -1,4 +1,4 @@
-"""How does a study look? Learning curves, and a sheet with the same references and the same noise down the columns."""
+"""Draws an ablation's learning curves, and sheets of samples: a row a pair, a column an architecture, the same noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lightning.ablation.table import LOSS, estimate
 from dsd_lightning.images.sheet import GENERATED, GIVEN, TRUTH, Row, draw_sheet
 
 LEAST_POINTS = 2
-"""Of a curve that is worth drawing."""
+"""Points of a curve that is worth a plot."""
 
 PANEL = (4.6, 3.2)
 """Width and height of a panel, inches."""
@@ -25,12 +25,12 @@ COLUMNS, RESOLUTION = 3, 110
 
 
 def curve_names(runs: Sequence[Run]) -> list[str]:
-    """Return the metrics whose course can be drawn: the validation loss, then the probes."""
+    """Return the metrics that have a curve: the validation loss, then the probes."""
     names = [LOSS, *sorted({name for run in runs for name in run.curves if name.startswith(PROBE)})]
     return [name for name in names if any(len(run.curves.get(name, ())) >= LEAST_POINTS for run in runs)]
 
 
-def draw_curves(runs: Sequence[Run]) -> bytes | None:
+def plot_curves(runs: Sequence[Run]) -> bytes | None:
     """Return the learning curves of one task's runs as a PNG; None if no metric has two points.
 
     A thin line a seed, a thick one for their mean at the steps that all seeds of the architecture have.
@@ -46,12 +46,12 @@ def draw_curves(runs: Sequence[Run]) -> bytes | None:
     panels = figure.subplots(down, across, squeeze=False).flat
     for panel, name in zip(panels, names, strict=False):
         for index, label in enumerate(labels):
-            courses = [dict(run.curves[name]) for run in runs if run.label == label and run.curves.get(name)]
-            shared = sorted(set.intersection(*map(set, courses))) if courses else []
-            for course in courses if len(courses) > 1 else ():
-                panel.plot(list(course), list(course.values()), color=colours(index), alpha=0.35, linewidth=0.8)
-            means = [estimate([course[step] for course in courses]) for step in shared]
-            heights = [each.mean for each in means if each is not None]
+            curves = [dict(run.curves[name]) for run in runs if run.label == label and run.curves.get(name)]
+            shared = sorted(set.intersection(*map(set, curves))) if curves else []
+            for curve in curves if len(curves) > 1 else ():
+                panel.plot(list(curve), list(curve.values()), color=colours(index), alpha=0.35, linewidth=0.8)
+            means = [estimate([curve[step] for curve in curves]) for step in shared]
+            heights = [value.mean for value in means if value is not None]
             panel.plot(shared, heights, color=colours(index), linewidth=1.8, marker=".", label=label)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("optimizer steps", fontsize=8)
@@ -72,11 +72,11 @@ def sheet_seed(runs: Sequence[Run]) -> int | None:
     return min(seeds, key=lambda seed: (-seeds.count(seed), seed)) if seeds else None
 
 
-def draw_samples(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None, list[str]]:
+def sample_sheet(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None, list[str]]:
     """Return the sheet of one task's runs, and the labels of those that are not on it.
 
     A row is a held-out pair, a column an architecture, all of one seed, whose noise is keyed by seed and pair. A run whose
-    references are not those of the others (other data) is left out rather than laid beside them.
+    references differ from the others' (other data) is left out.
     """
     seed = sheet_seed(runs)
     shown = [run for run in runs if run.seed == seed and run.samples]
@@ -84,8 +84,8 @@ def draw_samples(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None,
     if not shown:
         return None, absent
     first = shown[0]
-    given = [(sample.key, sample.images.get(GIVEN)) for sample in first.samples]
-    alike = [run for run in shown if [(each.key, each.images.get(GIVEN)) for each in run.samples] == given]
+    references = [(sample.key, sample.images.get(GIVEN)) for sample in first.samples]
+    alike = [run for run in shown if [(each.key, each.images.get(GIVEN)) for each in run.samples] == references]
     absent += [run.label for run in shown if run not in alike]
     rows = []
     for index, sample in enumerate(first.samples):

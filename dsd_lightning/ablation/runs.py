@@ -1,12 +1,10 @@
-"""Which runs does a sweep's folder hold, and what is kept of each: one JSON file a run, its images beside it."""
+"""Collects the finished runs of a sweep: one JSON file a run in the report's folder, its sample images beside it."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from dsd_lightning.files.atomic import write_bytes, write_text
+from dsd_lightning.files.rows import Table
+from dsd_lightning.files.text import read_text
 from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, ROWS, TRUTH
 from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY
 
@@ -25,18 +26,18 @@ RUNS, IMAGES = "runs", "images"
 
 PROBE = "probe/"
 KEPT = re.compile(rf"{PROBE}.+|val/loss_(?!.*_bin).+|train/loss_target")
-"""Metrics whose course is kept."""
+"""Metrics whose values by step are kept."""
 
 _SEED = re.compile(r"seed(\d+)")
 
 
-class StudyError(ValueError):
-    """A folder that holds no study; the message says what was looked for."""
+class AblationError(ValueError):
+    """A folder that holds no runs of a sweep; the message says what was looked for."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn sample: its key and caption, and its images' files by column, below `runs/`.
+    """A generated sample: its key and caption, and its images' files by column, below `runs/`.
 
     Files are named by their content, so equal names are equal images.
     """
@@ -48,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Run:
-    """What a report needs of one finished run.
+    """What a report needs of a finished run.
 
     Attributes:
         task, label, seed: from its folder `TASK/LABEL/seedN`; the label is the architecture's name, or what
@@ -56,7 +57,7 @@ class Run:
         config: as composed.
         summary: the metrics of `summary.json`; None where one was not finite.
         curves: by metric, (step, value) in the order of the steps.
-        samples: what it drew at the end.
+        samples: those generated at the end of training.
     """
 
     task: str
@@ -82,53 +83,58 @@ class Unfinished:
     seed: int
     state: str
 
+    @property
+    def place(self) -> str:
+        """Its folder below the sweep's."""
+        return f"{self.task}/{self.label}/seed{self.seed}"
+
 
 # --- From a sweep's folder.
 
 
 def collect(sweep: Path, output: Path) -> list[Unfinished]:
-    """Copy what a report needs of the finished runs in `sweep` to `output/runs`, and return the others.
+    """Copy what a report needs of the finished runs in `sweep` to `output/runs`, and return the other runs.
 
-    Runs that were copied earlier stay, also when the sweep's folder holds them no longer; those that are there are copied
-    anew. Planned runs without a folder count as others too.
+    Runs collected earlier stay, also when they are no longer in the sweep's folder; those that are there are copied again.
+    Planned runs without a folder are returned too.
 
     Raises:
-        StudyError: if `sweep` holds no run folders `TASK/LABEL/seedN`.
+        AblationError: if `sweep` holds no run folders `TASK/LABEL/seedN`.
     """
     folders = run_folders(sweep)
     if not folders:
-        raise StudyError(
+        raise AblationError(
             f"{sweep} holds no runs: folders TASK/ARCHITECTURE/seedN, as `python train.py -m experiment=ablation` makes them"
         )
-    others = []
+    unfinished = [Unfinished(*run, "not started") for run in planned(sweep) if run not in folders]
     for (task, label, seed), folder in folders.items():
         summary = _read_json(folder / SUMMARY) or {}
         if summary.get("finished"):
-            _write_run(_read_run(task, label, seed, folder, summary, output / RUNS), output / RUNS)
+            run = _read_run(task, label, seed, folder, summary, output / RUNS)
+            write_text(output / RUNS / f"{run.name}.json", json.dumps(asdict(run), indent=1, sort_keys=True) + "\n")
         else:
-            others.append(Unfinished(task, label, seed, _state(folder)))
-    others += [Unfinished(*each, "not started") for each in planned(sweep) if each not in folders]
-    kept = {(run.task, run.label, run.seed) for run in load(output)}
+            unfinished.append(Unfinished(task, label, seed, _state(folder)))
+    collected = {(run.task, run.label, run.seed) for run in load(output)}
     return sorted(
-        (each for each in others if (each.task, each.label, each.seed) not in kept),
-        key=lambda each: (each.task, each.label, each.seed),
+        (run for run in unfinished if (run.task, run.label, run.seed) not in collected),
+        key=lambda run: (run.task, run.label, run.seed),
     )
 
 
 def run_folders(sweep: Path) -> dict[tuple[str, str, int], Path]:
     """Return the run folders `TASK/LABEL/seedN` below `sweep` by (task, label, seed), in order."""
-    found = {}
+    folders = {}
     for folder in sorted(sweep.glob("*/*/seed*")):
         match = _SEED.fullmatch(folder.name)
         if match and folder.is_dir():
-            found[folder.parent.parent.name, folder.parent.name, int(match.group(1))] = folder
-    return found
+            folders[folder.parent.parent.name, folder.parent.name, int(match.group(1))] = folder
+    return folders
 
 
 def planned(sweep: Path) -> list[tuple[str, str, int]]:
-    """Return (task, label, seed) of the runs that the sweep's last command asked for.
+    """Return (task, label, seed) of the runs of the sweep's last command.
 
-    Read from Hydra's `multirun.yaml`; empty where that cannot tell (no such file, a `glob` sweep, another launcher's own).
+    Read from Hydra's `multirun.yaml`; empty where it does not say (no such file, a `glob` sweep, another launcher's own).
     """
     path = sweep / "multirun.yaml"
     if not path.exists():
@@ -136,87 +142,70 @@ def planned(sweep: Path) -> list[tuple[str, str, int]]:
     saved = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(saved, dict)
     hydra = saved["hydra"]
-    subdir = hydra["sweep"]["subdir"]
-    words = [*(f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items())]
-    words += hydra["overrides"]["task"]
+    overrides = [*(f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items())]
+    overrides += hydra["overrides"]["task"]
     choices: dict[str, list[str]] = {}
     try:
-        for each in OverridesParser.create().parse_overrides(words):
-            swept = each.is_sweep_override()
-            choices[each.key_or_group] = (
-                list(each.sweep_string_iterator()) if swept else [each.get_value_element_as_str()]
-            )
+        for override in OverridesParser.create().parse_overrides(overrides):
+            swept = override.is_sweep_override()
+            values = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+            choices[override.key_or_group] = values
     except HydraException:
         return []
-    plan = []
-    for values in itertools.product(*choices.values()):
-        place = str(subdir)
-        for key, value in zip(choices, values, strict=True):
+    runs = []
+    for combination in itertools.product(*choices.values()):
+        place = str(hydra["sweep"]["subdir"])
+        for key, value in zip(choices, combination, strict=True):
             place = place.replace(f"${{hydra.runtime.choices.{key}}}", value).replace(f"${{{key}}}", value)
         parts = place.split("/")
         if len(parts) == 3 and "$" not in place and (match := _SEED.fullmatch(parts[2])):
-            plan.append((parts[0], parts[1], int(match.group(1))))
-    return plan
+            runs.append((parts[0], parts[1], int(match.group(1))))
+    return runs
 
 
 def _state(folder: Path) -> str:
     failure = folder / FAILURE
     if failure.exists():
-        return f"failed: {failure.read_text().splitlines()[0]}"
+        return f"failed: {read_text(failure).splitlines()[0]}"
     steps = [step for points in _read_curves(folder / METRICS, re.compile(".*")).values() for step, _ in points]
-    if not steps:
-        return "not trained yet"
-    return f"unfinished, at step {max(steps)}"
+    return f"unfinished, at step {max(steps)}" if steps else "not trained yet"
 
 
 def _read_run(task: str, label: str, seed: int, folder: Path, summary: Mapping[str, Any], runs: Path) -> Run:
     config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
     assert isinstance(config, dict)
     final = folder / SAMPLES / FINAL
-    samples = [
-        Sample(
-            row["key"],
-            row["caption"],
-            {
-                column: _keep_image(final / row["images"][column], runs)
-                for column in (GIVEN, GENERATED, TRUTH)
-                if column in row["images"]
-            },
-        )
-        for row in _read_json(final / ROWS) or []
-    ]
-    plain = {str(key): value for key, value in config.items()}
-    return Run(task, label, seed, plain, summary, _read_curves(folder / METRICS, KEPT), samples)
+    samples = []
+    for row in _read_json(final / ROWS) or []:
+        files = {column: row["images"][column] for column in (GIVEN, GENERATED, TRUTH) if column in row["images"]}
+        kept = {column: _keep_image(final / file, runs) for column, file in files.items()}
+        samples.append(Sample(row["key"], row["caption"], kept))
+    settings = {str(key): value for key, value in config.items()}
+    return Run(task, label, seed, settings, summary, _read_curves(folder / METRICS, KEPT), samples)
 
 
 def _read_curves(path: Path, kept: re.Pattern[str]) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name != "step" and value and kept.fullmatch(name):
-                        curves.setdefault(name, []).append((int(row["step"]), float(value)))
+    for row in Table(path) if path.exists() else ():
+        for name, value in row.cells.items():
+            if name != "step" and value and kept.fullmatch(name):
+                curves.setdefault(name, []).append((int(row.cells["step"]), float(value)))
     return curves
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-# --- In a report's folder.
+    return json.loads(read_text(path)) if path.exists() else None
 
 
 def _keep_image(source: Path, runs: Path) -> str:
     content = source.read_bytes()
     name = f"{IMAGES}/{hashlib.sha256(content).hexdigest()[:16]}.png"
     if not (runs / name).exists():
-        write_whole(runs / name, content)
+        write_bytes(runs / name, content)
     return name
 
 
-def _write_run(run: Run, runs: Path) -> None:
-    write_whole(runs / f"{run.name}.json", (json.dumps(asdict(run), indent=1, sort_keys=True) + "\n").encode())
+# --- From a report's folder.
 
 
 def load(output: Path) -> list[Run]:
@@ -225,14 +214,6 @@ def load(output: Path) -> list[Run]:
     for path in (output / RUNS).glob("*.json"):
         values = _read_json(path)
         curves = {name: [(int(step), float(value)) for step, value in c] for name, c in values["curves"].items()}
-        samples = [Sample(**each) for each in values["samples"]]
+        samples = [Sample(**sample) for sample in values["samples"]]
         runs.append(Run(**(values | {"curves": curves, "samples": samples})))
     return sorted(runs, key=lambda run: (run.task, run.label, run.seed))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)

@@ -1,4 +1,4 @@
-"""What do several seeds say together? Mean and 95% interval, a row an architecture; and were the runs alike otherwise?"""
+"""Tables of an ablation: mean and 95% interval over seeds, a row an architecture, and settings in which runs differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COSTS = {
     "seconds_per_pair": ("ms a pair", 1e-3),
     "peak_memory_gib": ("peak memory, GiB", 1.0),
 }
-"""Metrics of the summary that tell what a run cost: heading, and the unit in which it is shown."""
+"""Metrics of the summary that state costs: heading, and the unit in which it is shown."""
 
 _EXPECTED = ("arch", "seed")
 """Settings in which runs of one task may differ."""
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def shortened(value: float) -> str:
-    """Return a number with four significant digits; whole numbers whole, with separators."""
+    """Return a number with four significant digits; integers as such, with separators."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One task: the names of its metrics, a row an architecture, and the settings in which its runs differ unduly."""
+    """One task: its metrics, a row an architecture, and the settings in which its runs differ but should not."""
 
     task: str
     scores: Sequence[str]
@@ -104,9 +104,9 @@ def _table(task: str, runs: Sequence[Run]) -> Table:
         metrics = {}
         for name in [*scores, *COSTS]:
             values = [run.summary[name] for run in members if run.summary.get(name) is not None]
-            found = estimate([value / COSTS[name][1] if name in COSTS else value for value in values])
-            if found is not None:
-                metrics[name] = found
+            mean = estimate([value / COSTS[name][1] if name in COSTS else value for value in values])
+            if mean is not None:
+                metrics[name] = mean
         rows.append(Row(label, [run.seed for run in members], metrics))
     return Table(task, scores, rows, _differences(runs))
 
@@ -117,7 +117,7 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
         {**flattened(run.config), "pairs_seen": run.summary.get("pairs_seen"), "steps": run.summary.get("steps")}
         for run in runs
     ]
-    found = {}
+    differences = {}
     for name in sorted({name for each in settings for name in each}):
         if name.split(".")[0] in _EXPECTED or may_differ(name):
             continue
@@ -125,5 +125,5 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
         for run, each in zip(runs, settings, strict=True):
             by_value.setdefault(str(each.get(name, "not given")), []).append(run.name)
         if len(by_value) > 1:
-            found[name] = by_value
-    return found
+            differences[name] = by_value
+    return differences

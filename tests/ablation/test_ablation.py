@@ -1,4 +1,4 @@
-"""Is the study fair, and does an interrupted sweep go on as if it had not been interrupted?"""
+"""The ablation is fair, and `ckpt=auto` continues an interrupted sweep as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support.commands import CONF, ROOT, assert_equal, command, compose_train, e
 from support.toy_models import save_image_encoder
 from torch import Tensor
 
-from dsd_lightning import module as module_room
-from dsd_lightning.ablation.report import make
+from dsd_lightning import module as training_module
+from dsd_lightning.ablation.report import write_report
 from dsd_lightning.ablation.runs import planned
 from dsd_lightning.checkpoints.folder_io import list_steps
 from dsd_lightning.pairs import REFERENCE, TARGET
@@ -31,15 +31,15 @@ ARCHITECTURES, TASKS = PLANNED["arch"], PLANNED["task"]
 
 
 def ablation(tiny_base: Path, *overrides: str) -> list[str]:
-    """Return the overrides of a study of seconds."""
-    drawn = [] if "callbacks=minimal" in overrides else ["callbacks.probe.every_n_steps=2"]
-    return ["experiment=ablation", *tiny_miniature(tiny_base, "logger=csv", *drawn, *overrides)]
+    """Return the overrides of an ablation of seconds."""
+    probes = [] if "callbacks=minimal" in overrides else ["callbacks.probe.every_n_steps=2"]
+    return ["experiment=ablation", *tiny_miniature(tiny_base, "logger=csv", *probes, *overrides)]
 
 
 # --- Fairness.
 
 
-def test_the_study_compares_what_the_paper_compares() -> None:
+def test_the_ablation_compares_what_the_paper_compares() -> None:
     assert {"text_only", "parallel", "concat", "controlnet", "ip_adapter", "reference_tokens"} == set(ARCHITECTURES)
     assert {"identity", "depth", "relighting"} == set(TASKS)
 
@@ -76,43 +76,42 @@ def test_wandb_groups_the_seeds_of_an_architecture() -> None:
 def test_every_architecture_sees_the_same_pairs_noise_and_timesteps(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, Any]] = []
-    frame_losses, losses = module_room.frame_losses, module_room.DiffusionSelfDistillation.losses
+    batches: list[dict[str, Any]] = []
+    frame_losses, losses = training_module.frame_losses, training_module.DiffusionSelfDistillation.losses
 
     def watching_losses(self: Any, batch: Any) -> Any:
-        seen.append({"keys": list(batch.keys), "epochs": list(batch.epochs), "prompts": list(batch.prompts)})
+        batches.append({"keys": list(batch.keys), "epochs": list(batch.epochs), "prompts": list(batch.prompts)})
         return losses(self, batch)
 
     def watching(architecture: Any, encoded: Any, condition: Any, noise: Tensor, timestep: Tensor, weights: Any) -> Any:
         if torch.is_grad_enabled():  # not in validation
             frames = architecture.split(noise)
             # Whether the text was dropped shows in its embedding, which all architectures share.
-            seen[-1] |= {"noise": frames[TARGET], "timestep": timestep, "text": condition.text.sequence}
+            batches[-1] |= {"noise": frames[TARGET], "timestep": timestep, "text": condition.text.sequence}
             assert not torch.equal(frames.get(REFERENCE, torch.zeros(1)), frames[TARGET])
         return frame_losses(architecture, encoded, condition, noise, timestep, weights)
 
-    monkeypatch.setattr(module_room, "frame_losses", watching)
-    monkeypatch.setattr(module_room.DiffusionSelfDistillation, "losses", watching_losses)
-    drawn = {}
+    monkeypatch.setattr(training_module, "frame_losses", watching)
+    monkeypatch.setattr(training_module.DiffusionSelfDistillation, "losses", watching_losses)
+    inputs = {}
     small = [
         "callbacks=minimal",
         "callbacks.cost=null",
         f"base.image_encoder.path={save_image_encoder(tmp_path / 'tower')}",
     ]
     for arch in ARCHITECTURES:
-        seen.clear()
+        batches.clear()
         overrides = ablation(tiny_base, f"arch={arch}", *small, "dropout.text=0.5")
         if OmegaConf.load(CONF / "arch" / f"{arch}.yaml").get("lora", "given") is None:
             overrides.remove("arch.lora.rank=2")
         train(compose_train(tmp_path / arch, *overrides), tmp_path / arch)
-        drawn[arch] = list(seen)
-        assert len(seen) == 4
-    assert set(drawn) == set(ARCHITECTURES)
-    first = drawn.pop("parallel")
+        inputs[arch] = list(batches)
+        assert len(batches) == 4
+    first = inputs.pop("parallel")
     # Neither empty nor constant: other batches see other pairs, noise and times.
     assert first[0]["keys"] != first[1]["keys"]
     assert not torch.equal(first[0]["timestep"], first[1]["timestep"])
-    for arch, others in drawn.items():
+    for arch, others in inputs.items():
         assert_equal(first, others, arch)
 
 
@@ -147,12 +146,12 @@ def test_auto_starts_goes_on_and_does_nothing_as_the_folder_asks(tiny_base: Path
     assert run(broken) == {}
     assert run(broken, "logger.csv=null", "trainer.accelerator=auto") == {}
     assert (broken / "summary.json").read_bytes() == before
-    for wrong, told in {
+    for wrong, message in {
         "seed=1": "seed was 0 and is 1",
         "trainer.max_steps=5": "trainer.max_steps was 4 and is 5",
         "arch=text_only": "arch._target_ was .*Parallel and is .*TextOnly",
     }.items():
-        with pytest.raises(OtherRunError, match=told):
+        with pytest.raises(OtherRunError, match=message):
             run(broken, wrong)
 
     with claim(broken) as mine:
@@ -167,11 +166,11 @@ def test_auto_starts_goes_on_and_does_nothing_as_the_folder_asks(tiny_base: Path
     assert not is_finished(broken)
 
 
-# --- The whole.
+# --- A whole sweep.
 
 
-@pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_and_is_reported_whole(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_killed_sweep_goes_on_and_is_reported_whole(tiny_base: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "ablation"
     overrides = [
         *ablation(tiny_base, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=1"),
@@ -200,11 +199,11 @@ def test_a_sweep_that_was_killed_goes_on_and_is_reported_whole(tiny_base: Path, 
     assert is_finished(first)
     assert not is_finished(second)
 
-    others = make(sweep, tmp_path / "half")
-    assert [(each.label, each.seed) for each in others] == [("parallel", 1), ("text_only", 0), ("text_only", 1)]
+    unfinished = write_report(sweep, tmp_path / "half")
+    assert [(run.label, run.seed) for run in unfinished] == [("parallel", 1), ("text_only", 0), ("text_only", 1)]
     assert start().wait() == 0, (tmp_path / "log").read_text()[-3000:]
     assert (first / "summary.json").read_bytes() == finished
-    assert make(sweep, tmp_path / "whole") == []
+    assert write_report(sweep, tmp_path / "whole") == []
     (table,) = json.loads((tmp_path / "whole" / "report.json").read_text())["tables"]
     assert table["differences"] == {}
     for row in table["rows"]:

@@ -1,4 +1,4 @@
-"""Does the report say what the runs measured, no more and no less?"""
+"""The report of an ablation states what its runs measured, names missing runs, and is stable when written again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from PIL import Image
 
 from dsd_lightning.ablation.__main__ import main
 from dsd_lightning.ablation.plots import sheet_seed
-from dsd_lightning.ablation.report import make
-from dsd_lightning.ablation.runs import StudyError, collect, load, planned
+from dsd_lightning.ablation.report import write_report
+from dsd_lightning.ablation.runs import AblationError, collect, load, planned
 from dsd_lightning.ablation.table import Estimate, estimate, tables
+from dsd_lightning.files.rows import Table
 from dsd_lightning.images.sheet import FINAL, ROWS
 from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY
 
@@ -32,7 +33,7 @@ def write_run(
     config: Mapping[str, Any] | None = None,
     references: Sequence[tuple[int, int, int]] = REFERENCES,
 ) -> Path:
-    """Write a run's folder by hand, as a real one lies."""
+    """Write a run's folder by hand, as training leaves it."""
     task, label, seed = place.split("/")
     folder = sweep / place
     (folder / SAMPLES / FINAL).mkdir(parents=True)
@@ -68,7 +69,7 @@ def write_run(
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Return the folder of a sweep with three seeds of one architecture, one of another, and two that came to nothing."""
+    """Return the folder of a sweep with three seeds of one architecture, one of another, and two that did not finish."""
     root = tmp_path / "sweep"
     for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
         write_run(root, f"identity/parallel/seed{seed}", accuracy)
@@ -88,9 +89,9 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_the_interval_is_students() -> None:
     # Three values 0.5, 0.6, 0.7: t(0.975, 2) = 4.302653, times 0.1 / sqrt(3).
-    found = estimate([0.5, 0.6, 0.7])
-    assert (found.mean, found.half_width) == (pytest.approx(0.6), pytest.approx(0.2484138, abs=1e-6))
-    assert found == Estimate(found.mean, found.half_width, 3)
+    mean = estimate([0.5, 0.6, 0.7])
+    assert (mean.mean, mean.half_width) == (pytest.approx(0.6), pytest.approx(0.2484138, abs=1e-6))
+    assert mean == Estimate(mean.mean, mean.half_width, 3)
     assert estimate([2.0]) == Estimate(2.0, None, 1)
     assert estimate([]) is None
     assert str(estimate([0.5, 0.6, 0.7])) == "0.60 ± 0.25"
@@ -98,8 +99,8 @@ def test_the_interval_is_students() -> None:
     assert str(estimate([3.0, 3.0])) == "3"
 
 
-def test_the_table_says_what_the_runs_say(sweep: Path, tmp_path: Path) -> None:
-    make(sweep, tmp_path / "report")
+def test_the_table_states_what_the_runs_measured(sweep: Path, tmp_path: Path) -> None:
+    write_report(sweep, tmp_path / "report")
     (table,) = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]
     rows = {row["label"]: row for row in table["rows"]}
     assert list(rows) == ["parallel", "text_only"]
@@ -111,18 +112,18 @@ def test_the_table_says_what_the_runs_say(sweep: Path, tmp_path: Path) -> None:
     assert alone["flops_per_pair"]["mean"] == pytest.approx(2e9)
     assert alone["seconds_per_pair"]["mean"] == pytest.approx(0.005)
     page = (tmp_path / "report" / "report.html").read_text()
-    for shown in ("0.60 ± 0.25", "0.0625", "1,234", "GFLOP a pair", "<td>0, 1, 2</td>"):
-        assert shown in page
+    for text in ("0.60 ± 0.25", "0.0625", "1,234", "GFLOP a pair", "<td>0, 1, 2</td>"):
+        assert text in page
     assert "<script" not in page
     assert "src=" in page
     assert 'src="http' not in page
-    lines = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
-    assert {line["metric"] for line in lines} >= {"identity_accuracy", "peak_memory_gib", "parameters_trained"}
+    lines = Table(tmp_path / "report" / "table.csv")
+    assert {line.text("metric") for line in lines} >= {"identity_accuracy", "peak_memory_gib", "parameters_trained"}
 
 
 def test_missing_runs_are_named_and_never_counted(sweep: Path, tmp_path: Path) -> None:
-    others = {(each.task, each.label, each.seed): each.state for each in make(sweep, tmp_path / "report")}
-    assert others == {
+    states = {(run.task, run.label, run.seed): run.state for run in write_report(sweep, tmp_path / "report")}
+    assert states == {
         ("identity", "concat", 0): "failed: out of memory",
         ("identity", "text_only", 1): "unfinished, at step 10",
         ("identity", "text_only", 2): "not started",
@@ -134,7 +135,7 @@ def test_missing_runs_are_named_and_never_counted(sweep: Path, tmp_path: Path) -
     assert not list((tmp_path / "report").rglob("*text_only-seed1*"))
 
 
-def test_what_is_planned_is_what_the_last_command_asked_for(sweep: Path) -> None:
+def test_the_plan_is_that_of_the_last_command(sweep: Path) -> None:
     assert planned(sweep) == [("identity", arch, seed) for seed in range(3) for arch in ("parallel", "text_only")]
     saved = yaml.safe_load((sweep / "multirun.yaml").read_text())
     saved["hydra"]["sweep"]["subdir"] = "${oc.env:WHERE}"
@@ -142,8 +143,8 @@ def test_what_is_planned_is_what_the_last_command_asked_for(sweep: Path) -> None
     assert planned(sweep) == []
 
 
-def test_images_stand_in_their_columns(sweep: Path, tmp_path: Path) -> None:
-    make(sweep, tmp_path / "report")
+def test_the_sheet_has_images_in_their_columns(sweep: Path, tmp_path: Path) -> None:
+    write_report(sweep, tmp_path / "report")
     with Image.open(tmp_path / "report" / "samples_identity.png") as sheet:
         colours = [colour for _, colour in sorted((n, c) for n, c in sheet.getcolors(1 << 24))[::-1]][:8]
         for colour in (*REFERENCES, COLOURS["parallel"], COLOURS["text_only"], (255, 255, 0)):
@@ -154,22 +155,22 @@ def test_images_stand_in_their_columns(sweep: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "curves_identity.png").stat().st_size > 5000
 
 
-def test_a_run_on_other_references_is_not_laid_beside_the_rest(sweep: Path, tmp_path: Path) -> None:
+def test_a_run_on_other_references_is_not_on_the_sheet(sweep: Path, tmp_path: Path) -> None:
     write_run(sweep, "identity/concat/seed3", 0.5)
     write_run(sweep, "identity/text_only/seed3", 0.5, references=REFERENCES[::-1])
     write_run(sweep, "identity/parallel/seed3", 0.5)
-    make(sweep, tmp_path / "report")
+    write_report(sweep, tmp_path / "report")
     assert sheet_seed(load(tmp_path / "report")) == 3
     assert "same references at this seed: text_only" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_runs_that_differ_in_more_than_the_architecture_are_told(sweep: Path, tmp_path: Path) -> None:
+def test_runs_that_differ_in_more_than_the_architecture_are_named(sweep: Path, tmp_path: Path) -> None:
     assert not any(table.differences for table in tables(_collected(sweep, tmp_path / "before")))
     write_run(sweep, "identity/text_only/seed5", 0.1, config={"trainer": {"max_steps": 99}, "logger": {"csv": 1}})
     (table,) = tables(_collected(sweep, tmp_path / "after"))
     assert set(table.differences) == {"trainer.max_steps"}
     assert table.differences["trainer.max_steps"]["99"] == ["identity-text_only-seed5"]
-    make(sweep, tmp_path / "after")
+    write_report(sweep, tmp_path / "after")
     assert "trainer.max_steps" in (tmp_path / "after" / "report.html").read_text()
 
 
@@ -194,8 +195,7 @@ def test_collected_runs_survive_their_folders_and_make_the_same_report(sweep: Pa
     assert len(list((report / "runs" / "images").iterdir())) == 5
 
     (sweep / "identity" / "parallel").rename(tmp_path / "gone")
-    others = make(sweep, report)
-    assert not [each for each in others if each.label == "parallel"]
+    assert not [run for run in write_report(sweep, report) if run.label == "parallel"]
     again = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
     assert again.keys() == written.keys()
     for name in ("report.html", "report.md", "report.json", "table.csv"):
@@ -205,8 +205,8 @@ def test_collected_runs_survive_their_folders_and_make_the_same_report(sweep: Pa
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(StudyError, match="TASK/ARCHITECTURE/seedN"):
-        make(tmp_path, tmp_path / "report")
+    with pytest.raises(AblationError, match="TASK/ARCHITECTURE/seedN"):
+        write_report(tmp_path, tmp_path / "report")
     write_run(tmp_path, "identity/parallel/seed0", 0.1, finished=False)
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
