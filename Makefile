@@ -1,5 +1,5 @@
 # Everything a newcomer, a contributor and CI run. Variables can be set on the command line:
-#   make test PYTEST_ARGS='-m "not slow"'    make demo ARGS='trainer=cpu'    make venv VENV=/elsewhere PYTHON=python3.12
+#   make test PYTEST_ARGS='-k shards'    make demo ARGS='trainer=cpu'    make venv VENV=/elsewhere PYTHON=python3.12
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -21,23 +21,27 @@ PINNED := torch==2.13.0 lightning==2.6.6 pytorch-lightning==2.6.6
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
 demo: venv ## install, then train on the embedded miniature and show where the results are
 	$(BIN)/python train.py arch=parallel task=identity $(ARGS)
 
 .PHONY: page
-page: $(VENV)/.ui ## a page in the browser for the shipped miniature, or for ARGS='--run RUN_DIR'
+page: $(VENV)/.ui ## open a page in the browser for the shipped miniature, or for ARGS='--run RUN_DIR'
 	$(BIN)/python -m dsd_lightning.ui $(ARGS)
 
 .PHONY: venv
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.quantize ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED:%=--ignore=%)
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf/test_config.py -k 'quantize or 8bit or memory'
+test: $(VENV)/.dev ## run the test suite: at most 10 minutes on two CPU cores, install included
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not long' $(QUANTIZED:%=--ignore=%)
+
+.PHONY: test-long
+test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leaves out: long ones, and those of quantised weights
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long $(QUANTIZED:%=--ignore=%)
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf -k 'quantize or 8bit or memory'
 
 .PHONY: check
 check: lint types contracts ## run all static checks
@@ -56,16 +60,16 @@ contracts: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports --no-cache
 
 .PHONY: format
-format: $(VENV)/.dev ## rewrite the code as ruff wants it, where it can
+format: $(VENV)/.dev ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: wheels
-wheels: $(VENV)/.dev ## gather in wheels/ the pure-Python packages that a GPU machine without a package index lacks
+wheels: $(VENV)/.dev ## collect in wheels/ the pure-Python packages for a GPU machine without a package index
 	$(BIN)/python launch/wheels.py $(WHEELS) $(ARGS)
 
 .PHONY: constraints
-constraints: ## write constraints.txt anew: the newest releases that setup.cfg admits beside the pinned torch and lightning
+constraints: ## rewrite constraints.txt: the newest releases that setup.cfg admits beside the pinned torch and lightning
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
@@ -90,7 +94,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
 
-# The extra [quantize] lies apart: peft imports all of it, where it is installed, at every start of every command.
+# The extra [quantize] has a folder of its own: peft imports all of it, where it is installed, at every start of every command.
 $(VENV)/.quantize: $(VENV)/.dev
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt --no-deps --upgrade --target $(QUANTIZE) torchao bitsandbytes
 	@touch $@
