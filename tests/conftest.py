@@ -1,17 +1,15 @@
-"""What does every test rely on? Shapes checked at each call, no network reached for, two CPU cores shared."""
+"""Settings and fixtures of all tests: shapes are checked at each call, no network is used, two CPU cores are shared."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-ON_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-
 # Read when the libraries are first imported, here and in the commands that tests start.
-# MKL_CBWR: matrix products round alike on every CPU, as those did that the reference numbers come from.
+# MKL_CBWR: matrix products round alike on every CPU, and so as in the reference numbers.
 os.environ.update(MKL_CBWR="COMPATIBLE")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_MODE="offline", WANDB_SILENT="true")
-if ON_XDIST_WORKER:  # several workers that each used all cores would slow one another down
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers that each used all cores would slow one another down
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
@@ -25,15 +23,15 @@ import torch
 TINY_FLUX = Path(__file__).parents[1] / "assets" / "tiny-flux"
 IMAGE_ENCODER = Path(__file__).parents[1] / "assets" / "tiny-image-encoder"
 
-torch.set_num_threads(1 if ON_XDIST_WORKER else 2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-# The same examples in every run: a red CI is the change's doing, and a slow machine is no failure.
+# The same examples in every run: a failure of CI is due to the change, never to chance or a slow machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 
-TRAINING = ("test_config.py", "test_every_architecture.py")
-"""Where every architecture of `conf/arch/` is built as it is configured."""
+TRAINING = ("test_config.py", "test_choices.py", "test_every_architecture.py", "test_flux_dev.py")
+"""Files that build every architecture of `conf/arch/` as it is configured."""
 
 
 def of_base(item: pytest.Item) -> str:
@@ -62,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a whole base in the diffusers layout: the shipped encoders, and a transformer of two random blocks."""
+    """Return a base in the diffusers layout: the shipped encoders, and a transformer of two random blocks."""
     from diffusers import FluxTransformer2DModel  # here, because most tests need no base
 
     folder = tmp_path_factory.mktemp("base") / "tiny_base"
