@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import run_command
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 
 register_resolvers()
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import run_command
 from dsd_lightning.evaluation.subcommand_table import pop_subcommand
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 
 register_resolvers()
 SUBCOMMAND = pop_subcommand(sys.argv)

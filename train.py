@@ -1,4 +1,4 @@
-"""Train: `python train.py arch=parallel task=identity`. See `python train.py --help`."""
+"""Trains: `python train.py arch=parallel task=identity`. See `python train.py --help`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import run_command
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 
 register_resolvers()
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Compose, train, say where the results are; or, with `plan=true`, only what it would take."""
+    """Compose, train, and report where the results are; or, with `plan=true`, only what training would take."""
     from dsd_lightning.planning.of_config import plan
     from dsd_lightning.training.run import report, train
 
     if config.plan:
         print(plan(config))
         return
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    train(config, run_dir)
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    train(config, run_dir, hydra_config.overrides.task)
     print("\n" + report(run_dir))
 
 

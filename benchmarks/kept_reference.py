@@ -33,7 +33,7 @@ from dsd_lightning.models.build import build_architecture
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import NoShift
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 from dsd_lightning.sampler import SamplerSettings, sample
 
 CONF = Path(__file__).parents[1] / "conf"

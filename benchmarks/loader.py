@@ -31,7 +31,7 @@ from datamodules.sources.shards import Shards
 from dsd_lightning.images.pixels import to_pixels
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Task
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training.build import build_module
 

@@ -26,7 +26,7 @@ from hydra.utils import instantiate
 from benchmarks.measure import facts, ratio, spread, wait, write
 from benchmarks.training_step import bare_step, batch_of, module_of, parser_of
 from dsd_lightning.pairs import PairBatch
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 
 CONF = Path(__file__).parents[1] / "conf"
 WARM_UP = 3

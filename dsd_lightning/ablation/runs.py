@@ -19,7 +19,7 @@ from dsd_lightning.files.atomic import write_bytes, write_text
 from dsd_lightning.files.rows import Table
 from dsd_lightning.files.text import read_text
 from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, ROWS, TRUTH
-from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY
+from dsd_lightning.runs.folder import FAILURE, METRICS, SAMPLES, SUMMARY, read_config
 
 RUNS, IMAGES = "runs", "images"
 """Folder of the collected runs in a report's folder, and therein that of their images."""
@@ -172,7 +172,7 @@ def _state(folder: Path) -> str:
 
 
 def _read_run(task: str, label: str, seed: int, folder: Path, summary: Mapping[str, Any], runs: Path) -> Run:
-    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
+    config = OmegaConf.to_container(read_config(folder))
     assert isinstance(config, dict)
     final = folder / SAMPLES / FINAL
     samples = []

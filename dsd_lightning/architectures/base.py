@@ -40,6 +40,7 @@ class Architecture(ModelMixin, ConfigMixin):
         self.transformer = transformer.requires_grad_(False)
         self.train_base = train_base
         self.lora: Lora | None = None
+        self.official_base = False  # whether official weights took the place of the base's own
 
     def _finish(self, lora: Lora | None) -> None:
         if lora is not None and self.train_base:

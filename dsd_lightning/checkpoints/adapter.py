@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, EMA_WEIGHTS, HEADER = "adapter.safetensors", "ema.safetensors", "adapter.json"
 
+OFFICIAL_BASE = "official_base"
+"""Key of a header: whether official weights had taken the place of the base's own, below what was trained."""
+
 _SHAPE_KEYS = (
     "in_channels",
     "out_channels",
@@ -45,7 +48,7 @@ def header_of(architecture: Architecture) -> dict[str, Any]:
     """Return what trained weights of `architecture` must be loaded into: plain types only.
 
     Keys: `architecture`, `settings` (the architecture's own), `frames`, `train_base`, `lora` (rank, alpha, targets; or
-    None), `transformer` (the settings that shapes depend on) and `parameters` (number of trained values).
+    None), `official_base`, `transformer` (the settings that shapes depend on) and `parameters` (number of trained values).
     """
     lora = architecture.lora
     config = architecture.transformer.config
@@ -61,6 +64,7 @@ def header_of(architecture: Architecture) -> dict[str, Any]:
             "alpha": float(lora.rank if lora.alpha is None else lora.alpha),
             "targets": str(lora.targets),
         },
+        OFFICIAL_BASE: bool(architecture.official_base),
         "transformer": {key: config[key] for key in _SHAPE_KEYS if key in config},
         "parameters": sum(parameter.numel() for _, parameter in architecture.trainable()),
     }
@@ -217,6 +221,7 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
         settings |= {f"arch.lora.{key}": value for key, value in lora.items()}
     settings |= {f"transformer {key}": value for key, value in (header.get("transformer") or {}).items()}
     settings["frames"] = list(header.get("frames") or ())
+    settings[OFFICIAL_BASE] = bool(header.get(OFFICIAL_BASE, False))
     return settings
 
 
@@ -229,6 +234,13 @@ def _show(value: Any) -> str:
 def _remedy(key: str, value: Any) -> str:
     if key.startswith("transformer "):
         return "it belongs to another base model; choose that base, or train anew (without ckpt)"
+    if key == OFFICIAL_BASE:
+        return (
+            "train it on with ckpt and the init_from=FOLDER of the official weights that it has, or start from its "
+            "export of --format official"
+            if value
+            else "leave out the official weights that this run starts from (init_from)"
+        )
     if key in ("frames", "the number of trained values"):
         return "use the arch and lora settings it was trained with, or train anew (without ckpt)"
     if key == "arch.lora" and value == "given":

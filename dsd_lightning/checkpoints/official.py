@@ -76,6 +76,7 @@ def load_official_folder(architecture: Architecture, folder: str | Path) -> None
         _fill_factors(architecture, file)
     else:
         load_official(architecture, transformer, file)
+    architecture.official_base = transformer is not None and not architecture.train_base
 
 
 def load_official(

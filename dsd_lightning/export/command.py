@@ -1,6 +1,6 @@
 """From a run to a folder for others: what was trained, in this project's layout or in somebody else's, and a model card.
 
-python -m dsd_lightning.export.command RUN_DIR OUT [--format official] [--dtype bfloat16] [--raw]
+python -m dsd_lightning.export RUN_DIR OUT [--format official] [--dtype bfloat16] [--raw]
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
 from dsd_lightning.export.card import CARD, METRICS, Licence, licence_of, write_card, write_companions
@@ -26,7 +25,8 @@ from dsd_lightning.export.stock import FP8, ExportError
 from dsd_lightning.export.usage import usage_of
 from dsd_lightning.files import folders as whole
 from dsd_lightning.flux.base import DTYPES, FluxBase
-from dsd_lightning.models.restore import CONFIG, find_run, restore
+from dsd_lightning.models.restore import find_run, restore
+from dsd_lightning.runs.folder import CONFIG, read_config
 
 STORED_AS = DTYPES | {"fp8": FP8}
 
@@ -110,8 +110,7 @@ def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: s
     folder, checkpoint = find_run(run)
     if not (folder / CONFIG).is_file():
         return None
-    config: Any = OmegaConf.load(folder / CONFIG)
-    assert isinstance(config, DictConfig)
+    config = read_config(folder)
     path, dtype = str(base_path or config.base.model.path), str(config.base.model.dtype)
     licence = licence_of(FluxBase(path=path, dtype=dtype), base_model)
     if not (out / CARD).is_file():
@@ -123,7 +122,7 @@ def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: s
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dsd_lightning.export.command", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m dsd_lightning.export", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("run", type=Path, help="run folder, or one checkpoint folder of it")
     parser.add_argument("out", type=Path, help="folder of the export")
@@ -193,7 +192,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(told)  # noqa: T201
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

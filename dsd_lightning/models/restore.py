@@ -1,30 +1,49 @@
-"""From a folder of weights back to an architecture: what a run starts from, and what a finished run has become."""
+"""Restores models: from a run, a checkpoint, an exported adapter or official files to an architecture with its weights.
+
+The only place that does it. Training (`init_from`), generation, evaluation, export and the page all call it, so that a run
+is used with the very weights that it was trained on.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.checkpoints.adapter import HEADER, load_adapter
+from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.checkpoints.adapter import HEADER, OFFICIAL_BASE, load_adapter, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
-from dsd_lightning.checkpoints.official import is_official, load_official_folder
-from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.checkpoints.official import OfficialWeightsError, is_official, load_official, load_official_folder
+from dsd_lightning.flux.base import DTYPES, FluxBase
+from dsd_lightning.flux.lora import merge
+from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, NoRunError, read_config
 
 log = logging.getLogger(__name__)
 
-CONFIG = Path(".hydra") / "config.yaml"
-"""Where Hydra notes a run's configuration, within its folder."""
+CHECKOUT = Path(__file__).parents[2]
+"""Where paths of the shipped assets begin that a configuration gives relative to the checkout."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A run as it can be used: its architecture with the trained weights in place, and what it was made with."""
+    """A model that can be used: an architecture with its trained weights in place, and what it was made with.
+
+    Attributes:
+        architecture: complete; factors not merged yet.
+        base: whose other parts belong to it.
+        config: of its training: `base`, `arch`, and as much more as is recorded.
+        checkpoint: the folder of the trained weights.
+        run: the folder of its configuration.
+    """
 
     architecture: Architecture
     base: FluxBase
@@ -34,7 +53,7 @@ class Restored:
 
 
 def start_from(folder: str | Path, architecture: Architecture) -> None:
-    """Put the weights in `folder` into `architecture`: an adapter of ours, or a download of the official weights.
+    """Load the weights in `folder` into `architecture`: an adapter of ours, or a download of the official weights.
 
     Raises:
         FileNotFoundError: if the folder is neither, naming what either has.
@@ -48,51 +67,175 @@ def start_from(folder: str | Path, architecture: Architecture) -> None:
 
 
 def find_run(folder: Path) -> tuple[Path, Path]:
-    """Return (run folder, whole checkpoint) of a run, or of one of its checkpoints.
+    """Return (folder of the configuration, folder of the trained weights) of a run, one of its checkpoints, or an adapter.
 
     Raises:
-        FileNotFoundError: if there is no whole checkpoint.
+        NoRunError: if there is no complete checkpoint.
     """
     if (folder / HEADER).is_file():
-        return folder.resolve().parents[1], folder
-    checkpoint = find_last(folder / "checkpoints")
+        return (folder if (folder / CONFIG).is_file() else folder.absolute().parents[1]), folder
+    if not (folder / CHECKPOINTS).is_dir():
+        read_config(folder)  # which says what a run's folder has
+    checkpoint = find_last(folder / CHECKPOINTS)
     if checkpoint is None:
-        raise FileNotFoundError(f"{folder} holds no whole checkpoint (looked in {folder / 'checkpoints'})")
+        raise NoRunError(f"{folder} holds no complete checkpoint (looked in {folder / CHECKPOINTS})")
     return folder, checkpoint
 
 
-def restore(folder: Path, ema: bool = True, base_path: str | None = None) -> Restored:
-    """Build the architecture of a run, from its recorded configuration, with the weights it trained.
+def restore(
+    folder: str | Path, ema: bool = True, base_path: str | None = None, dtype: torch.dtype | None = None
+) -> Restored:
+    """Build the architecture of a run from its recorded configuration, with the weights it trained.
 
     Args:
-        folder: a run folder, or one of its checkpoint folders.
-        ema: the averaged weights rather than the last ones.
-        base_path: where the base lies now, if not where the run found it.
+        folder: a run folder, one of its checkpoint folders, or an exported adapter with its `config.yaml`.
+        ema: the EMA weights rather than the last ones.
+        base_path: where the base is now, if not where the run had it.
+        dtype: of the base's weights; the run's if None.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint or no recorded configuration.
+        NoRunError: if there is no checkpoint or no recorded configuration.
         BaseModelError, AdapterMismatchError, DamagedError: see there.
     """
-    run, checkpoint = find_run(folder)
+    run, checkpoint = find_run(Path(folder))
     if not (run / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{run} does not say how its model is built: it has no {CONFIG}; only its adapter can be exported "
+        raise NoRunError(
+            f"{folder} does not say how its model is built: there is no {run / CONFIG}; only its adapter can be exported "
             "(--format adapter)"
         )
-    loaded: Any = OmegaConf.load(run / CONFIG)
-    base: FluxBase = instantiate(loaded.base.model)
+    config = read_config(run)
     if base_path is not None:
-        base = replace(base, path=base_path)
-        loaded.base.model.path = base_path
+        config.base.model.path = base_path
+    return restore_adapter(config, checkpoint, ema, dtype, run)
+
+
+def restore_adapter(
+    config: DictConfig, checkpoint: Path, ema: bool = True, dtype: torch.dtype | None = None, run: Path | None = None
+) -> Restored:
+    """Build an architecture from a training configuration (`base`, `arch`, `init_from`) with trained weights.
+
+    Args:
+        config: that the weights were trained with.
+        checkpoint: folder of the trained weights.
+        ema: the EMA weights rather than the last ones.
+        dtype: of the base's weights; the configuration's if None.
+        run: folder of the configuration; that of the weights if None.
+
+    Raises:
+        FileNotFoundError: if official weights that the training started from are gone.
+        BaseModelError, AdapterMismatchError, DamagedError: see there.
+    """
+    base: FluxBase = instantiate(config.base.model)
+    base = replace(base, path=_in_checkout(base.path), dtype=base.dtype if dtype is None else name_of(dtype))
     base.require_parts()
-    architecture: Architecture = instantiate(loaded.arch)(transformer=base.transformer())
-    started_from = loaded.get("init_from")
-    if started_from is not None and not Path(started_from).is_dir():
-        raise FileNotFoundError(
-            f"{run} started from {started_from}, which is gone; it may have held weights below the trained ones: put it back"
-        )
-    if started_from is not None and is_official(started_from):
-        # They may have replaced the base's own weights, and have brought their factors.
-        start_from(started_from, architecture)
+    architecture: Architecture = instantiate(config.arch)(transformer=base.transformer())
+    header = read_header(checkpoint)
+    if header.get(OFFICIAL_BASE) or (architecture.lora is None and header.get("lora") is not None):
+        # Official weights took the base's place, or brought the factors' layers along.
+        official = _in_checkout(str(config.get("init_from")))
+        if not is_official(official):
+            raise FileNotFoundError(
+                f"{checkpoint} was trained on official weights, which are not in init_from={official} any more: put them "
+                f"back, or write their new folder into {(run or checkpoint) / CONFIG}"
+            )
+        start_from(official, architecture)
     load_adapter(checkpoint, architecture, ema)
-    return Restored(architecture.eval(), base, loaded, checkpoint, run)
+    return Restored(architecture.eval(), base, config, checkpoint, run or checkpoint)
+
+
+def restore_official(
+    base: str | Path, transformer: str | Path | None, lora: str | Path | None, dtype: torch.dtype, text_length: int
+) -> tuple[Architecture, FluxBase]:
+    """Return the authors' model: a FLUX base, the official transformer folder, and the LoRA file.
+
+    The base's own transformer is only read where `transformer` is None.
+
+    Raises:
+        OfficialWeightsError: files that are not in the official layout or do not fit; weights missing or left over.
+        BaseModelError: the base cannot be loaded.
+    """
+    flux = FluxBase(str(base), dtype=name_of(dtype), text_length=text_length)
+    folder: Path | None = None
+    if transformer is None:
+        network = flux.transformer()
+    else:
+        folder = Path(transformer)
+        folder = folder / "transformer" if (folder / "transformer" / "config.json").is_file() else folder
+        config = _transformer_config(folder)
+        guidance = 1.0 if config.get("guidance_embeds") else None
+        flux = replace(flux, initialise="meta", transformer_config=config, guidance_scale=guidance)
+        network = flux.transformer().to_empty(device="cpu")  # filled below, or refused
+    architecture = Parallel(network)
+    if folder is not None:
+        load_official(architecture, folder)
+    elif lora is None:
+        log.warning("neither official weights nor a LoRA: plain FLUX does not look at the reference")
+    if lora is not None:
+        load_official(architecture, lora=lora)
+    return architecture.eval(), flux
+
+
+def finish_for_inference(architecture: Architecture, dtype: torch.dtype | None, merge_lora: bool) -> None:
+    """Merge the factors, freeze, and cast, in this order; whoever quantises does it after this.
+
+    Args:
+        architecture: changed in place.
+        dtype: of all weights; as they are if None.
+        merge_lora: False keeps the factors apart.
+    """
+    if merge_lora:
+        merge(architecture.transformer)
+        architecture.lora = None
+    architecture.requires_grad_(False).eval()
+    if dtype is not None:
+        nn.Module.to(architecture, dtype)  # diffusers' own `to` warns of modules that FLUX does not have
+
+
+def config_of_adapter(adapter: Path, base: Path) -> DictConfig:
+    """Return the configuration of an adapter of arch=parallel without a recorded one, from its header.
+
+    Args:
+        adapter: folder with `adapter.json`.
+        base: YAML file of its base.
+    """
+    lora = read_header(adapter)["lora"]
+    factors = {"rank": lora["rank"], "alpha": int(lora["alpha"]), "targets": lora["targets"]}
+    arch = {
+        "_target_": f"{Parallel.__module__}.{Parallel.__qualname__}",
+        "_partial_": True,
+        "lora": {"_target_": "dsd_lightning.flux.lora.Lora", **factors},
+    }
+    return OmegaConf.create({"base": OmegaConf.load(base), "arch": arch})
+
+
+def network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of FluxTransformer2DModel in a stored configuration."""
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    return {key: tuple(value) if key == "axes_dims_rope" else value for key, value in plain.items()}
+
+
+def _transformer_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        return network_arguments(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise OfficialWeightsError(
+            f"{file} cannot be read: {error}; give the official model's folder transformer/"
+        ) from error
+
+
+def _in_checkout(path: str) -> str:
+    """Return a path of the configuration; one that is only found from the checkout's root is looked up there."""
+    return str(CHECKOUT / path) if not Path(path).exists() and (CHECKOUT / path).exists() else path
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return a dtype's name in the configuration.
+
+    Raises:
+        ValueError: one that no base can have.
+    """
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    raise ValueError(f"dtype={dtype} is unknown; choose one of {', '.join(DTYPES)}")

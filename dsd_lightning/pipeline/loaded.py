@@ -1,4 +1,4 @@
-"""How is a pipeline made from files, made ready to draw on a device, and saved?"""
+"""Loads a pipeline from files, places it on a device, and saves it."""
 
 from __future__ import annotations
 
@@ -66,20 +66,19 @@ class LoadedPipeline(DiffusionPipeline):
         dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> Pipeline:
-        """Return a pipeline of a run's folder, or of one of its checkpoint folders; any architecture.
+        """Return a pipeline of a run's folder, of one of its checkpoint folders, or of an exported adapter; any architecture.
 
         Args:
-            run: `outputs/<date>/<time>`, with `.hydra/config.yaml` and `checkpoints/`.
-            ema: the averaged weights, where there are any.
+            run: `outputs/<date>/<time>`, with `config.yaml` and `checkpoints/`; or what `--format adapter` exported.
+            ema: the EMA weights, where there are any.
             dtype: of all weights; that of the run's base if None.
             options: those of `ready`.
 
         Raises:
-            LoadingError: it is no run folder, or holds no whole checkpoint.
+            NoRunError: it is none of these, or holds no complete checkpoint.
         """
-        return cls(**loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True))).ready(
-            **options
-        )
+        parts = loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True))
+        return cls(**parts).ready(**options)
 
     @classmethod
     def tiny(cls: type[Pipeline], *, dtype: torch.dtype | str | None = None, **options: Any) -> Pipeline:

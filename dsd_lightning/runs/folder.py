@@ -1,24 +1,34 @@
-"""Where a run's files go: a new folder, or, for `ckpt=last` and `auto`, that of the last run of the same command."""
+"""The run folder: names of its files, and the one record of the configuration, read by every command that uses a run."""
 
 from __future__ import annotations
 
-import netrc
-import os
-import sys
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dsd_lightning.files.atomic import write_text
 
 OUTPUTS = Path("outputs")
+"""Where runs go that are given no folder: `outputs/<date>/<time>`."""
 
 CONFIG = "config.yaml"
-"""The configuration that a run was last started with, as composed. (Hydra replaces its own record on every command.)"""
+"""The record: the configuration that the run was last started with, resolved, and the overrides of that command."""
 
-SUMMARY, METRICS, SAMPLES, FAILURE = "summary.json", "metrics.csv", "samples", "failure.txt"
-"""A run's last metrics, all its metrics, its images, and why it failed, if it did."""
+SUMMARY, METRICS, SAMPLES, CHECKPOINTS, FAILURE = (
+    "summary.json",
+    "metrics.csv",
+    "samples",
+    "checkpoints",
+    "failure.txt",
+)
+"""A run's last metrics, all its metrics, its images, its checkpoints, and why it failed, if it did."""
+
+HERE = "."
+"""What the run's own folder is called in the record, so that a run that is moved stays the same run."""
 
 MAY_DIFFER = (
     "ckpt",
@@ -35,10 +45,71 @@ MAY_DIFFER = (
 )
 """Settings, and groups of them, that do not change what a run computes."""
 
+_OVERRIDES = "overrides"
 
-def may_differ(name: str) -> bool:
-    """Return whether a setting (a dotted key) has no say in what a run computes."""
-    return f"{name}.".startswith(tuple(f"{each}." for each in MAY_DIFFER))
+
+class NoRunError(FileNotFoundError):
+    """A folder that is no run's, or has no usable checkpoint; the message says what is missing."""
+
+
+def plain_config(config: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """Return a composed configuration as the record holds it: resolved, plain types, without Hydra's own settings."""
+    resolved = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), resolve=True
+    )
+    plain: dict[str, Any] = _relative(resolved, (str(run_dir), str(run_dir.absolute())))
+    return plain
+
+
+def write_config(config: DictConfig, run_dir: Path, overrides: Iterable[str] = ()) -> None:
+    """Write the record of a run that is about to train: configuration and overrides, atomically."""
+    record = {_OVERRIDES: [str(each) for each in overrides], **plain_config(config, run_dir)}
+    write_text(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(record)))
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """Return the configuration of the run in `run_dir`, or of an export of it; no resolver is needed.
+
+    Raises:
+        NoRunError: there is no record, or it cannot be read.
+    """
+    record = _read(run_dir)
+    record.pop(_OVERRIDES, None)
+    return record
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """Return the overrides of the command that last started the run in `run_dir`.
+
+    Raises:
+        NoRunError: as `read_config`.
+    """
+    return [str(each) for each in _read(run_dir).get(_OVERRIDES, ())]
+
+
+def _read(run_dir: Path) -> DictConfig:
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise NoRunError(f"{run_dir} is no run folder: it has no {CONFIG}; give {OUTPUTS}/<date>/<time> of a training")
+    try:
+        record = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise NoRunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(record, DictConfig):
+        raise NoRunError(f"{path} cannot be read: it holds no settings")
+    return record
+
+
+def _relative(value: Any, folders: Sequence[str]) -> Any:
+    """Return nested values with the run's own folder, by any of its names, replaced by `HERE`."""
+    if isinstance(value, dict):
+        return {str(key): _relative(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relative(item, folders) for item in value]
+    for folder in folders if isinstance(value, str) else ():
+        if f"{value}/".startswith(f"{folder}/"):
+            return HERE + value.removeprefix(folder)
+    return value
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,71 +121,6 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _overrides() -> list[str]:
-    """Return this command's overrides as Hydra records them in `.hydra/overrides.yaml`, but for `ckpt`."""
-    elsewhere = ("-", "ckpt=", "hydra.", "hydra/", "+hydra", "++hydra")
-    given = (argument for argument in sys.argv[1:] if "=" in argument or argument.startswith("~"))
-    return sorted(argument for argument in given if not argument.startswith(elsewhere))
-
-
-def run_dir(ckpt: str | None) -> str:
-    """Return `outputs/<date>/<time>`; for `ckpt="last"`, the newest one whose command was the same but for `ckpt`.
-
-    For `ckpt="auto"` likewise, and a new one if no earlier run fits.
-
-    Raises:
-        FileNotFoundError: if no earlier run fits `ckpt="last"`.
-    """
-    new = str(OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
-    if ckpt not in ("last", "auto"):
-        return new
-    for folder in sorted(OUTPUTS.glob("*-*-*/*-*-*"), reverse=True):
-        saved = folder / ".hydra" / "overrides.yaml"
-        if saved.exists() and (folder / "checkpoints").is_dir():
-            before = sorted(str(each) for each in OmegaConf.load(saved) if not str(each).startswith("ckpt="))
-            if before == _overrides():
-                return str(folder)
-    if ckpt == "auto":
-        return new
-    raise FileNotFoundError(
-        f"ckpt=last, but no run below {OUTPUTS}/ was started with the same overrides and has checkpoints; give the run's "
-        "folder as hydra.run.dir=FOLDER, or a checkpoint folder as ckpt=FOLDER"
-    )
-
-
-def wandb_offline() -> bool:
-    """Return whether W&B is to stay offline: it was told so, or has no key to go online with."""
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] in ("offline", "dryrun")
-    if os.environ.get("WANDB_API_KEY"):
-        return False
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
-    except (OSError, netrc.NetrcParseError):
-        return True
-
-
-def optimizer_bytes(target: str) -> float:
-    """Return the bytes that an optimizer, by its `_target_`, keeps for each trained value."""
-    # One moment under Muon; two under AdamW, in float32, or in 8 bits with a float32 scale for each 256 of them.
-    if "muon" in target.lower():
-        return 4.0
-    return 2 * (1 + 4 / 256) if "8bit" in target.lower() else 8.0
-
-
-def _fastest_precision() -> str:
-    # Imported when it is asked for: PyTorch takes seconds, and `--help` needs none.
-    from dsd_lightning.compute.machine import fastest_precision
-
-    return fastest_precision()
-
-
-def register_resolvers() -> None:
-    """Make the functions above known to the configuration, before Hydra composes it."""
-    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
-    OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
-    OmegaConf.register_new_resolver("half", lambda number: int(number) // 2, replace=True)
-    OmegaConf.register_new_resolver("optimizer_bytes", optimizer_bytes, replace=True)
-    OmegaConf.register_new_resolver("arch_name", lambda target: target.split(".")[-2], replace=True)
-    OmegaConf.register_new_resolver("base_name", lambda path: path.rstrip("/").split("/")[-1], replace=True)
+def may_differ(name: str) -> bool:
+    """Return whether a setting (a dotted key) has no say in what a run computes."""
+    return f"{name}.".startswith(tuple(f"{each}." for each in MAY_DIFFER))

@@ -1,10 +1,9 @@
-"""What is left to do in a run's folder, and is anybody at it? What `ckpt=auto` asks before a run starts."""
+"""Resuming: whether a folder holds a run of the same configuration, is finished, or is in use by another process."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.checkpoints.folder_io import list_steps
-from dsd_lightning.runs.folder import CONFIG, SUMMARY, flattened, may_differ
+from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SUMMARY, flattened, may_differ, plain_config, read_config
 
 LOCK = ".lock"
 
@@ -36,14 +35,8 @@ def is_finished(run_dir: Path) -> bool:
     repeats what is missing.
     """
     summary = read_summary(run_dir)
-    steps = list_steps(run_dir / "checkpoints")
+    steps = list_steps(run_dir / CHECKPOINTS)
     return bool(summary.get("finished")) and (not steps or max(steps) == summary["steps"])
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 def require_same(config: DictConfig, run_dir: Path) -> None:
@@ -52,12 +45,10 @@ def require_same(config: DictConfig, run_dir: Path) -> None:
     Raises:
         OtherRunError: naming up to four settings that differ, with both values.
     """
-    path = run_dir / CONFIG
-    if not path.exists():
+    if not (run_dir / CONFIG).exists():
         return
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
-    before, now = flattened(_plain(saved)), flattened(_plain(config))
+    recorded: Any = OmegaConf.to_container(read_config(run_dir))
+    before, now = flattened(recorded), flattened(plain_config(config, run_dir))
     different = [
         f"{name} was {before.get(name, 'not given')} and is {now.get(name, 'not given')}"
         for name in sorted(before.keys() | now.keys())
@@ -71,18 +62,9 @@ def require_same(config: DictConfig, run_dir: Path) -> None:
         )
 
 
-@rank_zero_only
-def record(config: DictConfig, run_dir: Path) -> None:
-    """Write the configuration that the run starts with, for `require_same`."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    beside = run_dir / f".{CONFIG}.partial"
-    OmegaConf.save(OmegaConf.create(_plain(config)), beside)
-    os.replace(beside, run_dir / CONFIG)
-
-
 @contextmanager
 def claim(run_dir: Path) -> Iterator[bool]:
-    """Hold `run_dir` for this process, and yield whether it could be had; the system lets go of it if the process dies.
+    """Hold `run_dir` for this process, and yield whether it is free; the system lets go of it if the process dies.
 
     The first process of a run on several devices claims it for all of them.
     """

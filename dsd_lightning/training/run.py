@@ -1,15 +1,16 @@
-"""A training run from its configuration: in which order is it checked, built, run, saved and reported?"""
+"""Runs a training from its configuration: checks, builds, trains, records and reports, in this order."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from dsd_lightning.checkpoints.adapter import check_header, read_header
@@ -17,11 +18,9 @@ from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.compute.machine import keep_memory
 from dsd_lightning.planning.of_config import require_fit
-from dsd_lightning.planning.plan import (
-    GIB,
-)
-from dsd_lightning.runs.folder import SUMMARY
-from dsd_lightning.runs.resume import claim, is_finished, read_summary, record, require_same
+from dsd_lightning.planning.plan import GIB
+from dsd_lightning.runs.folder import CHECKPOINTS, SAMPLES, SUMMARY, write_config
+from dsd_lightning.runs.resume import claim, is_finished, read_summary, require_same
 from dsd_lightning.training.build import build_module
 
 log = logging.getLogger(__name__)
@@ -30,50 +29,67 @@ AUTO = "auto"
 """The value of `ckpt` that leaves it to the run's folder whether there is anything to do, and from where."""
 
 
+class Record(L.Callback):
+    """Writes the run's record once nothing can refuse the run any more: all is built, and a checkpoint is loaded."""
+
+    def __init__(self, config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> None:
+        self.config, self.run_dir, self.overrides = config, run_dir, overrides
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        write_config(self.config, self.run_dir, self.overrides)
+
+
 def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
-    """Return the checkpoint folder that `ckpt` names, or None to start anew: null, or "auto" where there is none yet.
+    """Return the checkpoint folder that `ckpt` names, or None to train from the start: null, or "auto" without one.
 
     Raises:
         FileNotFoundError: if there is none, naming what was looked for and where.
     """
     if ckpt is None:
         return None
-    found = find_last(run_dir / "checkpoints") if ckpt in ("last", AUTO) else Path(ckpt)
-    if found is None and ckpt == AUTO:
+    checkpoint = find_last(run_dir / CHECKPOINTS) if ckpt in ("last", AUTO) else Path(ckpt)
+    if checkpoint is None and ckpt == AUTO:
         return None
-    if found is None:
+    if checkpoint is None:
         raise FileNotFoundError(
-            f"ckpt=last, but {run_dir / 'checkpoints'} holds no whole checkpoint; start anew with ckpt=null, or name a "
+            f"ckpt=last, but {run_dir / CHECKPOINTS} holds no complete checkpoint; start again with ckpt=null, or name a "
             "checkpoint folder"
         )
-    if not found.is_dir():
+    if not checkpoint.is_dir():
         raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint folder")
-    return found
+    return checkpoint
 
 
-def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
+def train(config: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Run the configured training in `run_dir` and return the metrics that the callbacks measured.
 
-    With `ckpt=auto`, start anew, go on from the last checkpoint, or do nothing if the run is finished or another process
-    is at it (then the metrics are empty), so that one command can be given again and again, and several times at once.
+    With `ckpt=auto`, start, go on from the last checkpoint, or do nothing if the run is finished or another process
+    trains it (then the metrics are empty), so that one command can be repeated, also several times at once.
+
+    Args:
+        config: as `train.py` composes it.
+        run_dir: the run's folder.
+        overrides: of the command, for the run's record.
 
     Raises:
         OtherRunError: with `ckpt=auto`, if the folder holds a run of another configuration.
     """
     if config.ckpt != AUTO:
-        return _train(config, run_dir)
-    with claim(run_dir) as mine:
-        if not mine:
+        return _train(config, run_dir, overrides)
+    with claim(run_dir) as is_free:
+        if not is_free:
             log.warning("%s: another process trains this run; it is left alone", run_dir)
             return {}
         require_same(config, run_dir)
         if is_finished(run_dir):
             log.info("%s: finished before; there is nothing to do", run_dir)
             return {}
-        return _train(config, run_dir)
+        return _train(config, run_dir, overrides)
 
 
-def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
+def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[str, float]:
     """Run the training.
 
     What is cheap to check is checked first: a wrong value is refused before the base is loaded, and a checkpoint of
@@ -89,14 +105,16 @@ def _train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     callbacks = [instantiate(each) for each in config.callbacks.values() if each and "_target_" in each]
     loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
     trainer: L.Trainer = instantiate(
-        config.trainer, callbacks=callbacks, logger=loggers or False, plugins=[instantiate(config.checkpoint_io)]
+        config.trainer,
+        callbacks=[Record(config, run_dir, overrides), *callbacks],
+        logger=loggers or False,
+        plugins=[instantiate(config.checkpoint_io)],
     )
     if trainer.strategy.root_device.type == "cuda" and not config.force:
         require_fit(config, torch.cuda.mem_get_info(trainer.strategy.root_device)[0] / GIB)
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)
-    record(config, run_dir)
     exit_code = 1
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
@@ -130,10 +148,10 @@ HEADLINES = (
 
 
 def report(run_dir: Path) -> str:
-    """Return where the results of a finished run lie, and its headline metrics."""
+    """Return where the results of a finished run are, and its headline metrics."""
     metrics = read_summary(run_dir)
     lines = [f"run folder    {run_dir}"]
-    sheets = sorted((run_dir / "samples").glob("step_*.png"))
+    sheets = sorted((run_dir / SAMPLES).glob("step_*.png"))
     if sheets:
         lines.append(f"sample sheet  {sheets[-1]}")
     if metrics:

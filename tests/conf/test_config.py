@@ -18,7 +18,8 @@ from support.commands import CONF, SOURCE, compose_train, tiny
 
 from dsd_lightning.cli.errors import message_for_user
 from dsd_lightning.models.build import build_architecture
-from dsd_lightning.runs.folder import flattened, register_resolvers
+from dsd_lightning.runs.folder import flattened
+from dsd_lightning.runs.resolvers import register_resolvers
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training.build import build_module
 from dsd_lightning.training.run import train

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from support.commands import compose_train
 from support.golden_pipeline import BASE, LORA, SIDE, TRANSFORMER, draw, official
 
@@ -24,6 +23,7 @@ from dsd_lightning.pipeline.loading import LoadingError
 from dsd_lightning.pipeline.schedule import scheduler_of, shift_of
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift
+from dsd_lightning.runs.folder import write_config
 
 # --- Saving, loading, placing.
 
@@ -55,9 +55,7 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[[str], Path]:
         task = "text_to_image" if arch == "text_only" else "identity"
         run = tmp_path / arch
         config = compose_train(run, f"arch={arch}", f"task={task}", f"base.model.path={tiny_base}", "shift=fixed")
-        (run / ".hydra").mkdir(parents=True)
-        plain = OmegaConf.create({key: value for key, value in config.items() if key != "hydra"})
-        OmegaConf.save(plain, run / ".hydra" / "config.yaml")
+        write_config(config, run)
         architecture = instantiate(config.arch)(transformer=instantiate(config.base.model).transformer())
         weights, averages = (
             {name: 0.05 * normal(value.shape, kind, name) for name, value in architecture.trainable()}
@@ -88,11 +86,6 @@ def test_a_run_of_any_architecture(make_run: Callable[[str], Path], arch: str) -
         drawn.append(draw(pipeline, latents=latents, height=32, width=32))
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-4)
     assert (drawn[0] - drawn[2]).abs().max() > 1e-3, "averages by default"
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LoadingError, match=r"is no run folder.*\.hydra"):
-        TwoFramePipeline.from_run(tmp_path)
 
 
 # accelerate's hooks layer by layer want a device other than the one that keeps the weights.

@@ -17,7 +17,7 @@ from PIL import Image
 from rehearsal_server import RehearsalServer
 from rehearsal_server.script import Asked
 
-from dsd_lightning.runs.folder import register_resolvers
+from dsd_lightning.runs.resolvers import register_resolvers
 from support.commands import CONF
 
 CAPTIONS = [f"a {color} {thing}" for thing in ("dog", "cup", "car", "owl") for color in ("red", "blue", "green")]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
@@ -17,6 +16,7 @@ from dsd_lightning.export.command import main
 from dsd_lightning.models.build import build_architecture
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
+from dsd_lightning.runs.folder import write_config
 from support.commands import compose_train
 
 LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")
@@ -42,10 +42,7 @@ def make_run(folder: Path, base: Path, *choices: str) -> MadeRun:
     FolderCheckpointIO().save_checkpoint(
         {"state_dict": trained, "adapter": header_of(architecture)}, folder / "checkpoints" / STEP_FOLDER.format(3)
     )
-    with open_dict(config):
-        del config.hydra
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    write_config(config, folder)
     (folder / "summary.json").write_text(json.dumps({"steps": 3, "val/loss_right": 0.25, "val/loss_right_bin0": 1.0}))
     return MadeRun(folder, architecture.eval())
 

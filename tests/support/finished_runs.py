@@ -7,9 +7,7 @@ from typing import Any
 
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last
 from dsd_lightning.training.run import train
-from support.commands import (
-    compose_train,
-)
+from support.commands import compose_train
 
 
 def finish(run_dir: Path, *overrides: str) -> Path:

@@ -14,7 +14,7 @@ from support.commands import CONF
 from support.tiny_run import Run, assert_same, make_architecture, make_module
 from torch import Tensor
 
-from dsd_lightning.runs.folder import optimizer_bytes
+from dsd_lightning.runs.resolvers import optimizer_bytes
 
 pytest.importorskip("torchao")
 

@@ -29,7 +29,7 @@ from support.finished_runs import final_state, finish
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, WEIGHTS
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
 from dsd_lightning.files.folders import PARTIAL
-from dsd_lightning.runs import folder as run_folder
+from dsd_lightning.runs.folder import CONFIG
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training.run import report
 
@@ -149,27 +149,6 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tiny_base: Path, tmp_path
     assert summaries[0]["pairs_seen"] == summaries[1]["pairs_seen"]
 
 
-def test_ckpt_last_finds_the_newest_run_of_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, overrides in {
-        "2026-01-01/10-00-00": ["seed=1", "~callbacks.probe"],
-        "2026-01-02/10-00-00": ["~callbacks.probe", "seed=1", "ckpt=last"],
-        "2026-01-03/10-00-00": ["seed=2"],
-        "2026-01-04/10-00-00": ["seed=1", "~callbacks.probe"],  # stopped before its first checkpoint
-    }.items():
-        folder = tmp_path / "outputs" / name
-        (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        if "01-04" not in name:
-            (folder / "checkpoints").mkdir()
-    monkeypatch.setattr("sys.argv", ["train.py", "seed=1", "ckpt=last", "~callbacks.probe", "hydra.verbose=true"])
-    assert run_folder.run_dir("last") == "outputs/2026-01-02/10-00-00"
-    assert run_folder.run_dir(None) not in {str(path) for path in Path("outputs").glob("*/*")}
-    monkeypatch.setattr("sys.argv", ["train.py", "seed=3", "ckpt=last"])
-    with pytest.raises(FileNotFoundError, match="the same overrides"):
-        run_folder.run_dir("last")
-
-
 # --- As a command.
 
 
@@ -203,7 +182,7 @@ def test_a_sweep_runs_each_job_in_a_folder_of_its_own_and_asks_nothing(tiny_base
     for job in ("0", "1"):
         folder = tmp_path / job
         assert json.loads((folder / "summary.json").read_text())["steps"] == 2
-        assert (folder / ".hydra" / "config.yaml").is_file()
+        assert (folder / CONFIG).is_file()
         assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
         assert f"run folder    {folder}" in swept.stdout
         losses.append([row["train/loss"] for row in metrics(folder)])
