@@ -1,1 +1,1 @@
-"""The command `python generate.py`: its flags, lists of jobs, guidance sheets, and what is written beside the pixels."""
+"""Runs `python generate.py`: flags, tables of jobs, guidance sheets, stories, and metadata of images."""

@@ -1,16 +1,17 @@
-"""Which flags does `generate.py` have? The authors' own, with their meaning, and ours."""
+"""Defines the flags of `generate.py`: the authors' own, with their meaning, and ours."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 from dsd_lightning.generation.models import (
     add_agent_flag,
-    add_drawing_flags,
     add_machine_flags,
     add_model_flags,
+    add_sampling_flags,
     check_model,
 )
 
@@ -24,7 +25,7 @@ _EPILOG = """examples:
 
 a comic of 8 to 10 panels: python generate.py story --help
 
-exit codes: 0 all images are there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
+exit codes: 0 all images were written; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
 """
 
 
@@ -32,22 +33,24 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py`."""
     made = argparse.ArgumentParser(
         prog="python generate.py",
-        description="Draws the subject of an image as a text says.",
+        description="Generates an image of a reference's subject from a text.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_flags(made)
 
-    what = made.add_argument_group("what to draw")
+    what = made.add_argument_group("what to generate")
     what.add_argument("--image_path", type=Path, help="reference image; its middle is cropped to the frame")
     what.add_argument("--text", help="the prompt; line breaks are taken out")
     what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
-    add_drawing_flags(what)
-    what.add_argument("--seed", type=int, default=-1, help="of the noise; -1, the default, draws one and prints it")
+    add_sampling_flags(what)
+    what.add_argument(
+        "--seed", type=int, default=-1, help="of the noise; -1, the default, takes a random one and prints it"
+    )
     what.add_argument("--num_images", type=int, default=1, help="images, with seeds counted up from --seed")
     what.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
     what.add_argument(
-        "--disable_gemini_prompt", action="store_true", help="use the prompt as it is, without enhancing it"
+        "--disable_gemini_prompt", action="store_true", help="use the prompt unchanged, without enhancing it"
     )
     add_agent_flag(what)
     what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
@@ -56,15 +59,15 @@ def parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--jobs",
         type=Path,
-        help="a .csv or .jsonl with columns image_path, text, output_path (relative to the file) and, where wanted, seed, "
-        "num_images, size, guidance, i_guidance, t_guidance, steps; images that exist are not drawn again",
+        help="a .csv, .tsv, .json, .jsonl or .parquet with columns image_path, text, output_path (relative to the file) and, "
+        "optionally, seed, num_images, size, guidance, i_guidance, t_guidance, steps; existing images are not generated again",
     )
     several.add_argument(
         "--sheet",
         nargs="?",
         const=DEFAULT_SHEET,
-        help=f"a contact sheet over I,I,.../T,T,... image and text guidances, all from one noise; {DEFAULT_SHEET} if none "
-        "are given",
+        help=f"a contact sheet over I,I,.../T,T,... image and text guidances, all from one noise; default "
+        f"{DEFAULT_SHEET}",
     )
 
     add_machine_flags(made)
@@ -72,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Refuse flags that do not go together.
+    """Refuse flags that exclude each other.
 
     Raises:
         GenerationError: naming them.
@@ -81,7 +84,7 @@ def check(chosen: argparse.Namespace) -> None:
     if chosen.jobs is not None and (chosen.image_path or chosen.text or chosen.sheet):
         raise GenerationError("--jobs brings its own images and texts: leave out --image_path, --text and --sheet")
     if chosen.jobs is None and (chosen.image_path is None or chosen.text is None):
-        raise GenerationError("give --image_path and --text (or a list of both: --jobs)")
+        raise GenerationError("give --image_path and --text (or a table of both: --jobs)")
 
 
 def job_of(chosen: argparse.Namespace) -> Job:
@@ -105,7 +108,7 @@ def job_of(chosen: argparse.Namespace) -> Job:
 
 
 def sheet_of(text: str) -> tuple[list[float], list[float]]:
-    """Return image and text guidances of a sheet, "1,1.5/1,2".
+    """Return image and text guidances of a sheet such as "1,1.5/1,2".
 
     Raises:
         GenerationError: if they cannot be read.
@@ -116,6 +119,6 @@ def sheet_of(text: str) -> tuple[list[float], list[float]]:
         raise GenerationError(
             f"--sheet {text}: give image guidances, a slash, text guidances: {DEFAULT_SHEET}"
         ) from error
-    if min(image + words) < 0:
-        raise GenerationError(f"--sheet {text}: guidances must be >= 0; 1 is none")
+    if not all(math.isfinite(value) and value >= 0 for value in image + words):
+        raise GenerationError(f"--sheet {text}: guidances must be finite and >= 0; 1 is none")
     return image, words

@@ -1,4 +1,4 @@
-"""How does `python generate.py` run: in which order are things checked, loaded, drawn and written, and how does it end?"""
+"""Runs `python generate.py`: checks inputs, loads the model, generates and writes images, returns an exit code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ REFUSED, NO_MEMORY, INTERRUPTED = 2, 3, 130
 """Exit codes beside 0."""
 
 STORY = "story"
-"""First word of the command line that asks for a comic."""
+"""First word of a command line for a comic."""
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    What is cheap to check is checked before anything is loaded. HYDRA_FULL_ERROR=1 shows tracebacks, as with the other
-    commands.
+    Inputs are checked before the model is loaded, sizes before the first image. HYDRA_FULL_ERROR=1 shows tracebacks, as
+    in the other commands.
     """
     given = sys.argv[1:] if given is None else given
     is_story = list(given[:1]) == [STORY]
@@ -45,8 +45,8 @@ def main(given: Sequence[str] | None = None) -> int:
         else:
             _run(chosen)
     except KeyboardInterrupt:
-        again = "the same command goes on" if is_story else "--jobs goes on"
-        return _end(f"stopped; finished images are there, and {again} where it was", INTERRUPTED)
+        again = "the same command" if is_story else "--jobs"
+        return _end(f"stopped; finished images are kept, and {again} resumes", INTERRUPTED)
     except Exception as error:
         if memory.is_out_of_memory(error):
             return _end(f"error: {memory.NO_MEMORY}", NO_MEMORY)
@@ -83,18 +83,19 @@ def _run(chosen: Any) -> None:
     if miniature:
         say(models.MINIATURE)
     pipeline = models.load_model(chosen)
+    check_sizes(pipeline, jobs)
     for number, (job, text, own) in enumerate(zip(jobs, texts, given, strict=True), start=1):
         job = with_seed(replace(job, text=text), secrets.randbelow(2**31))
         prefix = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         if text != own:
             say(f"{prefix}prompt: {text}")
-        _draw(pipeline, job, own, guidances, metadata=not chosen.no_metadata)
-        written = job.outputs() if guidances is None else [job.output]
-        say(f"{prefix}{', '.join(str(output) for output in written)} (seed {job.seed})")
+        _generate(pipeline, job, own, guidances, metadata=not chosen.no_metadata)
+        outputs = job.outputs() if guidances is None else [job.output]
+        say(f"{prefix}{', '.join(map(str, outputs))} (seed {job.seed})")
 
 
 def _jobs(chosen: Any) -> list[Job]:
-    """Return what is left to draw."""
+    """Return the jobs whose images do not exist yet."""
     if chosen.jobs is None:
         return [arguments.job_of(chosen)]
     defaults = {name: getattr(chosen, name) for name in ("seed", "num_images", "guidance", "i_guidance", "t_guidance")}
@@ -105,25 +106,35 @@ def _jobs(chosen: Any) -> list[Job]:
     return jobs
 
 
-def _draw(
+def _generate(
     pipeline: TwoFramePipeline, job: Job, given: str, guidances: tuple[list[float], list[float]] | None, metadata: bool
 ) -> None:
-    from dsd_lightning.generation.generate import draw, draw_sheet, provenance
+    from dsd_lightning.generation.generate import generate, generate_sheet, provenance
     from dsd_lightning.generation.provenance import save_png
     from dsd_lightning.images.pixels import load_rgb
 
     reference = load_rgb(job.image)
     if guidances is None:
-        for drawn, output in zip(draw(pipeline, job, reference), job.outputs(), strict=True):
-            save_png(drawn.image, output, provenance(pipeline, job, drawn.seed, given) if metadata else None)
+        for result, output in zip(generate(pipeline, job, reference), job.outputs(), strict=True):
+            save_png(result.image, output, provenance(pipeline, job, result.seed, given) if metadata else None)
         return
     image, text = guidances
     facts = {**provenance(pipeline, job, job.seed, given), "image_guidance": image, "text_guidance": text}
-    save_png(draw_sheet(pipeline, job, reference, image, text), job.output, facts if metadata else None)
+    save_png(generate_sheet(pipeline, job, reference, image, text), job.output, facts if metadata else None)
+
+
+def check_sizes(pipeline: TwoFramePipeline, jobs: Sequence[Job]) -> None:
+    """Refuse sizes that the model has no frames of, before the first image is generated."""
+    for job in jobs:
+        if job.size is not None:
+            try:
+                pipeline.codec.require_size(*job.size)
+            except ValueError as error:
+                raise GenerationError(f"output_path={job.output}: {error}") from error
 
 
 def check_files(jobs: Sequence[Job]) -> None:
-    """Refuse images that cannot be read and places that cannot be written, before anything is loaded."""
+    """Refuse images that cannot be read and places that cannot be written."""
     from dsd_lightning.images.pixels import load_rgb
 
     for image in dict.fromkeys(job.image for job in jobs):

@@ -1,4 +1,4 @@
-"""How does an order become images, and what is noted about each?"""
+"""Generates the images of a job, and collects their metadata."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
 
 AT_ONCE = 4
-"""Images that are drawn as one batch."""
+"""Images of a batch."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One image, the reference as the model redrew it beside it (where it does), and the noise's seed."""
+class Generated:
+    """One image, the reconstructed reference (of architectures that denoise both frames), and the noise's seed."""
 
     image: Image.Image
     reconstructed: Image.Image | None
     seed: int
 
 
-def draw(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterator[Drawn]:
+def generate(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterator[Generated]:
     """Yield the images of a job, whose seed is not -1, as they are finished."""
     for first in range(0, job.num_images, AT_ONCE):
         seeds = [job.seed + index for index in range(first, min(first + AT_ONCE, job.num_images))]
-        yield from draw_prompts(pipeline, job, reference, [job.text] * len(seeds), seeds)
+        yield from generate_prompts(pipeline, job, reference, [job.text] * len(seeds), seeds)
 
 
-def draw_prompts(
+def generate_prompts(
     pipeline: TwoFramePipeline, job: Job, reference: Image.Image, prompts: Sequence[str], seeds: Sequence[int]
-) -> Iterator[Drawn]:
-    """Yield an image for every prompt and seed, drawn as one batch, with the settings of `job`."""
+) -> Iterator[Generated]:
+    """Yield an image for every prompt and seed, generated as one batch with the settings of `job`."""
     output: Any = pipeline(
         reference,
         list(prompts) if len(set(prompts)) > 1 else prompts[0],
@@ -51,11 +51,11 @@ def draw_prompts(
         **_options(job),
     )
     reconstructed = output.references or [None] * len(seeds)
-    for image, beside, seed in zip(output.images, reconstructed, seeds, strict=True):
-        yield Drawn(image, beside, seed)
+    for values in zip(output.images, reconstructed, seeds, strict=True):
+        yield Generated(*values)
 
 
-def draw_sheet(
+def generate_sheet(
     pipeline: TwoFramePipeline, job: Job, reference: Image.Image, image: Sequence[float], text: Sequence[float]
 ) -> Image.Image:
     """Return a sheet over image and text guidances, all from the noise of the job's seed."""
@@ -64,8 +64,8 @@ def draw_sheet(
 
     def cell(i: float, t: float) -> Image.Image:
         output: Any = pipeline(reference, job.text, image_guidance=i, text_guidance=t, latents=latents, **_options(job))
-        cell: Image.Image = output.images[0]
-        return cell
+        result: Image.Image = output.images[0]
+        return result
 
     rows = [[cell(i, t) for t in text] for i in image]
     return guidance_sheet(fit(reference, rows[0][0].height, rows[0][0].width), rows, image, text)
@@ -77,7 +77,7 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def provenance(pipeline: TwoFramePipeline, job: Job, seed: int, given: str | None = None) -> dict[str, Any]:
-    """Return what an image's metadata say; `given` is the user's prompt, where it is not the one that was drawn from."""
+    """Return an image's metadata; `given` is the user's prompt, recorded if another one was used."""
     facts = {
         "model": pipeline.config.model_name,
         "seed": seed,

@@ -1,27 +1,28 @@
-"""What is one image's order, and how does a table of them look?"""
+"""Describes one generation job, and reads tables of jobs."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dsd_lightning.files.rows import Row, Table
+
 
 class GenerationError(ValueError):
-    """An order that cannot be carried out; the message names the flag or the row, the value and the remedy."""
+    """A job that cannot be carried out; the message names the flag or the row, the value and the remedy."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One order: a reference image, a text, where the result goes, and how it is drawn.
+    """A reference image, a text, an output file, and the settings of the sampler.
 
     Attributes:
         image, text, output: the reference, the prompt, and a .png file.
-        seed: of the first image's noise; -1 stands for a drawn one.
+        seed: of the first image's noise; -1 stands for a random one.
         num_images: images, with seeds counted up; with more than one, outputs are numbered: out_1.png, out_2.png.
         size: (height, width) of a frame, pixels; None for that of the model's training.
         guidance, i_guidance, t_guidance, steps: as the flags of these names.
@@ -40,13 +41,13 @@ class Job:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise GenerationError(f"text={self.text!r} for {self.output} is empty: say what to draw")
+            raise GenerationError(f"text={self.text!r} for {self.output} is empty: describe the image")
         if self.output.suffix.lower() != ".png":
             raise GenerationError(f"output_path={self.output}: images are written as .png")
-        if not -1 <= self.seed < 2**63:
-            raise GenerationError(f"seed={self.seed} must be >= 0, or -1 for a drawn one")
         if self.num_images < 1 or self.steps < 1:
             raise GenerationError(f"num_images={self.num_images} and steps={self.steps} must be at least 1")
+        if not -1 <= self.seed <= 2**63 - self.num_images:
+            raise GenerationError(f"seed={self.seed} must be >= 0 and below 2**63, or -1 for a random one")
         if not all(math.isfinite(value) for value in (self.guidance, self.i_guidance, self.t_guidance)):
             raise GenerationError(
                 f"guidance={self.guidance}, i_guidance={self.i_guidance}, t_guidance={self.t_guidance} must be finite"
@@ -68,9 +69,9 @@ def one_line(text: str) -> str:
     return text.strip().replace("\n", "").replace("\r", "")
 
 
-def with_seed(job: Job, drawn: int) -> Job:
-    """Return `job`, with the seed `drawn` if it leaves the choice open."""
-    return replace(job, seed=drawn) if job.seed == -1 else job
+def with_seed(job: Job, seed: int) -> Job:
+    """Return `job`, with `seed` if it has none of its own."""
+    return replace(job, seed=seed) if job.seed == -1 else job
 
 
 def parse_size(text: Any) -> tuple[int, int] | None:
@@ -90,76 +91,89 @@ def parse_size(text: Any) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
+def _number(value: Any) -> float:
+    """Return the number in a cell: a number of JSON, or its text of CSV."""
+    if isinstance(value, str):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?[0-9]+\s*", value):
+        value = int(value)  # not by way of float, which rounds large seeds
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _number(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
 _NAMES = {"image_path": "image", "output_path": "output", "prompt": "text"}
-_KINDS: dict[str, Any] = {
-    "image": Path,
-    "text": str,
-    "output": Path,
-    "seed": int,
-    "num_images": int,
-    "size": parse_size,
-    "guidance": float,
-    "i_guidance": float,
-    "t_guidance": float,
-    "steps": int,
+_TEXTS = ("image", "text", "output")
+_NUMBERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "seed": ("a whole number", _whole),
+    "num_images": ("a whole number", _whole),
+    "size": ("SIDE or HEIGHTxWIDTH", parse_size),
+    "guidance": ("a number", _number),
+    "i_guidance": ("a number", _number),
+    "t_guidance": ("a number", _number),
+    "steps": ("a whole number", _whole),
 }
+assert {*_TEXTS, *_NUMBERS} == {field.name for field in fields(Job)}, "a table can hold every field of a job"
 
 
 def read_jobs(file: Path, defaults: dict[str, Any]) -> list[Job]:
-    """Return the jobs of a .csv or .jsonl file; paths are relative to it, empty cells take the defaults.
+    """Return the jobs of a table (see `files.rows`); paths are relative to it, empty cells take the defaults.
 
     Args:
         file: with a column for image, text and output each, and any other of `Job`'s.
         defaults: values for what a row leaves out, by the names of `Job`.
 
     Raises:
-        GenerationError: naming file and row: a column that is missing or unknown, a value that cannot be read, or two
-            rows with one output.
+        GenerationError: naming file and row: a column that is unknown, a value that is missing or wrong, or two rows with
+            one output.
+        TableError: the table cannot be read, or holds something else than text where text is needed.
     """
     jobs: list[Job] = []
     owners: dict[Path, int] = {}
-    for number, row in _rows(file):
-        where = f"{file}, row {number}"
-        given = {_NAMES.get(name, name): value for name, value in row.items() if value not in (None, "")}
-        if unknown := sorted(set(given) - set(_KINDS)):
-            raise GenerationError(f"{where}: unknown column {unknown[0]!r}; known are {', '.join(_KINDS)}")
-        if missing := [name for name in ("image", "text", "output") if name not in given]:
-            raise GenerationError(f"{where}: no value for {', '.join(missing)}")
-        try:
-            values = {name: _KINDS[name](value) for name, value in given.items()}
-            job = Job(**(defaults | values))
-        except (TypeError, ValueError) as error:
-            raise GenerationError(f"{where}: {error}") from error
-        job = replace(job, image=file.parent / job.image, output=file.parent / job.output)
+    for row in Table(file):
+        job = _job(row, defaults)
         for output in job.outputs():
             if output in owners:
-                raise GenerationError(f"{where}: writes {output}, as row {owners[output]} does; name another output")
-            owners[output] = number
+                raise GenerationError(
+                    f"{row.where}: writes {output}, as row {owners[output]} does; name another output"
+                )
+            owners[output] = row.number
         jobs.append(job)
     if not jobs:
         raise GenerationError(f"{file} has no rows")
     return jobs
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if file.suffix.lower() not in (".csv", ".jsonl"):
-        raise GenerationError(f"--jobs {file}: a .csv or .jsonl file is needed")
-    if not file.is_file():
-        raise GenerationError(f"--jobs {file}: there is no such file")
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix.lower() == ".csv":
-            yield from enumerate(csv.DictReader(lines, restkey="too many cells"), start=1)
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+def _job(row: Row, defaults: dict[str, Any]) -> Job:
+    columns = {_NAMES.get(name, name): name for name, value in row.cells.items() if value not in (None, "")}
+    if unknown := sorted(set(columns) - {*_TEXTS, *_NUMBERS}):
+        raise GenerationError(
+            f"{row.where}: unknown column {unknown[0]!r}; a job has {', '.join((*_TEXTS, *_NUMBERS))}"
+        )
+    if missing := [name for name in _TEXTS if name not in columns]:
+        raise GenerationError(f"{row.where}: no value for {', '.join(missing)}")
+    values: dict[str, Any] = {name: row.required_text(columns[name]) for name in _TEXTS}
+    for name, (kind, parse) in _NUMBERS.items():
+        if name in columns:
+            value = row.cells[columns[name]]
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise GenerationError(f"{file}, row {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise GenerationError(f"{file}, row {number}: a JSON object is needed")
-            yield number, row
-
-
-assert set(_KINDS) == {field.name for field in fields(Job)}, "every field of a job can stand in a table"
+                values[name] = parse(value)
+            except GenerationError as error:
+                raise GenerationError(f"{row.where}: {error}") from error
+            except (TypeError, ValueError, OverflowError) as error:
+                raise GenerationError(f"{row.where}: {name}={value!r} must be {kind}") from error
+    for name in ("image", "output"):
+        values[name] = row.file.parent / values[name]
+    try:
+        return Job(**(defaults | values))
+    except GenerationError as error:
+        raise GenerationError(f"{row.where}: {error}") from error

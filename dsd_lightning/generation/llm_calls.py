@@ -1,4 +1,4 @@
-"""Which language model does a command ask, and what is told when there is none to ask?"""
+"""Finds the language model that a command calls, and reads its answers."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from dsd_lightning.generation.jobs import GenerationError
 
 log = logging.getLogger(__name__)
 
-UNASKED = ("gemini", "openai")
-"""Presets of `conf/agents` that are tried if none is chosen; the first whose key is there is asked."""
+DEFAULT_PRESETS = ("gemini", "openai")
+"""Presets of `conf/agents` that are tried if none is chosen; the first with a key is used."""
 
 
 class NoAnswer(Exception):
-    """A language model's answer that is none; the message says why."""
+    """A language model gave no usable answer; the message says why."""
 
 
 def find_agent(chosen: Sequence[str] | None) -> Agent:
-    """Return the agent that looks at images; see `find_settings`."""
+    """Return the agent that reads images; see `find_settings`."""
     agent: Agent = instantiate(find_settings(chosen))
     return agent
 
 
 def find_settings(chosen: Sequence[str] | None) -> DictConfig:
-    """Return the settings of the chosen preset's agent with eyes, or those of the first preset whose key is there.
+    """Return the settings of the chosen preset's VLM, or those of the first preset with a key.
 
     Args:
-        chosen: a preset of `conf/agents`, and overrides as `train.py` takes them (`agents.vlm.provider.model=NAME`).
+        chosen: a preset of `conf/agents`, and overrides in Hydra's syntax (`agents.vlm.provider.model=NAME`).
 
     Raises:
-        AuthenticationFailed: there is no key.
+        AuthenticationFailed: no key is set.
         GenerationError: no such preset, or one that needs an override.
     """
     if chosen:
         return _usable(chosen[0], chosen[1:])
-    for preset in UNASKED:
+    for preset in DEFAULT_PRESETS:
         try:
             return _usable(preset, ())
         except AuthenticationFailed:
@@ -67,9 +67,9 @@ def _composed(preset: str, overrides: Sequence[str]) -> DictConfig:
     from dsd_lightning.pipeline.loading import CHECKOUT
 
     folder = CHECKOUT / "conf"
-    known = sorted(file.stem for file in (folder / "agents").glob("*.yaml"))
-    if preset not in known:
-        raise GenerationError(f"--agents {preset} is unknown; choose one of {', '.join(known)}")
+    presets = sorted(file.stem for file in (folder / "agents").glob("*.yaml"))
+    if preset not in presets:
+        raise GenerationError(f"--agents {preset} is unknown; choose one of {', '.join(presets)}")
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
         composed: DictConfig = compose(overrides=[f"+agents={preset}", *overrides]).agents
@@ -77,13 +77,13 @@ def _composed(preset: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def instruction(name: str, **values: object) -> str:
-    """Return the text of `instructions/NAME.txt` with `values` put in."""
+    """Return the text of `instructions/NAME.txt` with `values` inserted."""
     text = (files(__package__) / "instructions" / f"{name}.txt").read_text(encoding="utf-8")
     return text.strip().format(**values)
 
 
 def ask_each(agent: Agent, requests: Sequence[Request]) -> list[Answer | AgentFailure]:
-    """Return answers or failures, in order; a failure that ends all asking stands in the place of each that has none."""
+    """Return answers or failures, in order; a failure that stops all requests is returned for each without an answer."""
     results: list[Answer | AgentFailure | None] = [None] * len(requests)
 
     def keep(index: int, result: Answer | AgentFailure) -> None:
@@ -100,7 +100,7 @@ def line_of(answer: Answer | AgentFailure) -> str:
     """Return an answer as one line, without quotation marks around it.
 
     Raises:
-        NoAnswer: a failure, an empty answer, or one that broke off.
+        NoAnswer: a failure, an empty answer, or one that was cut off.
     """
     if isinstance(answer, AgentFailure):
         raise NoAnswer(str(answer))
@@ -109,5 +109,5 @@ def line_of(answer: Answer | AgentFailure) -> str:
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text[len(mark) : -len(mark)].strip()
     if not text or answer.finish == "length":
-        raise NoAnswer(f"{answer.served_model} gave {'half an' if text else 'an empty'} answer")
+        raise NoAnswer(f"{answer.served_model} gave {'a cut-off' if text else 'an empty'} answer")
     return text

@@ -1,4 +1,4 @@
-"""Which model do a command's flags name, and how is it loaded onto this machine?"""
+"""Defines the flags that name a model and a machine, checks them, and loads the model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HUB_BASE = "black-forest-labs/FLUX.1-dev"
 """The base of the authors' weights."""
 
 MINIATURE = (
-    "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which knows 64 x 64 pixel "
-    "images of its own small world. --run or --model_path name another."
+    "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which was trained on 64 x 64 "
+    "pixel images of a small synthetic world. --run or --model_path name another."
 )
 
 
@@ -28,21 +28,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--lora_path", type=Path, help="the authors' LoRA file, for --model_path")
     model.add_argument("--base_path", help=f"folder or hub id of FLUX.1-dev, for --model_path; default {HUB_BASE}")
     model.add_argument("--run", type=Path, help="a training's run folder (or one of its checkpoints), any architecture")
-    model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of their averages")
+    model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of the EMA weights")
     model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where and how a model computes."""
     machine = parser.add_argument_group("the machine")
-    machine.add_argument("--device", help="cuda, cuda:1, cpu; default: the GPU where there is one")
-    machine.add_argument("--model_offload", action="store_true", help="the model's parts visit the GPU in turn")
-    machine.add_argument("--sequential_offload", action="store_true", help="layer by layer: least memory, slowest")
+    machine.add_argument("--device", help="cuda, cuda:1, cpu; default: the GPU if there is one")
+    machine.add_argument("--model_offload", action="store_true", help="move one model at a time to the GPU")
+    machine.add_argument(
+        "--sequential_offload", action="store_true", help="move one layer at a time: least memory, slowest"
+    )
     machine.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="store the transformer in 8 or 4 bits")
     machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
 
 
-def add_drawing_flags(group: argparse._ActionsContainer) -> None:
+def add_sampling_flags(group: argparse._ActionsContainer) -> None:
     """Add the guidances and the number of steps: the authors' flags, with their defaults."""
     group.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
     group.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
@@ -62,7 +64,7 @@ def add_agent_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def check_model(chosen: argparse.Namespace) -> None:
-    """Refuse model flags that do not go together, or name nothing.
+    """Refuse model flags that exclude each other, or name no file.
 
     Raises:
         GenerationError: naming them.
@@ -82,7 +84,7 @@ def check_model(chosen: argparse.Namespace) -> None:
 
 
 def is_miniature(chosen: argparse.Namespace) -> bool:
-    """Return whether no model was named, so that the shipped miniature draws."""
+    """Return whether no model was named, so that the shipped miniature is used."""
     return chosen.run is None and chosen.model_path is None
 
 

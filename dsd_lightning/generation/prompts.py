@@ -1,4 +1,4 @@
-"""What becomes of users' texts before the model reads them?"""
+"""Enhances users' prompts with a language model, as the official code does."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from dsd_lightning.pipeline.inputs import fit
 
 log = logging.getLogger(__name__)
 
-GOING_ON = "going on with your prompt as it is"
+GOING_ON = "continuing with your prompt unchanged"
 
-SEEN = 512
-"""Short side of the reference image that a language model is shown, pixels."""
+SHORT_SIDE = 512
+"""Short side of the reference image that a language model receives, pixels."""
 
 
 def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool) -> list[str]:
-    """Return the prompts to draw from: enhanced by a language model, or the users' own, and then that is said.
+    """Return the prompts to generate from: enhanced by a language model, or the users' own, with a warning.
 
     Args:
         jobs: their texts and reference images.
-        chosen: see `asking.find_agent`.
-        miniature: the shipped miniature draws, which knows the words of its own world alone: nobody is asked unless
-            `chosen` says so.
+        chosen: see `llm_calls.find_settings`.
+        miniature: whether the model is the shipped miniature, which knows only the words of its own world: its prompts
+            are enhanced only if `chosen` names a language model.
     """
     own = [one_line(job.text) for job in jobs]
     try:
         settings = find_settings(chosen)
     except AuthenticationFailed as failure:
         log.warning(
-            "prompt enhancement has no key for a language model (%s): %s (--disable_gemini_prompt says that this is meant)",
+            "prompt enhancement has no key for a language model (%s): %s (--disable_gemini_prompt turns it off)",
             failure,
             GOING_ON,
         )
         return own
     if miniature and not chosen:
         log.warning(
-            "the shipped miniature knows the words of its own world alone, which no enhancement would keep to: %s "
-            "(--agents NAME asks all the same)",
+            "the shipped miniature knows only the words of its own world, so its prompt is not enhanced: %s "
+            "(--agents NAME enhances it nevertheless)",
             GOING_ON,
         )
         return own
     agent: Agent = instantiate(settings)
     with agent:
-        return enhance(agent, [shown(load_rgb(job.image), job.size) for job in jobs], own)
+        return enhance(agent, [cropped(load_rgb(job.image), job.size) for job in jobs], own)
 
 
-def shown(reference: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Return what the model will see of a reference in frames of `size` (height, width), at a size for language models."""
+def cropped(reference: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Return a reference cropped to frames of `size` (height, width), at a resolution for language models."""
     height, width = size or (1, 1)
-    scale = SEEN / min(height, width)
+    scale = SHORT_SIDE / min(height, width)
     return fit(reference, round(height * scale), round(width * scale))
 
 
 def enhance(agent: Agent, references: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
-    """Return each text merged with what its reference shows, asking twice: for a caption, then to merge the two.
+    """Return each text merged with a caption of its reference, in two calls: one captions, one merges.
 
-    As the official code: the user's wishes first, the rest from the caption. Where no answer comes, the text stays as it is,
-    and a warning says why. Equal references are captioned once.
+    As in the official code, the user's wishes come first, the rest is from the caption. Without an answer, the text stays
+    unchanged, and a warning says why. Equal references are captioned once.
     """
     captions = ask_each(agent, [Request.of(instruction("caption"), ImagePart.of(image)) for image in references])
     prompts = list(texts)
-    asked: dict[int, Request] = {}
+    requests: dict[int, Request] = {}
     for index, (text, answer) in enumerate(zip(texts, captions, strict=True)):
         try:
-            asked[index] = Request.of(instruction("merge", prompt=text, caption=line_of(answer)))
+            requests[index] = Request.of(instruction("merge", prompt=text, caption=line_of(answer)))
         except NoAnswer as reason:
             _warn(index, len(texts), reason)
-    for index, answer in zip(asked, ask_each(agent, list(asked.values())), strict=True):
+    for index, answer in zip(requests, ask_each(agent, list(requests.values())), strict=True):
         try:
             prompts[index] = line_of(answer)
         except NoAnswer as reason:

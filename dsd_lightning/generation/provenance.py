@@ -1,9 +1,8 @@
-"""What is written with a generated image, and how is a contact sheet of guidances laid out?"""
+"""Writes images with metadata on how they were generated, and lays out contact sheets of guidances."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,24 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dsd_lightning.files.atomic import replacing
+
 PROVENANCE = "dsd_lightning"
-"""Name of the PNG text chunk that says, as JSON, how an image was made."""
+"""Name of the PNG text chunk that holds, as JSON, how an image was generated."""
 
 MARGIN, GAP, HEADING = 14, 8, 16
-"""Pixels around the sheet, between images, and for a line of letters."""
+"""Pixels around the sheet, between images, and of a line of text."""
 
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 
 
 def save_png(image: Image.Image, path: Path, provenance: Mapping[str, Any] | None) -> None:
-    """Write a PNG beside its place and rename it; `provenance` goes into a text chunk, and is left out if None."""
+    """Write a PNG atomically, with `provenance` in a text chunk unless it is None."""
     information = PngInfo()
     if provenance is not None:
         information.add_text(PROVENANCE, json.dumps(provenance, sort_keys=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(beside, format="PNG", pnginfo=information)
-    os.replace(beside, path)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=information)
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
@@ -61,8 +60,8 @@ def guidance_sheet(
     sheet.paste(reference.resize((width, height)), (MARGIN, MARGIN + HEADING))
     for column, amount in enumerate(text_guidances):
         pen.text((MARGIN + lead + GAP + column * (width + GAP), MARGIN), f"t {amount:g}", fill=INK, font=font)
-    for line, (images, amount) in enumerate(zip(rows, image_guidances, strict=True)):
-        top = MARGIN + HEADING + line * (height + GAP + HEADING)
+    for row, (images, amount) in enumerate(zip(rows, image_guidances, strict=True)):
+        top = MARGIN + HEADING + row * (height + GAP + HEADING)
         pen.text((MARGIN + lead + GAP, top + height), f"i {amount:g}", fill=INK, font=font)
         for column, image in enumerate(images):
             sheet.paste(image, (MARGIN + lead + GAP + column * (width + GAP), top))

@@ -1,1 +1,1 @@
-"""A page in the browser: reference image and prompt in, images, guidance sheets and comics out. See `page.py`."""
+"""Serves a page in the browser that generates images, guidance sheets and comics. See `page.py`."""

@@ -1,4 +1,4 @@
-"""How is the page started?
+"""Starts the page in the browser.
 
 python -m dsd_lightning.ui                                     the shipped miniature, at http://127.0.0.1:7860
 python -m dsd_lightning.ui --run outputs/2026-01-31/12-00-00   a model of your own
@@ -29,7 +29,7 @@ LARGEST_FILE = "20mb"
 """Of an uploaded image."""
 
 VISITORS = 32
-"""Visitors whose histories are kept; who was away longest is forgotten."""
+"""Visitors whose histories are kept; the one longest inactive is dropped first."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     models.add_model_flags(made)
     server = made.add_argument_group("the server")
-    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
+    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines; default: %(default)s")
     server.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     models.add_agent_flag(server)
     models.add_machine_flags(made)
@@ -81,7 +81,7 @@ def _serve(chosen: argparse.Namespace, folder: Path) -> None:
         print(models.MINIATURE, flush=True)
     studio = Studio(models.load_model(chosen), miniature, chosen.agents)
     page = build_page(studio, write_examples(folder) if miniature else ())
-    print(f"The page: http://{chosen.host}:{chosen.port} (Ctrl-C ends it)", flush=True)
+    print(f"The page: http://{chosen.host}:{chosen.port} (Ctrl-C stops it)", flush=True)
     try:
         page.launch(
             server_name=chosen.host,

@@ -1,4 +1,4 @@
-"""How does a visitor learn that a request failed? By a message that says what to do; the page stays as it was."""
+"""Turns errors of a request into messages for the visitor; the page stays as it was."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dsd_lightning.pipeline.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-NO_MEMORY = "out of memory; ask for less, or start the page with --model_offload or --quantize"
+NO_MEMORY = "out of memory; reduce the request, or start the page with --model_offload or --quantize"
 
 
-def told(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `work` with errors that the visitor reads, and that leave the page as it was."""
+def with_messages(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `work` with its errors as messages for the visitor."""
 
     @functools.wraps(work)
-    def telling(*given: Any, **named: Any) -> Any:
+    def wrapped(*given: Any, **named: Any) -> Any:
         try:
             return work(*given, **named)
         except Exception as error:
@@ -33,6 +33,6 @@ def told(work: Callable[..., Any]) -> Callable[..., Any]:
             if message is not None:
                 raise gr.Error(message, print_exception=False) from error
             log.exception("a request failed")
-            raise gr.Error("something went wrong here; the server's log says what", print_exception=False) from error
+            raise gr.Error("something went wrong on the server; see its log", print_exception=False) from error
 
-    return telling
+    return wrapped

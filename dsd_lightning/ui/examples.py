@@ -1,4 +1,4 @@
-"""Which images are offered for a first try? Characters of the miniature world that no model was trained on."""
+"""Writes the page's example images: characters of the miniature world that no model was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Context, Scene, draw_context, draw_identity
 
 EXAMPLES, SEED = 4, 2
-"""How many, and the seed of their drawing."""
+"""Number of examples, and the seed that chooses them."""
 
 _PLAIN = Context(
     place=0, size=0, rotation=0, background_kind=0, background_color=0, light_direction=0, light_color=0, style=0

@@ -1,6 +1,6 @@
-"""How do images reach the browser? As files that are written whole, and once.
+"""Writes images for the browser, atomically and once.
 
-Gradio itself writes an image anew for every request, while other visitors may be reading an equal one.
+Gradio itself rewrites an image for every request, while other visitors may be reading an equal one.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dsd_lightning.files.atomic import write_bytes
 from dsd_lightning.generation.provenance import PROVENANCE
 
 
 def served(image: Image.Image | None) -> str | None:
     """Return the PNG file of an image, with its provenance, in the folder from which Gradio serves; None for None.
 
-    Equal images share a file; Gradio removes it a day after it was last asked for.
+    Equal images share a file; Gradio removes it a day after its last use.
     """
     if image is None:
         return None
@@ -31,11 +31,8 @@ def served(image: Image.Image | None) -> str | None:
     content = io.BytesIO()
     image.save(content, format="PNG", pnginfo=information)
     path = Path(get_upload_folder()) / hashlib.sha256(content.getvalue()).hexdigest() / "image.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.utime(path)
     except FileNotFoundError:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as beside:
-            beside.write(content.getvalue())
-        os.replace(beside.name, path)
+        write_bytes(path, content.getvalue())
     return str(path)

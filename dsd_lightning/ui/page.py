@@ -1,4 +1,4 @@
-"""What is on the page, and what is connected to what? Fields have the names and defaults of the authors' public demo."""
+"""Lays out the page; fields have the names and defaults of the authors' public demo."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 
 from dsd_lightning.generation.arguments import DEFAULT_SHEET
-from dsd_lightning.ui.error_messages import told
+from dsd_lightning.ui.error_messages import with_messages
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
 from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, GeneratedImage, Settings, Studio
 
 WAITING = 16
-"""Requests in the queue; who comes later is told so."""
+"""Requests in the queue; later ones are refused with a message."""
 
 REMEMBERED = 12
 """Images in a visitor's history."""
@@ -27,7 +27,7 @@ TITLE = "Diffusion Self-Distillation"
 _FONTS = ("system-ui", "sans-serif")
 THEME = gr.themes.Base(
     primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
-)  # fonts of the visitor's machine: nothing is fetched from elsewhere
+)  # fonts of the visitor's machine: nothing is downloaded
 
 CSS = """
 .small img { image-rendering: pixelated; }
@@ -42,15 +42,15 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
     """Return the page of a studio, with its queue; `launch` serves it.
 
     Args:
-        studio: what draws.
+        studio: the model behind the page.
         examples: offered below the fields; the first one is filled in.
     """
     kind = ["small"] if studio.pipeline.config.default_size < SMALL else []
     image, text = examples[0] if examples else (None, "")
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
         gr.Markdown(
-            f"# {TITLE}\nDraws the subject of an image as a text says. Model: {studio.name}."
-            + (" It knows 64 x 64 pixel images of its own small world." if studio.miniature else "")
+            f"# {TITLE}\nGenerates an image of a reference's subject from a text. Model: {studio.name}."
+            + (" It was trained on 64 x 64 pixel images of a small synthetic world." if studio.miniature else "")
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -108,7 +108,7 @@ def _image_tab(
     prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...", elem_id="prompt")
     with gr.Row():
         enhance = gr.Checkbox(not studio.miniature, label="Prompt enhancement", info="by a language model", scale=2)
-        run = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
+        run = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
     with gr.Row(elem_id="results"):
         shown = [
             gr.Image(
@@ -120,10 +120,10 @@ def _image_tab(
                 height=260,
                 buttons=["download", "fullscreen"],
             )
-            for label, name in (("Reference", "seen"), ("Reconstructed", "reconstructed"), ("Result", "result"))
+            for label, name in (("Reference", "cropped"), ("Reconstructed", "reconstructed"), ("Result", "result"))
         ]
     with gr.Row():
-        drawn_from = gr.Textbox(label="Drawn from", interactive=False, scale=4, elem_id="drawn_from")
+        used_prompt = gr.Textbox(label="Prompt used", interactive=False, scale=4, elem_id="prompt_used")
         used = gr.Number(label="Seed used", interactive=False, precision=0, scale=1, elem_id="seed_used")
     latest, history = gr.State(None), gr.State([])
     past = gr.Gallery(
@@ -139,7 +139,7 @@ def _image_tab(
         interactive=False,
     )
 
-    @told
+    @with_messages
     def generate(
         image: str | None,
         text: Any,
@@ -149,17 +149,17 @@ def _image_tab(
         text_guidance: Any,
         steps: Any,
         seed: Any,
-        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  how Gradio is told to follow tqdm
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  Gradio finds the parameter by this default
     ) -> tuple[Any, ...]:
-        """Draw the subject of an image as a prompt says."""
+        """Generate an image of a reference's subject from a prompt."""
         settings = Settings(guidance, image_guidance, text_guidance, steps, seed)
-        drawn = studio.generate(image, text, prompt_enhancement, settings)
-        if drawn.note:
-            gr.Info(drawn.note)
-        return *_shown(drawn), (drawn, text, settings)
+        result = studio.generate(image, text, prompt_enhancement, settings)
+        if result.note:
+            gr.Info(result.note)
+        return *_shown(result), (result, text, settings)
 
     fields = [reference, prompt, enhance, *shared]
-    outputs = [*shown, drawn_from, used, latest]
+    outputs = [*shown, used_prompt, used, latest]
     event = gr.on(
         [run.click, prompt.submit],
         generate,
@@ -171,18 +171,18 @@ def _image_tab(
     )
     event.success(_remembered, [latest, history], [history, past], api_visibility="private", queue=False)
     past.select(
-        _recalled, [history], [*shown, drawn_from, used, prompt, *shared], api_visibility="private", queue=False
+        _recalled, [history], [*shown, used_prompt, used, prompt, *shared], api_visibility="private", queue=False
     )
     if examples:
         gr.Examples([list(example) for example in examples], [reference, prompt], label="Try")
 
 
 Entry = tuple[GeneratedImage, str, Settings]
-"""What the history keeps of one image: itself, the prompt as it was typed, and the fields."""
+"""An image in the history: itself, the prompt as it was typed, and the fields."""
 
 
 def _shown(image: GeneratedImage) -> list[Any]:
-    """Return what the fields of a result show: its three images, what it was drawn from, its seed."""
+    """Return the values of a result's fields: its three images, the prompt used, its seed."""
     files = [served(each) for each in (image.reference, image.reconstructed, image.result)]
     return [*files, image.prompt, image.seed]
 
@@ -193,7 +193,7 @@ def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[
 
 
 def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
-    """Return everything of an image of the history to its place, with the seed that draws it again."""
+    """Return an image of the history with its fields, and the seed that generates it again."""
     image, text, settings = history[event.index]
     again = [settings.guidance, settings.image_guidance, settings.text_guidance, settings.steps, image.seed]
     return [*_shown(image), text, *again]
@@ -206,11 +206,11 @@ def _sheet_tab(
     prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...")
     with gr.Row():
         grid = gr.Textbox(DEFAULT_SHEET, label="Image guidances / text guidances", scale=2)
-        run = gr.Button("Draw the sheet", variant="primary", scale=3, elem_id="draw_sheet")
+        run = gr.Button("Generate the sheet", variant="primary", scale=3, elem_id="generate_sheet")
     result = gr.Image(label="Sheet", format="png", interactive=False, elem_id="sheet")
     used = gr.Number(label="Seed used", interactive=False, precision=0)
 
-    @told
+    @with_messages
     def sheet(
         image: str | None,
         text: str,
@@ -220,9 +220,9 @@ def _sheet_tab(
         seed: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> tuple[str | None, int]:
-        """Draw a contact sheet over image and text guidances, all from one noise."""
-        drawn, chosen = studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
-        return served(drawn), chosen
+        """Generate a contact sheet over image and text guidances, all from one noise."""
+        result_sheet, chosen = studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
+        return served(result_sheet), chosen
 
     guidance, _, _, steps, seed = shared
     run.click(

@@ -1,4 +1,4 @@
-"""What do the page's buttons do? Everything behind the page, without the page: checks, drawing, stories."""
+"""Carries out the page's requests: checks fields, generates images, writes stories."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from PIL import Image
 
 from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.generation.arguments import sheet_of
-from dsd_lightning.generation.generate import AT_ONCE, draw, draw_prompts, draw_sheet, provenance
+from dsd_lightning.generation.generate import AT_ONCE, generate, generate_prompts, generate_sheet, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line
 from dsd_lightning.generation.llm_calls import find_agent
-from dsd_lightning.generation.prompts import enhance, shown
+from dsd_lightning.generation.prompts import cropped, enhance
 from dsd_lightning.generation.provenance import PROVENANCE
 from dsd_lightning.generation.story.arguments import FEWEST, MOST
 from dsd_lightning.generation.story.comic import comic_page
-from dsd_lightning.generation.story.story import Panel, Story, next_step, story_of, tell, with_seeds
-from dsd_lightning.generation.story.tellers import AgentStoryteller, MiniatureStoryteller
+from dsd_lightning.generation.story.story import Panel, Story, Storyteller, next_step, story_of, tell, with_seeds
+from dsd_lightning.generation.story.tellers import find_storyteller
 from dsd_lightning.images.pixels import ImageError, load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
@@ -35,14 +35,14 @@ MOST_PIXELS = 64_000_000
 """Pixels of an uploaded image."""
 
 MOST_LETTERS, MOST_STEPS, MOST_CELLS = 2000, 100, 25
-"""Of a prompt or a story's text, of an image, of a guidance sheet."""
+"""Limits of a prompt or a story's text, of an image, of a guidance sheet."""
 
 HIGHEST_GUIDANCE, LARGEST_SEED = 20.0, 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The fields that all tabs share, as they come from the page: nothing is checked yet."""
+    """The fields that all tabs share, unchecked as they come from the page."""
 
     guidance: Any
     image_guidance: Any
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A result: the reference as the model saw it, the reference as it redrew it, and what it drew."""
+    """A result: the cropped reference, the reconstructed reference, and the generated image."""
 
     reference: Image.Image
     reconstructed: Image.Image | None
@@ -61,23 +61,23 @@ class GeneratedImage:
     seed: int
     prompt: str
     note: str
-    """What the user should know; "" if all is as asked."""
+    """A message for the user; "" for none."""
 
 
 class Studio:
-    """A loaded model and, where there is one, a language model; draws one request after another.
+    """A loaded model and, if there is a key, a language model; handles one request at a time.
 
     Args:
         pipeline: the model.
-        miniature: whether it is the shipped miniature, which knows the words of its own world alone.
-        agents: see `asking.find_agent`.
+        miniature: whether it is the shipped miniature, which knows only the words of its own world.
+        agents: see `llm_calls.find_settings`.
     """
 
     def __init__(self, pipeline: TwoFramePipeline, miniature: bool, agents: Sequence[str] | None = None) -> None:
         self.pipeline = pipeline
         self.miniature = miniature
         self.agents = agents
-        self._drawing = threading.Lock()
+        self._busy = threading.Lock()
         pipeline.set_progress_bar_config(desc="steps")
 
     @property
@@ -94,12 +94,12 @@ class Studio:
         job, reference = self._job(settings, text), self._image(file)
         prompt, note = self._prompt(job, reference) if prompt_enhancement else (job.text, "")
         job = self._job(settings, prompt, job.seed)
-        with self._drawing:
-            drawn = next(iter(draw(self.pipeline, job, reference)))
-        facts = provenance(self.pipeline, job, drawn.seed, one_line(text))
-        drawn.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
-        seen = fit(reference, drawn.image.height, drawn.image.width)
-        return GeneratedImage(seen, drawn.reconstructed, drawn.image, drawn.seed, prompt, note)
+        with self._busy:
+            result = next(iter(generate(self.pipeline, job, reference)))
+        facts = provenance(self.pipeline, job, result.seed, one_line(text))
+        result.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
+        frame = fit(reference, result.image.height, result.image.width)
+        return GeneratedImage(frame, result.reconstructed, result.image, result.seed, prompt, note)
 
     def sheet(self, file: str | None, text: str, guidances: str, settings: Settings) -> tuple[Image.Image, int]:
         """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.
@@ -113,14 +113,14 @@ class Studio:
         for value in (*image, *words):
             _within("guidances", value, 0, HIGHEST_GUIDANCE)
         job, reference = self._job(settings, text), self._image(file)
-        with self._drawing:
-            return draw_sheet(self.pipeline, job, reference, image, words), job.seed
+        with self._busy:
+            return generate_sheet(self.pipeline, job, reference, image, words), job.seed
 
     def write_story(self, file: str | None, idea: str, panels: Any, seed: Any) -> Story:
         """Return a story whose first panel is the image in `file`, with all its prompts.
 
         Raises:
-            GenerationError, AgentFailure: naming the field, or who gave no answer.
+            GenerationError, AgentFailure: naming the field, or the model that gave no answer.
         """
         count = int(_within("panels", panels, FEWEST, MOST))
         chosen = _seed(seed)
@@ -131,14 +131,16 @@ class Studio:
                 story = tell(teller, step, image, story)
         return with_seeds(story, chosen)
 
-    def draw_story(self, file: str | None, idea: str, rows: Sequence[Sequence[Any]], settings: Settings) -> Image.Image:
+    def generate_story(
+        self, file: str | None, idea: str, rows: Sequence[Sequence[Any]], settings: Settings
+    ) -> Image.Image:
         """Return the comic page of a story.
 
         Args:
             file: the first panel.
             idea: title of the page.
-            rows: caption, prompt and seed of every panel, as edited; the first's prompt is not drawn.
-            settings: of all panels; the seed has no say.
+            rows: caption, prompt and seed of every panel, as edited; the first's prompt is not used.
+            settings: of all panels; the seed is not used.
 
         Raises:
             GenerationError: naming the panel.
@@ -148,11 +150,11 @@ class Studio:
         job, reference = self._job(settings, panels[1].prompt), self._image(file)
         height, width = self.pipeline.frame_size(None, None)
         images = [fit(reference, height, width)]
-        with self._drawing:
+        with self._busy:
             for first in range(1, len(panels), AT_ONCE):
                 batch = panels[first : first + AT_ONCE]
                 prompts, seeds = [panel.prompt for panel in batch], [panel.seed for panel in batch]
-                images += [each.image for each in draw_prompts(self.pipeline, job, reference, prompts, seeds)]
+                images += [each.image for each in generate_prompts(self.pipeline, job, reference, prompts, seeds)]
         return comic_page(images, [panel.caption for panel in panels], title)
 
     def _panels(self, rows: Sequence[Sequence[Any]]) -> list[Panel]:
@@ -166,30 +168,28 @@ class Studio:
             entries.append({"caption": caption, "prompt": prompt, "seed": _seed(row[2], f"panel {number}: seed")})
         return story_of({"panel_count": len(entries), "panels": entries}, "the story").panels
 
-    def _teller(self) -> AgentStoryteller | MiniatureStoryteller:
-        if self.miniature and not self.agents:
-            return MiniatureStoryteller()
-        try:
-            return AgentStoryteller(find_agent(self.agents))
-        except AuthenticationFailed as failure:
-            raise GenerationError(f"there is no language model to tell the story: {failure}") from failure
+    def _teller(self) -> Storyteller:
+        teller = find_storyteller(self.agents, offline=False, miniature=self.miniature)
+        if teller is None:
+            raise GenerationError("there is no key for a language model to write the story")
+        return teller
 
     def _prompt(self, job: Job, reference: Image.Image) -> tuple[str, str]:
         if self.miniature and not self.agents:
-            return job.text, "not enhanced: the shipped miniature knows the words of its own world alone"
+            return job.text, "not enhanced: the shipped miniature knows only the words of its own world"
         try:
             agent = find_agent(self.agents)
         except AuthenticationFailed as failure:
             return job.text, f"not enhanced: {failure}"
         with agent:
-            prompt = enhance(agent, [shown(reference, None)], [job.text])[0]
+            prompt = enhance(agent, [cropped(reference, None)], [job.text])[0]
         return prompt, "not enhanced: the language model gave no usable answer" if prompt == job.text else ""
 
     def _job(self, settings: Settings, text: str, seed: int | None = None) -> Job:
-        """Return the order that the fields describe; its seed is drawn where the field says -1."""
+        """Return the job that the fields describe; the seed is random if the field holds -1."""
         text = one_line(_short("prompt", text))
         if not text:
-            raise GenerationError("prompt: it is empty; say what to draw")
+            raise GenerationError("prompt: it is empty; describe the image")
         return Job(
             image=Path("upload"),
             text=text,
@@ -203,11 +203,11 @@ class Studio:
 
     def _image(self, file: str | None) -> Image.Image:
         if not file:
-            raise GenerationError("reference: drop an image first")
+            raise GenerationError("reference: upload an image first")
         try:
             with Image.open(file) as header:
                 pixels = header.width * header.height
-        except Exception:  # noqa: BLE001  whatever PIL says of it, load_rgb says better
+        except Exception:  # noqa: BLE001  load_rgb gives the message
             pixels = 0
         if pixels > MOST_PIXELS:
             raise GenerationError(f"reference: {pixels} pixels are more than {MOST_PIXELS}; make it smaller first")
@@ -218,18 +218,18 @@ class Studio:
 
 
 def _within(name: str, value: Any, least: int | float, most: int | float) -> int | float:
-    """Return a number, refusing what is none or lies outside."""
+    """Return a number, refusing other values and those out of range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise GenerationError(f"{name}: {value!r} is no number")
     if not least <= value <= most:
-        raise GenerationError(f"{name}: {value:g} must lie in {least:g} to {most:g}")
+        raise GenerationError(f"{name}: {value:g} must be {least:g} to {most:g}")
     return float(value)
 
 
 def _seed(value: Any, name: str = "seed") -> int:
-    """Return a seed; a drawn one for -1."""
+    """Return a seed; a random one for -1."""
     with suppress(TypeError, ValueError):
-        value = float(value)  # a table's cells come as texts
+        value = float(value)  # cells of the table are texts
     chosen = int(_within(name, value, -1, LARGEST_SEED))
     return secrets.randbelow(LARGEST_SEED) if chosen == -1 else chosen
 

@@ -1,4 +1,4 @@
-"""Is a prompt enhanced by two calls, over the wire, and is the user's own kept, and that said, where it cannot be?"""
+"""Shows that prompts are enhanced by two calls over HTTP, and kept with a warning if they cannot be."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION, MERGED = "a red star with a top hat", "a red star with a top hat on a b
 
 
 def answer(asked: Asked) -> str | Fault:
-    """Describe images, and merge where caption and wish are told."""
+    """Describe images, and merge a caption and a wish."""
     if asked.images:
         return f'"{CAPTION}\n"'
     if "refuse" in asked.text:
@@ -32,7 +32,7 @@ def answer(asked: Asked) -> str | Fault:
 def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)  # answers are kept below
+    monkeypatch.chdir(tmp_path)  # answers are cached below
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def draw(image: Path, *flags: str) -> int:
-    drawing = ["--steps", "1", "--size", "32", "--device", "cpu", "--seed", "1"]
-    return main(["--image_path", str(image), "--text", "on a beach", "--output_path", "out.png", *drawing, *flags])
+def generate(image: Path, *flags: str) -> int:
+    settings = ["--steps", "1", "--size", "32", "--device", "cpu", "--seed", "1"]
+    return main(["--image_path", str(image), "--text", "on a beach", "--output_path", "out.png", *settings, *flags])
 
 
 @pytest.mark.parametrize("preset", PROVIDERS)
@@ -63,7 +63,7 @@ def test_two_calls_caption_the_reference_and_merge(
     assert server.counts["answered"] == 2
 
 
-def test_what_gets_no_answer_stays_as_it_is(
+def test_a_prompt_without_an_answer_stays_unchanged(
     server: RehearsalServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with rehearsing_agent("local", server, tmp_path) as agent:
@@ -74,30 +74,30 @@ def test_what_gets_no_answer_stays_as_it_is(
     assert server.counts["answered"] == 3, "one image is captioned once"
 
 
-def test_the_command_draws_from_the_enhanced_prompt_and_notes_both(
+def test_the_command_uses_the_enhanced_prompt_and_records_both(
     server: RehearsalServer, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = ["local", "agents.vlm.provider.model=m", f"agents.vlm.provider.base_url={server.url}/v1"]
-    assert draw(image, "--agents", *local) == 0
+    assert generate(image, "--agents", *local) == 0
     assert f"prompt: {MERGED}" in capsys.readouterr().out
     provenance = read_provenance(Path("out.png"))
     assert provenance is not None
     assert (provenance["prompt"], provenance["given_prompt"]) == (MERGED, "on a beach")
     asked = server.counts["asked"]
-    assert draw(image, "--agents", *local, "--disable_gemini_prompt") == 0
+    assert generate(image, "--agents", *local, "--disable_gemini_prompt") == 0
     assert server.counts["asked"] == asked
 
 
 def test_a_dead_server_costs_the_enhancement_and_not_the_image(image: Path, caplog: pytest.LogCaptureFixture) -> None:
     nobody = ["agents.vlm.provider.base_url=http://127.0.0.1:9/v1", "agents.retries.attempts=1"]
-    assert draw(image, "--agents", "local", "agents.vlm.provider.model=m", *nobody) == 0
+    assert generate(image, "--agents", "local", "agents.vlm.provider.model=m", *nobody) == 0
     assert "was not enhanced" in caplog.text
     provenance = read_provenance(Path("out.png"))
     assert provenance is not None
     assert provenance["prompt"] == "on a beach"
 
 
-def test_the_first_preset_with_a_key_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_preset_with_a_key_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     assert find_agent(None).provider.identity.startswith("openai")
     monkeypatch.setenv("GEMINI_API_KEY", "a-key")

@@ -1,4 +1,4 @@
-"""Does the page draw at a click, serve clients, and shrug off bad requests?"""
+"""Shows that the page generates at a click, serves clients, and refuses bad requests without harm to others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client(page: tuple[str, Any]) -> Any:
 
 @pytest.fixture
 def image(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Return an image of this test's own: Gradio names uploads by content, and a page that closes removes its own."""
+    """Return an image unique to this test: Gradio names uploads by content, and a closing page removes its uploads."""
     file = held_out_character(tmp_path)[0]
     with Image.open(file) as image:
         mine = image.convert("RGB")
@@ -57,16 +57,16 @@ def generate(client: Any, file: str, text: str = "this character, small", **give
     from gradio_client import handle_file
 
     fields = {"guidance": 3.5, "image_guidance": 1.0, "text_guidance": 1.0, "steps": 2, "seed": 7, **given}
-    drawn: tuple[Any, ...] = client.predict(
+    result: tuple[Any, ...] = client.predict(
         image=handle_file(file), text=text, prompt_enhancement=False, **fields, api_name="/generate"
     )
-    return drawn
+    return result
 
 
 # --- Clients.
 
 
-def test_a_client_draws_what_the_command_draws(client: Any, image: str, tmp_path: Path) -> None:
+def test_a_client_gets_the_image_of_the_command(client: Any, image: str, tmp_path: Path) -> None:
     from dsd_lightning.generation.command import main as command
 
     reference, reconstructed, result, prompt, seed = generate(client, image)
@@ -82,14 +82,14 @@ def test_a_client_draws_what_the_command_draws(client: Any, image: str, tmp_path
     assert np.abs(difference).max() <= 1
 
 
-def test_a_seed_is_drawn_and_told(client: Any, image: str) -> None:
+def test_a_random_seed_is_returned(client: Any, image: str) -> None:
     *_, first = generate(client, image, seed=-1, steps=1)
     *_, second = generate(client, image, seed=-1, steps=1)
     assert first >= 0
     assert first != second
 
 
-def test_a_client_draws_sheets_and_stories(client: Any, image: str) -> None:
+def test_a_client_gets_sheets_and_stories(client: Any, image: str) -> None:
     from gradio_client import handle_file
 
     sheet, seed = client.predict(
@@ -114,7 +114,7 @@ def test_a_client_draws_sheets_and_stories(client: Any, image: str) -> None:
         image_guidance=1.0,
         text_guidance=1.0,
         steps=1,
-        api_name="/draw_story",
+        api_name="/generate_story",
     )
     assert Image.open(page).width > 2 * 256
 
@@ -156,7 +156,7 @@ def test_a_bad_value_is_named_and_harms_no_other(client: Any, image: str, bad: d
 def test_a_bad_image_is_refused_and_harms_no_other(client: Any, image: str, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "bad.png"
     file.write_bytes(content)
-    with pytest.raises(Exception):  # noqa: B017, PT011  whatever the client makes of a refusal
+    with pytest.raises(Exception):  # noqa: B017, PT011  however the client reports a refusal
         generate(client, str(file))
     assert generate(client, image, steps=1)[4] == 7
 
@@ -182,7 +182,7 @@ def test_requests_wait_in_a_queue_of_bounded_length(client: Any, image: str, pag
     from dsd_lightning.ui.page import WAITING
 
     fields = (handle_file(image), "this character", False, 3.5, 1.0, 1.0, 1, 7)
-    with page[1]._drawing:  # nothing can be drawn until all have been asked for
+    with page[1]._busy:  # nothing is generated until all requests are queued
         jobs = [client.submit(*fields, api_name="/generate") for _ in range(WAITING + 6)]
         turned_away = threading.Event()
         for job in jobs:
@@ -191,10 +191,10 @@ def test_requests_wait_in_a_queue_of_bounded_length(client: Any, image: str, pag
     ends = [job.exception(timeout=PATIENCE) for job in jobs]
     refused = [end for end in ends if end is not None]
     assert all("full" in str(end).lower() for end in refused)
-    assert 1 <= len(refused) <= 6, "whoever was let in was served"
+    assert 1 <= len(refused) <= 6, "every queued request was served"
 
 
-def test_equal_images_are_one_file_that_is_never_half_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_equal_images_are_one_file_that_is_written_atomically(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from dsd_lightning.ui.files import served as file_of
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -212,7 +212,8 @@ def test_equal_images_are_one_file_that_is_never_half_written(monkeypatch: pytes
 # --- A visitor.
 
 
-def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_click_generates_and_the_history_restores_it(tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -230,25 +231,25 @@ def test_a_click_draws_and_the_history_brings_it_back(tmp_path: Path) -> None:
             return str(find(f"{selector} textarea, {selector} input").get_attribute("value"))
 
         driver.get(url)
-        find("#draw").click()
-        for name in ("seen", "reconstructed", "result"):
+        find("#generate").click()
+        for name in ("cropped", "reconstructed", "result"):
             wait.until(lambda _, name=name: natural_width(f"#{name} img") == 64)
-        assert value("#drawn_from") == value("#prompt") != ""
+        assert value("#prompt_used") == value("#prompt") != ""
         seed = value("#seed_used")
         assert int(seed) >= 0
         assert severe(driver) == []
         prompt = find("#prompt textarea")
         prompt.clear()
         prompt.send_keys("   ")
-        find("#draw").click()
+        find("#generate").click()
         wait.until(lambda d: "it is empty" in d.find_element(By.TAG_NAME, "body").text)
         find("#history img").click()
         wait.until(lambda _: value("#prompt").startswith("this character"))
         assert value("#seed") == seed
 
 
-@pytest.mark.slow
-def test_the_command_serves_and_says_where(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_the_command_serves_and_prints_its_address(tmp_path: Path) -> None:
     import socket
     import urllib.request
 
@@ -268,12 +269,12 @@ def test_the_command_serves_and_says_where(tmp_path: Path) -> None:
             except OSError:
                 threading.Event().wait(1)
         else:
-            pytest.fail("nobody answers")
+            pytest.fail("no answer")
     finally:
         page.terminate()
         page.wait()
 
 
-def test_models_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", "nowhere"]) == REFUSED
     assert "--run nowhere: there is no such file" in capsys.readouterr().err

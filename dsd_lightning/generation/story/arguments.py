@@ -1,4 +1,4 @@
-"""Which flags does `generate.py story` have?"""
+"""Defines the flags of `generate.py story`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 from dsd_lightning.generation.models import (
     add_agent_flag,
-    add_drawing_flags,
     add_machine_flags,
     add_model_flags,
+    add_sampling_flags,
     check_model,
 )
 
 STEPS = ("character", "story", "prompts", "panels", "page")
-"""What happens in turn; the first three are kept in story.json."""
+"""Steps of a story in order; the texts of the first three are kept in story.json."""
 
 FEWEST, MOST, USUAL = 2, 12, 9
 """Panels of a comic, the given image included. The paper's have 8 to 10."""
 
 FILE, PAGE, PANELS, REFERENCE = "story.json", "page.png", "panels", "reference.png"
-"""What lies in a story's folder."""
+"""Names in a story's folder."""
 
-_EPILOG = """Between the steps, FOLDER/story.json holds every text, for you to change. The same command goes on from there:
-changed prompts and seeds are drawn anew, emptied texts are written anew, everything else stays.
+_EPILOG = """Between the steps, FOLDER/story.json holds every text, for you to change. The same command resumes:
+panels with changed prompts or seeds are generated again, emptied texts are written again, everything else is kept.
 
 examples:
-  python generate.py story --image panel1.png --panels 9 --stop_after prompts      then look at story/story.json, and
-  python generate.py story --image panel1.png                                      go on
+  python generate.py story --image panel1.png --panels 9 --stop_after prompts      then edit story/story.json, and
+  python generate.py story --image panel1.png                                      resume
   python generate.py story --image panel1.png --run RUN_DIR --agents local agents.vlm.provider.model=NAME
 
-exit codes: 0 the page is there; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
+exit codes: 0 the page was written; 2 an input was refused; 3 out of memory; 130 stopped by Ctrl-C
 """
 
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_argument_group("the story")
     what.add_argument("--image", "--image_path", type=Path, help="the first panel; its middle is cropped to the frame")
     what.add_argument(
-        "--idea", default="", help="what the story is about; the miniature world's own story has it as title"
+        "--idea", default="", help="what the story is about; the miniature world's own story uses it only as title"
     )
     what.add_argument("--panels", type=int, help=f"{FEWEST} to {MOST}, the first included; default {USUAL}")
     what.add_argument("--output_path", type=Path, default=Path("story"), help="folder; default: %(default)s")
@@ -55,11 +55,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--offline",
         action="store_true",
-        help="ask no language model: the miniature world's own story (default for the shipped miniature)",
+        help="call no language model: the miniature world's own story (default for the shipped miniature)",
     )
-    add_drawing_flags(what)
+    add_sampling_flags(what)
     what.add_argument(
-        "--seed", type=int, default=-1, help="of panel 1, counted up; -1, the default, draws one; kept in story.json"
+        "--seed",
+        type=int,
+        default=-1,
+        help="of panel 1, counted up; -1, the default, takes a random one; kept in story.json",
     )
     what.add_argument("--size", help="of a panel: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
     add_model_flags(made)
@@ -68,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Refuse flags that do not go together.
+    """Refuse flags that exclude each other.
 
     Raises:
         GenerationError: naming them.
@@ -83,10 +86,10 @@ def check(chosen: argparse.Namespace) -> None:
 
 
 def job_of(chosen: argparse.Namespace) -> Job:
-    """Return the settings that all panels are drawn with; text and output are filled in panel by panel.
+    """Return the settings of all panels; text and output are filled in panel by panel.
 
     Raises:
-        GenerationError: a value that makes no sense.
+        GenerationError: a value that is refused.
     """
     return Job(
         image=Path(REFERENCE),

@@ -1,4 +1,4 @@
-"""What does a comic page look like? Bordered panels in rows, read from left to right, the words below each."""
+"""Lays out a comic page: bordered panels in rows, read from left to right, a caption below each."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from PIL import Image, ImageDraw, ImageFont
 from dsd_lightning.images.sheet import magnified
 
 PAPER, INK, FRAME = (253, 251, 246), (24, 24, 27), (24, 24, 27)
-"""Colours of the ground, of letters and of borders, sRGB."""
+"""Colours of the background, of letters and of borders, sRGB."""
 
 LEAST_SIDE, MOST_SIDE = 256, 512
-"""Panels with a shorter side are magnified pixel by pixel; those with a longer one are made smaller. Pixels."""
+"""Panels with a shorter side are magnified pixel by pixel; those with a longer one are scaled down. Pixels."""
 
 MARGIN, GUTTER, BORDER = 40, 28, 3
 """Pixels around the page, between panels, and of a border."""
 
 TITLE_SIZE, LETTER_SIZE, LINE = 30, 17, 23
-"""Sizes of letters, and the height of a line, pixels, on panels of 256; larger panels have larger letters."""
+"""Sizes of letters, and the height of a line, pixels, on panels of 256; scaled up for larger panels."""
 
 
 def comic_page(panels: Sequence[Image.Image], captions: Sequence[str], title: str = "") -> Image.Image:
-    """Return the page: as many columns as make it nearly square, a last row that is not full in the middle.
+    """Return a nearly square page; a last row that is not full is centred.
 
     Args:
         panels: in reading order, all of one size.

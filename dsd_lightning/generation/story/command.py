@@ -1,4 +1,4 @@
-"""How does `python generate.py story` run: from a first panel to a comic page, going on from what is there?"""
+"""Runs `python generate.py story`: from a first panel to a comic page, resuming from the files in the folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.generation import models
-from dsd_lightning.generation.generate import AT_ONCE, draw_prompts, provenance
+from dsd_lightning.generation.generate import AT_ONCE, generate_prompts, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job
-from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.provenance import read_provenance, save_png
 from dsd_lightning.generation.story import arguments as story_arguments
 from dsd_lightning.generation.story.arguments import FILE, PAGE, PANELS, REFERENCE
@@ -25,14 +23,13 @@ from dsd_lightning.generation.story.comic import comic_page
 from dsd_lightning.generation.story.story import (
     Panel,
     Story,
-    Storyteller,
     next_step,
     read_story,
     tell,
     with_seeds,
     write_story,
 )
-from dsd_lightning.generation.story.tellers import AgentStoryteller, MiniatureStoryteller
+from dsd_lightning.generation.story.tellers import MiniatureStoryteller, find_storyteller
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
@@ -41,10 +38,10 @@ if TYPE_CHECKING:
 
 
 def run(chosen: Namespace, say: Callable[[str], None]) -> None:
-    """Carry the command out; `say` tells the user a line.
+    """Run the command; `say` prints a line for the user.
 
     Raises:
-        GenerationError, AgentFailure: what cannot be carried out, and why.
+        GenerationError, AgentFailure: an input that is refused, or a language model that gave no answer.
     """
     story_arguments.check(chosen)
     settings = story_arguments.job_of(chosen)
@@ -54,14 +51,14 @@ def run(chosen: Namespace, say: Callable[[str], None]) -> None:
     wanted = story_arguments.STEPS[: story_arguments.STEPS.index(chosen.stop_after) + 1]
     story = _written(story, reference, chosen, wanted, say)
     if "panels" not in wanted:
-        say(f"{folder / FILE}: change what you like, then go on with the same command without --stop_after")
+        say(f"{folder / FILE}: change what you like, then run the same command without --stop_after")
         return
     if models.is_miniature(chosen):
         say(models.MINIATURE)
     pipeline = models.load_model(chosen)
     height, width = pipeline.frame_size(*(settings.size or (None, None)))
     panels = [fit(reference, height, width)]
-    for number, image in enumerate(_drawn(pipeline, settings, story, reference, folder), start=2):
+    for number, image in enumerate(_generated(pipeline, settings, story, reference, folder), start=2):
         panels.append(image)
         say(f"panel {number} of {story.panel_count}: {story.panels[number - 1].prompt}")
     if "page" in wanted:
@@ -71,14 +68,14 @@ def run(chosen: Namespace, say: Callable[[str], None]) -> None:
 
 
 def _opened(chosen: Namespace) -> Story:
-    """Return the story in the folder as far as it is told, or one of which nothing is."""
+    """Return the story in the folder, or an empty one."""
     file = chosen.output_path / FILE
     if not file.is_file():
         return Story(chosen.panels or story_arguments.USUAL, chosen.idea)
     story = read_story(file)
     if chosen.panels not in (None, story.panel_count):
         raise GenerationError(
-            f"--panels {chosen.panels}: {file} tells a story of {story.panel_count}; name another --output_path"
+            f"--panels {chosen.panels}: {file} has {story.panel_count} panels; name another --output_path"
         )
     if chosen.idea not in ("", story.idea):
         raise GenerationError(
@@ -88,7 +85,7 @@ def _opened(chosen: Namespace) -> Story:
 
 
 def _reference(given: Path | None, folder: Path) -> Image.Image:
-    """Return the first panel, which is kept in the folder."""
+    """Return the first panel, and keep it in the folder."""
     kept = folder / REFERENCE
     if given is None and not kept.is_file():
         raise GenerationError("give --image: the image that is the first panel")
@@ -107,17 +104,19 @@ def _reference(given: Path | None, folder: Path) -> Image.Image:
 def _written(
     story: Story, image: Image.Image, chosen: Namespace, wanted: Sequence[str], say: Callable[[str], None]
 ) -> Story:
-    """Return the story with the steps that are wanted and were not written yet; the file holds it after each."""
+    """Return the story with the missing steps among `wanted`; the file is written after each."""
     file = chosen.output_path / FILE
     if next_step(story) not in wanted:
         return story
-    teller = find_storyteller(chosen.agents, chosen.offline, models.is_miniature(chosen), say)
+    teller = find_storyteller(chosen.agents, chosen.offline, models.is_miniature(chosen))
+    if isinstance(teller, MiniatureStoryteller):
+        say("using the miniature world's own story (--agents NAME has a language model write one)")
     if teller is None:
         write_story(replace(story, panels=[Panel("", "")] * story.panel_count), file)
         raise GenerationError(
-            f"there is no key for a language model to tell the story: set GEMINI_API_KEY or OPENAI_API_KEY, name a model "
+            f"there is no key for a language model to write the story: set GEMINI_API_KEY or OPENAI_API_KEY, name a model "
             f"with --agents, take the miniature world's story with --offline, or write captions and prompts into {file} "
-            "yourself; then give the same command again"
+            "yourself; then run the same command again"
         )
     with closing(teller):
         while (step := next_step(story)) is not None and step in wanted:
@@ -129,26 +128,10 @@ def _written(
     return story
 
 
-def find_storyteller(
-    agents: Sequence[str] | None, offline: bool, miniature: bool, say: Callable[[str], None]
-) -> Storyteller | None:
-    """Return who tells the story; None if that would be a language model, and there is no key for one.
-
-    The shipped miniature tells its own story unless `agents` names a model, since it knows no other words.
-    """
-    if offline or (miniature and not agents):
-        say("telling the miniature world's own story (--agents NAME has a language model tell one)")
-        return MiniatureStoryteller()
-    try:
-        return AgentStoryteller(find_agent(agents))
-    except AuthenticationFailed:
-        return None
-
-
-def _drawn(
+def _generated(
     pipeline: TwoFramePipeline, settings: Job, story: Story, reference: Image.Image, folder: Path
 ) -> Iterator[Image.Image]:
-    """Yield all panels but the first, drawing those that are not there as they should be."""
+    """Yield all panels but the first; those that are missing or were generated otherwise are generated."""
     size = list(pipeline.frame_size(*(settings.size or (None, None))))
     todo = list(enumerate(story.panels))[1:]
     files = {index: folder / PANELS / f"{index + 1:02}.png" for index, _ in todo}
@@ -164,9 +147,9 @@ def _drawn(
     for index, _ in todo:
         if index in starts:
             panels = [story.panels[each] for each in starts[index]]
-            drawn = draw_prompts(
+            results = generate_prompts(
                 pipeline, settings, reference, [panel.prompt for panel in panels], [panel.seed for panel in panels]
             )
-            for each, panel, image in zip(starts[index], panels, drawn, strict=True):
-                save_png(image.image, files[each], facts(panel))
+            for each, panel, result in zip(starts[index], panels, results, strict=True):
+                save_png(result.image, files[each], facts(panel))
         yield load_rgb(files[index])

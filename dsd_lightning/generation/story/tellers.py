@@ -1,34 +1,34 @@
-"""Who tells stories? A language model that looks at the first panel; or the miniature world, which has one of its own."""
+"""Writes stories: with a language model that sees the first panel, or from the miniature world's own story."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from dsd_lightning.agents import Agent, ImagePart, Message, Request
+from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Message, Request
 from dsd_lightning.generation.jobs import GenerationError
-from dsd_lightning.generation.llm_calls import NoAnswer, instruction, line_of
-from dsd_lightning.generation.story.story import Panel, Story
+from dsd_lightning.generation.llm_calls import NoAnswer, find_agent, instruction, line_of
+from dsd_lightning.generation.story.story import Panel, Story, Storyteller
 from dsd_lightning.miniature.captions import context_phrases
 from dsd_lightning.miniature.world import Context
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often an answer that is none of the asked form is asked for."""
+"""Calls per turn before an answer of the wrong form is an error."""
 
-Told = TypeVar("Told")
+Parsed = TypeVar("Parsed")
 
 
 class AgentStoryteller:
-    """A language model, asked in one conversation of three turns, as the paper does (section C.3).
+    """A language model in one conversation of three turns, as in the paper (section C.3).
 
-    The answers before a turn are put to it as they stand in the story, so that edits are followed.
+    Earlier answers are sent as they are in the story, so that edits are followed.
 
     Raises:
         GenerationError: no usable answer in `ATTEMPTS` attempts. AgentFailure: see `agents`.
@@ -69,7 +69,7 @@ class AgentStoryteller:
             Message.user(instruction("story_prompts", panels=story.panel_count)),
         ]
 
-    def _ask(self, turns: list[Message], parse: Callable[[str], Told]) -> Told:
+    def _ask(self, turns: list[Message], parse: Callable[[str], Parsed]) -> Parsed:
         reason = ""
         for attempt in range(ATTEMPTS):
             answer = self._agent.ask(Request(tuple(turns), attempt=attempt))
@@ -84,7 +84,7 @@ class AgentStoryteller:
 
 
 def _json_list(text: str, count: int) -> list[Any]:
-    """Return the list in a text, which may have a fence or words around it.
+    """Return the JSON list in a text, which may have a code fence or words around it.
 
     Raises:
         NoAnswer: there is none, or it has another length.
@@ -109,7 +109,7 @@ def _text_of(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Beat:
-    """One moment of the miniature's story: its words, where it happens, and how soon it is left out (highest first)."""
+    """One moment of the miniature's story: caption, context, and rank; shorter stories leave out the highest ranks."""
 
     caption: str
     context: dict[str, str]
@@ -175,7 +175,7 @@ _BEATS = (
 
 
 class MiniatureStoryteller:
-    """The miniature world's own story, in the words that its models know; the idea has no part in it."""
+    """The miniature world's own story, in the words of its captions; the idea is not used."""
 
     def character(self, image: Image.Image, story: Story) -> str:
         return "this character, as the first panel shows it"
@@ -184,8 +184,8 @@ class MiniatureStoryteller:
         return [beat.caption for beat in self._beats(story)]
 
     def panels(self, image: Image.Image, story: Story) -> list[Panel]:
-        drawn = [", ".join(["this character", *context_phrases(_context(beat))]) for beat in self._beats(story)[1:]]
-        prompts = [story.character, *drawn]
+        prompts = [", ".join(["this character", *context_phrases(_context(beat))]) for beat in self._beats(story)]
+        prompts[0] = story.character
         return [Panel(caption, prompt) for caption, prompt in zip(story.story, prompts, strict=True)]
 
     def close(self) -> None:
@@ -198,3 +198,16 @@ class MiniatureStoryteller:
 def _context(beat: Beat) -> Context:
     words = Context.vocabulary
     return Context(**{name: words[name].index(beat.context[name]) if name in beat.context else 0 for name in words})
+
+
+def find_storyteller(agents: Sequence[str] | None, offline: bool, miniature: bool) -> Storyteller | None:
+    """Return the story's writer; None if that is a language model without a key.
+
+    The shipped miniature has its own story unless `agents` names a model, since it knows no other words.
+    """
+    if offline or (miniature and not agents):
+        return MiniatureStoryteller()
+    try:
+        return AgentStoryteller(find_agent(agents))
+    except AuthenticationFailed:
+        return None
