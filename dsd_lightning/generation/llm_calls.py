@@ -64,7 +64,7 @@ def _usable(preset: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _composed(preset: str, overrides: Sequence[str]) -> DictConfig:
-    from dsd_lightning.pipeline.loading import CHECKOUT
+    from dsd_lightning.models.restore import CHECKOUT
 
     folder = CHECKOUT / "conf"
     presets = sorted(file.stem for file in (folder / "agents").glob("*.yaml"))

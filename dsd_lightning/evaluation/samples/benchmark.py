@@ -121,7 +121,7 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
     root = root / "data" if (root / "data" / "captions").is_dir() else root
     if not (root / "captions").is_dir():
         raise EvaluationError(f"{folder} is no DreamBench++ checkout: there is no captions/ in it or in its data/")
-    found = []
+    result = []
     for captions in list_files(root / "captions", (".txt",)):
         place = captions.relative_to(root / "captions").with_suffix("")
         lines = [line.strip() for line in read_text(captions).splitlines()]
@@ -134,8 +134,8 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
         collection = "_".join([*place.parts, name.lower().replace(" ", "_")])
         kinds = DREAMBENCHPP_KINDS if len(texts) == len(DREAMBENCHPP_KINDS) else ("prompt",) * len(texts)
         prompts = tuple(Prompt(index, text, kinds[index]) for index, text in enumerate(texts))
-        found.append(Subject(collection, place.parts[-2] if len(place.parts) > 1 else "subject", reference, prompts))
-    return Benchmark("DreamBench++", tuple(found)).limited(subjects)
+        result.append(Subject(collection, place.parts[-2] if len(place.parts) > 1 else "subject", reference, prompts))
+    return Benchmark("DreamBench++", tuple(result)).limited(subjects)
 
 
 def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
@@ -162,15 +162,15 @@ def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
     if not classes or len(lists) != 2:
         raise EvaluationError(f"{table}: a table of subjects and classes and two prompt lists are needed")
     objects, live = ([quoted[1:-1] for quoted in re.findall(r"'[^'\n]*'", entries)] for entries in lists)
-    found = []
+    result = []
     for name, kind in sorted(classes.items()):
         images = list_files(root / name, IMAGES, recursive=False) if (root / name).is_dir() else []
         if not images:
             raise EvaluationError(f"{root / name} holds no image of {name}")
         is_live = kind in ("cat", "dog")
         texts = [template.replace("{0} ", "").replace("{1}", kind) for template in (live if is_live else objects)]
-        found.append(Subject(name, "live subject" if is_live else "object", images[0], _prompts(texts)))
-    return Benchmark("DreamBench", tuple(found)).limited(subjects)
+        result.append(Subject(name, "live subject" if is_live else "object", images[0], _prompts(texts)))
+    return Benchmark("DreamBench", tuple(result)).limited(subjects)
 
 
 def table(file: str | Path, subjects: int | None = None) -> Benchmark:
@@ -184,24 +184,23 @@ def table(file: str | Path, subjects: int | None = None) -> Benchmark:
         TableError: the table cannot be read, or a reference or prompt is missing; the message names the row.
     """
     path = Path(file)
-    rows: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in Table(path):
-        reference = row.required_text("reference")
-        row.required_text("prompt")
-        if not (path.parent / reference).is_file():
-            raise EvaluationError(f"{row.where}: there is no image {path.parent / reference}")
-        rows.setdefault(row.text("subject") or Path(reference).with_suffix("").as_posix(), []).append(row)
-    found = []
-    for name, group in rows.items():
-        if len({(row.text("reference"), row.text("category")) for row in group}) > 1:
+        image = row.required_text("reference")
+        if not (path.parent / image).is_file():
+            raise EvaluationError(f"{row.where}: there is no image {path.parent / image}")
+        groups.setdefault(row.text("subject") or Path(image).with_suffix("").as_posix(), []).append(row)
+    result = []
+    for name, rows in groups.items():
+        if len({(row.text("reference"), row.text("category")) for row in rows}) > 1:
             raise EvaluationError(f"{file}: the subject {name!r} has several references or categories")
         prompts = tuple(
-            Prompt(index, row.required_text("prompt"), row.text("kind") or "prompt") for index, row in enumerate(group)
+            Prompt(index, row.required_text("prompt"), row.text("kind") or "prompt") for index, row in enumerate(rows)
         )
-        reference = path.parent / group[0].required_text("reference")
-        category = group[0].text("category") or "subject"
-        found.append(Subject(name.replace("/", "_"), category, reference, prompts))
-    return Benchmark(path.stem, tuple(found)).limited(subjects)
+        reference = path.parent / rows[0].required_text("reference")
+        category = rows[0].text("category") or "subject"
+        result.append(Subject(name.replace("/", "_"), category, reference, prompts))
+    return Benchmark(path.stem, tuple(result)).limited(subjects)
 
 
 def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
@@ -212,7 +211,7 @@ def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
         FolderError, TextError: there is no such folder, or a file of prompts is not UTF-8.
     """
     root = Path(folder)
-    found = []
+    result = []
     for image in list_files(root, IMAGES):
         texts = image.with_suffix(".txt")
         prompts = _prompts(read_text(texts).splitlines() if texts.is_file() else ())
@@ -220,8 +219,8 @@ def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
             raise EvaluationError(f"{image}: its prompts are missing, a line each, in {texts}")
         place = image.relative_to(root).with_suffix("")
         category = place.parts[0] if len(place.parts) > 1 else "subject"
-        found.append(Subject("_".join(place.parts), category, image, prompts))
-    return Benchmark(root.name, tuple(found)).limited(subjects)
+        result.append(Subject("_".join(place.parts), category, image, prompts))
+    return Benchmark(root.name, tuple(result)).limited(subjects)
 
 
 def _prompts(lines: Iterable[str]) -> tuple[Prompt, ...]:
