@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.rng_state import generator_states, restore_generators
 from callbacks.stopping import Diverged, Stopped, StopRequest
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO, list_steps
-from dsd_lightning.files.folders import PARTIAL
+from dsd_lightning.files.atomic import PARTIAL
 
 log = logging.getLogger(__name__)
 

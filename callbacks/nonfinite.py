@@ -12,7 +12,7 @@ from torch import Tensor
 
 from callbacks.stopping import Diverged
 from dsd_lightning.compute.dtensors import whole
-from dsd_lightning.files.folders import write_json_atomically
+from dsd_lightning.files.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class NonFiniteGuard(L.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         samples = [{"key": key, "epoch": epoch} for key, epoch in self._samples]
         facts = {"step": step, "device": rank, "gradient_norm": repr(norm), "samples": samples}
-        write_json_atomically(path, facts | {"losses": [repr(float(loss)) for loss in self._losses]})
+        write_json(path, facts | {"losses": [repr(float(loss)) for loss in self._losses]})
         log.warning("step %d is left out: its loss or gradient is not finite (samples: %s)", step, path)
 
     def on_train_batch_end(

@@ -1,1 +1,1 @@
-"""Checkpoints: what was trained, written whole or not at all."""
+"""Checkpoints and trained adapters, written atomically and verified when they are read."""

@@ -1,4 +1,4 @@
-"""What was trained, apart from the base: how is it named, refused when it does not fit, saved and loaded?
+"""Trained weights, apart from the base: saves and loads them, and refuses those that do not fit.
 
 A trained adapter is a folder with `adapter.safetensors` (the trained parameters by name) and `adapter.json` (the header:
 which architecture and which settings they belong to). A run's checkpoints are such folders too, with more beside.
@@ -17,7 +17,7 @@ from torch import Tensor
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.compute.dtensors import sharded_like
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files import atomic, folders
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +132,14 @@ def save_adapter(
 ) -> None:
     """Write a trained adapter; other files in `folder` (a model card) stay as they are.
 
-    Each file is written beside its place and renamed. The header comes last and holds the weights' sha256, so that an
+    Each file is written atomically. The header comes last and holds the weights' sha256, so that an
     interrupted save is noticed by `load_adapter`.
 
     Args:
         folder: made if it does not exist.
         architecture: whose header is written.
-        weights: by the names of `architecture.trainable()`; those of the architecture itself if None. Give the averaged
-            ones to publish them.
+        weights: by the names of `architecture.trainable()`; those of the architecture itself if None. Give the EMA
+            weights to publish them.
         dtype: of the stored values.
     """
     weights = dict(architecture.trainable()) if weights is None else weights
@@ -151,13 +151,11 @@ def write_adapter(
 ) -> None:
     """Write an adapter folder from a header and weights, as `save_adapter` describes."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stored = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
-    temporary = folder / f".{WEIGHTS}.partial"
-    whole.write_tensors(temporary, stored)
-    facts = whole.describe(temporary)
-    temporary.replace(folder / WEIGHTS)
-    whole.write_json_atomically(folder / HEADER, dict(header) | {"weights": facts})
+    with atomic.replacing(folder / WEIGHTS) as temporary:
+        folders.write_tensors(temporary, stored)
+        facts = folders.describe(temporary)
+    atomic.write_json(folder / HEADER, dict(header) | {"weights": facts})
 
 
 def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -165,7 +163,7 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
 
     Args:
         folder: written by `save_adapter`, or one `step_...` folder of a run.
-        ema: prefer the averaged weights where the folder has both.
+        ema: prefer the EMA weights where the folder has both.
 
     Raises:
         FileNotFoundError: if the folder is no adapter, naming what is missing.
@@ -174,11 +172,11 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
     folder = Path(folder)
     header = read_header(folder)
     files = (ema and sharded.files_of(folder, EMA_WEIGHTS)) or sharded.files_of(folder, WEIGHTS) or [folder / WEIGHTS]
-    if (folder / whole.MANIFEST).is_file():
-        whole.verify(folder, only=(HEADER, *(file.name for file in files)))
+    if (folder / folders.MANIFEST).is_file():
+        folders.verify(folder, only=(HEADER, *(file.name for file in files)))
     elif "weights" in header:
-        whole.verify_file(files[0], header["weights"])
-    return header, sharded.join(files)
+        folders.verify_file(files[0], header["weights"])
+    return header, sharded.gather(files)
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
@@ -194,11 +192,11 @@ def read_header(folder: str | Path) -> dict[str, Any]:
             f"{folder} is no trained adapter: it has no {HEADER}; give a folder with {WEIGHTS} and {HEADER}, such as "
             "a run's checkpoints/step_..."
         )
-    return whole.read_json(file)
+    return folders.read_json(file)
 
 
 def load_adapter(folder: str | Path, architecture: Architecture, ema: bool = True) -> dict[str, Any]:
-    """Put a trained adapter in place and return its header. `folder` and `ema` are those of `read_adapter`.
+    """Load a trained adapter into `architecture` and return its header. `folder` and `ema` are those of `read_adapter`.
 
     Raises:
         AdapterMismatchError: if it belongs to another architecture, rank or base.
@@ -233,7 +231,7 @@ def _show(value: Any) -> str:
 
 def _remedy(key: str, value: Any) -> str:
     if key.startswith("transformer "):
-        return "it belongs to another base model; choose that base, or train anew (without ckpt)"
+        return "it belongs to another base model; choose that base, or train from the start (without ckpt)"
     if key == OFFICIAL_BASE:
         return (
             "train it on with ckpt and the init_from=FOLDER of the official weights that it has, or start from its "
@@ -242,10 +240,10 @@ def _remedy(key: str, value: Any) -> str:
             else "leave out the official weights that this run starts from (init_from)"
         )
     if key in ("frames", "the number of trained values"):
-        return "use the arch and lora settings it was trained with, or train anew (without ckpt)"
+        return "use the arch and lora settings it was trained with, or train from the start (without ckpt)"
     if key == "arch.lora" and value == "given":
-        return "use the lora settings it was trained with, or train anew (without ckpt)"
+        return "use the lora settings it was trained with, or train from the start (without ckpt)"
     if key.endswith(".fingerprint"):
-        return f"use the {key.split('.')[-2]} it was trained with, or train anew (without ckpt)"
+        return f"use the {key.split('.')[-2]} it was trained with, or train from the start (without ckpt)"
     name = "arch.train_base" if key == "train_base" else key
-    return f"set {name}={_show(value)}, or train anew (without ckpt)"
+    return f"set {name}={_show(value)}, or train from the start (without ckpt)"

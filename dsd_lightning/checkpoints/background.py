@@ -1,4 +1,4 @@
-"""How does a save go on while training does, with nothing lost or left unsaid if it fails?"""
+"""Runs saves in a thread while training goes on: in order, and with their errors raised."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Does jobs in a thread, one after the other, in the order in which they were given.
+    """Runs jobs in a thread, one after the other, in the order in which they were submitted.
 
-    After a job that failed, those given later are not done; `wait` raises what it raised. When the process ends by itself,
+    After a job that failed, later ones are not run; `wait` raises its error. When the process ends by itself,
     Python waits for the jobs.
     """
 
@@ -19,11 +19,11 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        """Tell whether there are jobs that nobody has waited for."""
+        """Whether there are jobs that nobody has waited for."""
         return bool(self._jobs)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Do `job` after those that were given before."""
+        """Run `job` after those submitted before."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         before = tuple(self._jobs)
@@ -36,7 +36,7 @@ class Background:
         self._jobs.append(self._pool.submit(unless_failed))
 
     def wait(self) -> None:
-        """Return when all jobs are done; raise what the first one that failed raised."""
+        """Return when all jobs are done; raise the error of the first one that failed."""
         jobs, self._jobs = self._jobs, []
         if self._pool is not None:
             # No idle thread stays behind: the loader's workers are forked from this process.

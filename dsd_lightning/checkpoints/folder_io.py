@@ -1,14 +1,14 @@
-"""How does a checkpoint of a run lie on the disk, and which one is the last that can be trusted?
+"""Reads and writes the checkpoint folders of a run, and finds the last one that is undamaged.
 
 A checkpoint is a folder `step_00000200/` with
 
 - `adapter.safetensors`: the trained parameters (`checkpoint["state_dict"]`);
-- `ema.safetensors`: their averages (`checkpoint["ema"]`), if there are any;
+- `ema.safetensors`: their EMA weights (`checkpoint["ema"]`), if there are any;
 - `adapter.json`: which architecture and settings they belong to;
 - `training_state.pt`: everything else that resuming needs: optimizer, schedule, loops, position in the data, callbacks;
 - `manifest.json`: the size and sha256 of every file; written last.
 
-A checkpoint that several processes wrote in pieces has numbered files instead of the first two; see `sharded`.
+A sharded checkpoint has numbered files instead of the first two; see `sharded`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
 from dsd_lightning.checkpoints.background import Background
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files import atomic, folders
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ STEP_FOLDER = "step_{:08d}"
 FILES = {"state_dict": WEIGHTS, "ema": EMA_WEIGHTS}
 """Parts of a checkpoint that have a file of their own."""
 
-_STEP = re.compile(rf"step_(\d{{8,}})({re.escape(whole.ASIDE)})?")
+_STEP = re.compile(rf"step_(\d{{8,}})({re.escape(folders.ASIDE)})?")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, torch.Size, torch.dtype, torch.device)
 
 
@@ -51,8 +51,8 @@ class FolderCheckpointIO(CheckpointIO):
     Args:
         background: True copies what is to be saved to the CPU's memory and writes it in a thread while training goes on; the
             next save, `remove_checkpoint`, `load_checkpoint` and `wait` come after it. An error is raised by the next of them.
-        sharded: True lets each process of a ShardedStrategy write the pieces that it holds, instead of the first one all.
-        timeout_minutes: for which the first process waits for the pieces of the others.
+        sharded: True lets each process of a ShardedStrategy write its own shards, instead of the first one all.
+        timeout_minutes: for which the first process waits for the shards of the others.
     """
 
     def __init__(self, background: bool = False, sharded: bool = False, timeout_minutes: float = 30.0) -> None:
@@ -64,43 +64,43 @@ class FolderCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint folder; whatever interrupts this leaves the earlier ones usable.
 
-        With tensors in pieces every process must call it, with the same path.
+        With sharded tensors every process must call it, with the same path.
 
         Raises:
             TypeError: if the state holds other than tensors and plain types, naming where.
         """
         if storage_options is not None:
-            raise TypeError("FolderCheckpointIO writes to local folders and knows no storage_options")
+            raise TypeError("FolderCheckpointIO writes to local folders and takes no storage_options")
         self.wait()
-        rest, pieces = sharded.take_pieces(checkpoint, tuple(FILES)) if self.sharded else (dict(checkpoint), None)
+        rest, shards = sharded.take_shards(checkpoint, tuple(FILES)) if self.sharded else (dict(checkpoint), None)
         _require_plain({key: value for key, value in rest.items() if key not in (*FILES, "adapter")}, "checkpoint")
-        if pieces is not None:
-            _meet(partial(whole.begin, Path(path)))
+        if shards is not None:
+            _meet(partial(folders.begin, Path(path)))
         if self.background:
             rest = _copied(rest)
-            pieces = pieces and replace(pieces, own=_copied(pieces.own))
-        job = partial(self._write, Path(path), rest, pieces)
+            shards = shards and replace(shards, own=_copied(shards.own))
+        job = partial(self._write, Path(path), rest, shards)
         if self.background:
             self._thread.submit(job)
         else:
             job()
 
-    def _write(self, path: Path, rest: dict[str, Any], pieces: sharded.Pieces | None) -> None:
-        if pieces is None:
-            with whole.whole_folder(path) as folder:
+    def _write(self, path: Path, rest: dict[str, Any], shards: sharded.Shards | None) -> None:
+        if shards is None:
+            with folders.atomic_folder(path) as folder:
                 _write_rest(folder, rest)
             return
-        folder = whole.partial_of(path)
-        if pieces.writes:
-            sharded.write_own(folder, pieces, FILES)
+        folder = folders.partial_of(path)
+        if shards.writes:
+            sharded.write_own(folder, shards, FILES)
         if _is_first():
             _write_rest(folder, rest)
-            whole.commit(path, sharded.wait_for_all(folder, pieces.count, self.timeout))
+            folders.commit(path, sharded.wait_for_all(folder, shards.count, self.timeout))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return a checkpoint, whole, after checking every file of it.
+        """Return a checkpoint, all-gathered, after checking every file of it.
 
         Only tensors and plain types are read, whatever `weights_only` says: a checkpoint runs no code.
 
@@ -113,22 +113,22 @@ class FolderCheckpointIO(CheckpointIO):
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder} is no checkpoint folder; give one like outputs/.../checkpoints/{STEP_FOLDER.format(200)}, "
-                "or ckpt=last for the newest whole one of this run"
+                "or ckpt=last for the newest complete one of this run"
             )
-        whole.verify(folder)
+        folders.verify(folder)
         try:
             checkpoint = torch.load(folder / TRAINING_STATE, map_location=map_location or "cpu", weights_only=True)
         except (UnpicklingError, RuntimeError, OSError) as error:
-            raise whole.DamagedError(f"{folder / TRAINING_STATE} cannot be read: {error}") from error
+            raise folders.DamagedError(f"{folder / TRAINING_STATE} cannot be read: {error}") from error
         for part, name in FILES.items():
             if files := sharded.files_of(folder, name):
-                checkpoint[part] = sharded.join(files)
-        sharded.put_back(checkpoint, sharded.join(sharded.files_of(folder, sharded.PIECES)))
-        checkpoint["adapter"] = whole.read_json(folder / HEADER)
+                checkpoint[part] = sharded.gather(files)
+        sharded.put_back(checkpoint, sharded.gather(sharded.files_of(folder, sharded.SHARDED_STATE)))
+        checkpoint["adapter"] = folders.read_json(folder / HEADER)
         return dict(checkpoint)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint folder; its manifest goes first, so that what is left over is never taken for whole.
+        """Remove a checkpoint folder; its manifest goes first, so that what is left over is never taken for folders.
 
         While a save is being written, that is done after it, and only if it succeeds.
         """
@@ -138,7 +138,7 @@ class FolderCheckpointIO(CheckpointIO):
             _remove(Path(path))
 
     def wait(self) -> None:
-        """Return when all that was to be saved is on the disk; raise what made it fail."""
+        """Return when every save is on the disk; raise the error of one that failed."""
         self._thread.wait()
 
     def teardown(self) -> None:
@@ -150,16 +150,16 @@ def _write_rest(folder: Path, rest: Mapping[str, Any]) -> None:
     rest = dict(rest)
     for part, name in FILES.items():
         if tensors := rest.pop(part, None):
-            whole.write_tensors(folder / name, tensors)
-    whole.write_json(folder / HEADER, rest.pop("adapter", {}))
+            folders.write_tensors(folder / name, tensors)
+    atomic.write_json(folder / HEADER, rest.pop("adapter", {}))
     with (folder / TRAINING_STATE).open("wb") as file:
         torch.save(rest, file)
-        whole.flush(file)
+        atomic.flush(file)
 
 
 def _remove(folder: Path) -> None:
     if folder.is_dir():
-        (folder / whole.MANIFEST).unlink(missing_ok=True)
+        (folder / folders.MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 
@@ -192,27 +192,27 @@ def list_steps(folder: str | Path) -> dict[int, Path]:
     One that was being replaced by another of the same step when the process was killed counts too.
     """
     folder = Path(folder)
-    found = {}
+    steps: dict[int, Path] = {}
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _STEP.fullmatch(child.name)
-        if match and child.is_dir() and (not match.group(2) or int(match.group(1)) not in found):
-            found[int(match.group(1))] = child
-    return dict(sorted(found.items()))
+        if match and child.is_dir() and (not match.group(2) or int(match.group(1)) not in steps):
+            steps[int(match.group(1))] = child
+    return dict(sorted(steps.items()))
 
 
 def find_last(folder: str | Path) -> Path | None:
-    """Return the newest whole checkpoint in a folder, or None if there is none.
+    """Return the newest complete checkpoint in a folder, or None if there is none.
 
-    Every file's sha256 is checked. Each damaged or unfinished one that is newer is named in a warning.
+    Every file's sha256 is checked. Newer ones that are damaged or unfinished are skipped, with a warning.
     """
     committed = list_steps(folder)
-    for leftover in sorted(Path(folder).glob(f"step_*{whole.PARTIAL}")):
-        log.warning("passing over %s: its save was interrupted", leftover)
+    for leftover in sorted(Path(folder).glob(f"step_*{atomic.PARTIAL}")):
+        log.warning("skipping %s: its save was interrupted", leftover)
     for step in reversed(committed):
         try:
-            whole.verify(committed[step])
-        except whole.DamagedError as error:
-            log.warning("passing over a checkpoint: %s", error)
+            folders.verify(committed[step])
+        except folders.DamagedError as error:
+            log.warning("skipping a checkpoint: %s", error)
         else:
             return committed[step]
     return None

@@ -1,4 +1,4 @@
-"""How do the officially released weights get into the parallel architecture?
+"""Loads the officially released weights into the parallel architecture.
 
 Two files, as users download them from primecai/dsd_model: the folder `transformer/`, FLUX's whole transformer with the
 reference's linear layer `c_embedder` beside `x_embedder`; and `pytorch_lora_weights.safetensors`, keys
@@ -51,7 +51,7 @@ def is_official(folder: str | Path) -> bool:
 
 
 def load_official_folder(architecture: Architecture, folder: str | Path) -> None:
-    """Put what the official layout holds in `folder` into `architecture`, as a starting point of training.
+    """Load an official folder into `architecture`, as a starting point of training.
 
     Factors that are all zero (as a merged export brings along) are left out. Into an architecture without factors the
     file's own are attached; into one that has factors of the same rank on the same layers their values are copied.
@@ -82,7 +82,7 @@ def load_official_folder(architecture: Architecture, folder: str | Path) -> None
 def load_official(
     architecture: Parallel, transformer: str | Path | None = None, lora: str | Path | None = None, scale: float = 1.0
 ) -> None:
-    """Put the official weights into `architecture`.
+    """Load the official weights into `architecture`.
 
     Args:
         architecture: built on a transformer of the same configuration; without factors of its own if `lora` is given.
@@ -92,7 +92,7 @@ def load_official(
 
     Raises:
         OfficialWeightsError: if a file is missing or not in the official layout, if weights are missing or left over, or if
-            shapes do not fit. The architecture may be half loaded then.
+            shapes do not fit. The architecture may be partly loaded then.
     """
     if transformer is not None:
         _load_transformer(architecture, Path(transformer))
@@ -239,7 +239,7 @@ def _read_factors(file: Path) -> dict[str, dict[str, Tensor]]:
             match = _FACTOR.fullmatch(key.removeprefix(PREFIX))
             if match is None:
                 raise OfficialWeightsError(
-                    f"{file} holds {key!r}; the official layout knows {PREFIX}<layer>.lora_A.weight and .lora_B.weight only"
+                    f"{file} holds {key!r}; the official layout has only {PREFIX}<layer>.lora_A.weight and .lora_B.weight"
                 )
             factors.setdefault(match["layer"], {})[match["side"]] = tensors.get_tensor(key)
     if half := sorted(layer for layer, pair in factors.items() if len(pair) != 2):
@@ -251,9 +251,9 @@ def _common_rank(factors: Mapping[str, Mapping[str, Tensor]], file: Path) -> int
     ranks = {layer: {pair["A"].shape[0], pair["B"].shape[1]} for layer, pair in factors.items()}
     distinct = set().union(*ranks.values())
     if len(distinct) != 1:
-        found = ", ".join(f"{sorted(each)} in {layer}" for layer, each in list(ranks.items())[:3])
+        examples = ", ".join(f"{sorted(each)} in {layer}" for layer, each in list(ranks.items())[:3])
         raise OfficialWeightsError(
-            f"{file} must hold factors of one rank, and holds {sorted(distinct)} ({found or 'none'})"
+            f"{file} must hold factors of one rank, and holds {sorted(distinct)} ({examples or 'none'})"
         )
     return int(distinct.pop())
 

@@ -1,11 +1,11 @@
-"""How do several processes write one checkpoint, each the pieces that it holds, and how is it read as a whole?
+"""Writes a sharded checkpoint, each process its own shards, and reads it all-gathered.
 
-Where a whole checkpoint has `adapter.safetensors`, one in pieces has `adapter.00000-of-00008.safetensors` and so on, a file
-a process; so have averages (`ema`) and whatever else lay in pieces (`pieces`: the optimizer's moments). A tensor's pieces lie
-one after the other along its first dimension, as FSDP2 divides it.
+Where a checkpoint of one process has `adapter.safetensors`, a sharded one has `adapter.00000-of-00008.safetensors` and so
+on, a file a process; so have EMA weights (`ema`) and what else is sharded (`training_state`: the optimizer's moments). The
+shards of a tensor follow one another along its first dimension, as FSDP2 divides it.
 
-Processes tell the first one that their files are on the disk by a small file beside them, and not by a collective: saving
-may go on in a thread, while training uses the process group.
+Processes report to the first one that their files are on the disk by a small file beside them, and not by a collective:
+saving may go on in a thread, while training uses the process group.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files.atomic import write_json
+from dsd_lightning.files.folders import DamagedError, describe, read_json, read_tensors, write_tensors
 
-PIECES = "pieces.safetensors"
-"""Name of the file of all pieces that are neither trained values nor averages."""
+SHARDED_STATE = "training_state.safetensors"
+"""Name of the file of all shards that are neither trained weights nor EMA weights."""
 
 Place = tuple[str | int, ...]
 """Where in nested dictionaries and lists a tensor was."""
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """This process's pieces of the tensors of a checkpoint.
+class Shards:
+    """This process's shards of the tensors of a checkpoint.
 
     Attributes:
-        own: pieces by where they were taken from; those without values are left out.
-        parts: the checkpoint's entries that pieces, this process's or another's, were taken from.
+        own: shards by where they were taken from; those without values are left out.
+        parts: the checkpoint's entries that shards, this process's or another's, were taken from.
         index: number of this process's files, from 0.
-        count: number of processes that hold different pieces.
+        count: number of processes that hold different shards.
         writes: False where another process holds equal ones and writes them.
     """
 
@@ -49,36 +50,36 @@ class Pieces:
     writes: bool
 
 
-def take_pieces(checkpoint: dict[str, Any], together: Sequence[str]) -> tuple[dict[str, Any], Pieces | None]:
-    """Return the checkpoint without the tensors that lie in pieces, and this process's pieces; None if nothing does.
+def take_shards(checkpoint: dict[str, Any], together: Sequence[str]) -> tuple[dict[str, Any], Shards | None]:
+    """Return the checkpoint without its sharded tensors, and this process's shards; None if nothing is sharded.
 
     Args:
         checkpoint: as one process gives it to be saved.
-        together: entries that hold tensors by name, of which none may stay behind: the first process takes whole ones, too.
+        together: entries of tensors by name, of which none may stay behind: the first process takes unsharded ones, too.
 
     Raises:
-        ValueError: if a tensor is divided along another dimension than its first, naming it.
+        ValueError: if a tensor is sharded along another dimension than its first, naming it.
     """
-    found: dict[Place, DTensor] = {}
-    rest = _without(checkpoint, (), found)
-    if not found:
+    sharded: dict[Place, DTensor] = {}
+    rest = _without(checkpoint, (), sharded)
+    if not sharded:
         return rest, None
     own: dict[Place, Tensor] = {}
     index, count, writes = 0, 1, True
-    for place, tensor in found.items():
+    for place, tensor in sharded.items():
         index, count, writes = _layout(place, tensor)
-        piece = tensor.to_local().detach()
-        if piece.numel():
-            own[place] = piece
+        shard = tensor.to_local().detach()
+        if shard.numel():
+            own[place] = shard
     for part in together:
-        whole_ones = rest.pop(part, None) or {}
+        unsharded = rest.pop(part, None) or {}
         if index == 0:
-            own |= {(part, name): tensor for name, tensor in whole_ones.items()}
-    return rest, Pieces(own, frozenset(str(place[0]) for place in found), index, count, writes)
+            own |= {(part, name): tensor for name, tensor in unsharded.items()}
+    return rest, Shards(own, frozenset(str(place[0]) for place in sharded), index, count, writes)
 
 
 def put_back(checkpoint: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors back, in place, where `take_pieces` took them from; `tensors` are those of `join(files_of(..., PIECES))`."""
+    """Put the tensors of `gather(files_of(..., SHARDED_STATE))` back, in place, where `take_shards` took them from."""
     for key, tensor in tensors.items():
         *path, last = json.loads(key)
         place: Any = checkpoint
@@ -87,32 +88,34 @@ def put_back(checkpoint: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         place[last] = tensor
 
 
-def write_own(folder: Path, pieces: Pieces, names: Mapping[str, str]) -> None:
-    """Write this process's files into the folder that is being filled, and say so.
+def write_own(folder: Path, shards: Shards, names: Mapping[str, str]) -> None:
+    """Write this process's files into the folder that is being filled, and report it.
 
     Args:
         folder: shared by all processes.
-        pieces: of `take_pieces`.
-        names: which file each entry of the checkpoint goes to; all others go to `PIECES`.
+        shards: of `take_shards`.
+        names: which file each entry of the checkpoint goes to; all others go to `SHARDED_STATE`.
     """
-    told = folder / _told(pieces.index)
+    report = folder / _report(shards.index)
     try:
-        files: dict[str, dict[str, Tensor]] = {_numbered(names.get(part, PIECES), pieces): {} for part in pieces.parts}
-        for place, piece in pieces.own.items():
+        files: dict[str, dict[str, Tensor]] = {
+            _numbered(names.get(part, SHARDED_STATE), shards): {} for part in shards.parts
+        }
+        for place, shard in shards.own.items():
             part = str(place[0])
             key = str(place[1]) if part in names else json.dumps(place)
-            files[_numbered(names.get(part, PIECES), pieces)][key] = piece
+            files[_numbered(names.get(part, SHARDED_STATE), shards)][key] = shard
         for name, tensors in files.items():
-            whole.write_tensors(folder / name, tensors)
-        whole.write_json_atomically(told, {name: whole.describe(folder / name) for name in files})
+            write_tensors(folder / name, tensors)
+        write_json(report, {name: describe(folder / name) for name in files})
     except BaseException as error:
-        if pieces.index and folder.is_dir():
-            whole.write_json_atomically(told, {"error": f"{type(error).__name__}: {error}"})
+        if shards.index and folder.is_dir():
+            write_json(report, {"error": f"{type(error).__name__}: {error}"})
         raise
 
 
 def wait_for_all(folder: Path, count: int, timeout: float) -> dict[str, Any]:
-    """Wait until every process has written its files, and return what each file is, by name.
+    """Wait until every process has written its files, and return what `describe` returned of each, by name.
 
     Args:
         folder: that is being filled.
@@ -124,27 +127,27 @@ def wait_for_all(folder: Path, count: int, timeout: float) -> dict[str, Any]:
         TimeoutError: naming the processes that have not written theirs.
     """
     until = time.monotonic() + timeout
-    known: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     waiting = list(range(count))
     while waiting:
-        for index in [each for each in waiting if (folder / _told(each)).is_file()]:
-            facts = whole.read_json(folder / _told(index))
+        for index in [each for each in waiting if (folder / _report(each)).is_file()]:
+            facts = read_json(folder / _report(index))
             if "error" in facts:
-                raise RuntimeError(f"{folder}: process {index} could not write its pieces: {facts['error']}")
-            known |= facts
-            (folder / _told(index)).unlink()
+                raise RuntimeError(f"{folder}: process {index} could not write its shards: {facts['error']}")
+            described |= facts
+            (folder / _report(index)).unlink()
             waiting.remove(index)
         if waiting and time.monotonic() > until:
             raise TimeoutError(
-                f"{folder}: no pieces from processes {waiting} in {timeout:g} s; all processes must write to one file system"
+                f"{folder}: no shards from processes {waiting} in {timeout:g} s; all processes must write to one file system"
             )
         if waiting:
             time.sleep(0.05)
-    return known
+    return described
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
-    """Return the file `name` of a checkpoint, or the files in pieces that stand for it, in order; empty if there are none.
+    """Return the file `name` of a checkpoint, or the files of its shards, in order; empty if there are none.
 
     Raises:
         DamagedError: if one of several is missing.
@@ -155,37 +158,37 @@ def files_of(folder: Path, name: str) -> list[Path]:
     files = sorted(folder.glob(f"{stem}.*-of-*.{ending}"))
     count = int(files[0].name.split("-of-")[1].split(".")[0]) if files else 0
     if len(files) != count:
-        raise whole.DamagedError(f"{folder} holds {len(files)} of the {count} pieces of {name}")
+        raise DamagedError(f"{folder} holds {len(files)} of the {count} shards of {name}")
     return files
 
 
-def join(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the whole tensors of files in pieces, on the CPU.
+def gather(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the all-gathered tensors of files of shards, on the CPU.
 
     Raises:
         DamagedError: naming the file that cannot be read.
     """
-    pieces: dict[str, list[Tensor]] = {}
+    shards: dict[str, list[Tensor]] = {}
     for file in files:
-        for name, piece in whole.read_tensors(file).items():
-            pieces.setdefault(name, []).append(piece)
-    return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in pieces.items()}
+        for name, shard in read_tensors(file).items():
+            shards.setdefault(name, []).append(shard)
+    return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in shards.items()}
 
 
-def _without(value: Any, place: Place, found: dict[Place, DTensor]) -> Any:
+def _without(value: Any, place: Place, sharded: dict[Place, DTensor]) -> Any:
     if isinstance(value, DTensor):
-        found[place] = value
+        sharded[place] = value
         return None
     if isinstance(value, dict):
-        items = {key: _without(item, (*place, key), found) for key, item in value.items()}
-        return {key: item for key, item in items.items() if (*place, key) not in found}
+        items = {key: _without(item, (*place, key), sharded) for key, item in value.items()}
+        return {key: item for key, item in items.items() if (*place, key) not in sharded}
     if isinstance(value, list):
-        return [_without(item, (*place, index), found) for index, item in enumerate(value)]
+        return [_without(item, (*place, index), sharded) for index, item in enumerate(value)]
     return value
 
 
 def _layout(place: Place, tensor: DTensor) -> tuple[int, int, bool]:
-    """Return the number of this process's piece, how many there are, and whether this process is to write its own."""
+    """Return the number of this process's shard, how many there are, and whether this process writes its own."""
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate() or [0] * mesh.ndim
     index, count, writes = 0, 1, True
@@ -197,15 +200,15 @@ def _layout(place: Place, tensor: DTensor) -> tuple[int, int, bool]:
         else:
             where = "/".join(map(str, place))
             raise ValueError(
-                f"{where} is placed as {placement}, which cannot be saved in pieces: checkpoint_io.sharded=false"
+                f"{where} is placed as {placement}, which cannot be saved as shards: checkpoint_io.sharded=false"
             )
     return index, count, writes
 
 
-def _numbered(name: str, pieces: Pieces) -> str:
+def _numbered(name: str, shards: Shards) -> str:
     stem, ending = name.split(".")
-    return f"{stem}.{pieces.index:05d}-of-{pieces.count:05d}.{ending}"
+    return f"{stem}.{shards.index:05d}-of-{shards.count:05d}.{ending}"
 
 
-def _told(index: int) -> str:
+def _report(index: int) -> str:
     return f"process-{index:05d}.json"

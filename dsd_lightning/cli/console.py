@@ -1,4 +1,4 @@
-"""What do libraries print on the terminal that says nothing to a user of this project?"""
+"""Silences harmless warnings and repeated lines of libraries on the terminal."""
 
 from __future__ import annotations
 

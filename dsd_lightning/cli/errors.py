@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend? Those are told in one message that names value and remedy; others get a traceback."""
+"""Reports errors that the user can fix as one message with value and remedy; others keep their traceback."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _FILE_SYSTEM = (
 
 
 def message_for_user(error: BaseException) -> str | None:
-    """Return what to tell the user of `error`; None for a programming error, whose traceback is needed.
+    """Return the message for the user of `error`; None for a programming error, whose traceback is needed.
 
-    The user can mend what Hydra says of the configuration, what any constructor says of values from it, what this
-    project's code raises to refuse an input, and what the file system and W&B say.
+    The user can fix what Hydra reports of the configuration, what any constructor reports of values from it, what this
+    project's code raises to refuse an input, and what the file system and W&B report.
     """
     if isinstance(error, InstantiationException):
         cause = error.__cause__
@@ -58,7 +58,7 @@ def message_for_user(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _FILE_SYSTEM:
         return (
-            f"{error.filename}: {error.strerror}; choose another place (the run folder: hydra.run.dir=...), or mend it"
+            f"{error.filename}: {error.strerror}; choose another place (the run folder: hydra.run.dir=...), or fix it"
         )
     return None
 
@@ -74,11 +74,11 @@ def _raised_by_us(error: BaseException) -> bool:
 def run_command(main: Callable[[], None]) -> None:
     """Run the `main` of a command (a function that Hydra decorated).
 
-    An error that the user can mend ends the process with its message and exit code 2; Ctrl-C ends it with 130. With
+    An error that the user can fix ends the process with its message and exit code 2; Ctrl-C ends it with 130. With
     HYDRA_FULL_ERROR=1 every error comes with its traceback.
     """
     with_traceback = os.environ.get(FULL_ERROR) == "1"
-    # Hydra would print errors by itself and exit; so it hands them on.
+    # Otherwise Hydra prints errors itself and exits.
     os.environ[FULL_ERROR] = "1"
     try:
         main()

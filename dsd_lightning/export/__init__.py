@@ -1,1 +1,1 @@
-"""export."""
+"""Export of runs: adapters, other programs' layouts, model cards, the hub."""

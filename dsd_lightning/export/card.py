@@ -1,10 +1,9 @@
-"""What goes along with exported weights, so that a stranger can judge them? Model card, configuration, data, metrics."""
+"""Writes what accompanies exported weights: model card, configuration, origin of the data, metrics, samples."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from dsd_lightning.files import atomic
 from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.runs.folder import CONFIG, SAMPLES, SUMMARY
 
-CARD, CONFIG, DATA, METRICS, SHEET = "README.md", "config.yaml", "data.json", "metrics.json", "samples.png"
-"""The model card; the run's configuration; where its pairs came from; the run's `summary.json`; its last sample sheet."""
+CARD, DATA, METRICS, SHEET = "README.md", "data.json", "metrics.json", "samples.png"
+"""The model card; where the run's pairs came from; the run's `summary.json`; its last sample sheet."""
 
 UNKNOWN = "unknown"
 
@@ -26,7 +27,7 @@ _DEV_LICENSE = {
     "license_name": "flux-1-dev-non-commercial-license",
     "license_link": f"https://huggingface.co/{_DEV}/blob/main/LICENSE.md",
 }
-_KNOWN_BASES: Mapping[str, Mapping[str, str]] = {
+_BASE_LICENCES: Mapping[str, Mapping[str, str]] = {
     _DEV: _DEV_LICENSE,
     "black-forest-labs/FLUX.1-schnell": {"license": "apache-2.0"},
 }
@@ -48,7 +49,7 @@ class Licence:
 
 
 def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
-    """Return what the card says of the base: by its hub id, or by the front matter of the README in its folder.
+    """Return the base's licence: by its hub id, or by the front matter of the README in its folder.
 
     Args:
         base: the run's.
@@ -63,8 +64,8 @@ def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
             base_model = _DEV
     else:
         base_model = base_model or base.path
-    if base_model is not None and base_model in _KNOWN_BASES:
-        return Licence(base_model, _KNOWN_BASES[base_model])
+    if base_model is not None and base_model in _BASE_LICENCES:
+        return Licence(base_model, _BASE_LICENCES[base_model])
     if base_model is not None and not _HUB_ID.fullmatch(base_model):
         raise ValueError(f"--base-model={base_model!r} is no hub id (owner/name)")
     return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})
@@ -79,26 +80,31 @@ def data_manifest(config: DictConfig) -> dict[str, Any]:
     root = OmegaConf.select(config, "data.root")
     index = Path(str(root)) / "index.json" if root is not None else None
     if index is not None:
-        # The shards may be gone by now, and then their settings are all that is known.
+        # The shards may be gone by now; then their settings are all there is.
         manifest["index"] = json.loads(index.read_text()) if index.is_file() else None
     return manifest
 
 
 def write_companions(folder: Path, run: Path, config: DictConfig | None) -> None:
-    """Write what the card speaks of into `folder`: configuration, data, metrics and sample sheet, as far as they exist."""
+    """Write configuration, data, metrics and sample sheet, as far as they exist, into `folder`, for the card."""
     if config is not None:
-        OmegaConf.save(config, folder / CONFIG)
-        (folder / DATA).write_text(json.dumps(data_manifest(config), indent=2) + "\n")
-    if (run / "summary.json").is_file():
-        shutil.copyfile(run / "summary.json", folder / METRICS)
-    if sheets := sorted((run / "samples").glob("step_*.png")):
-        shutil.copyfile(sheets[-1], folder / SHEET)
+        atomic.write_text(folder / CONFIG, OmegaConf.to_yaml(config))
+        atomic.write_json(folder / DATA, data_manifest(config))
+    copy_metrics(run, folder)
+    if sheets := sorted((run / SAMPLES).glob("step_*.png")):
+        atomic.write_bytes(folder / SHEET, sheets[-1].read_bytes())
+
+
+def copy_metrics(run: Path, folder: Path) -> None:
+    """Copy a run's last metrics, if it has any, into `folder`."""
+    if (run / SUMMARY).is_file():
+        atomic.write_bytes(folder / METRICS, (run / SUMMARY).read_bytes())
 
 
 def write_card(
     folder: Path, title: str, header: Mapping[str, Any], licence: Licence, export_format: str, usage: str
 ) -> None:
-    """Write the model card; front matter as the Hugging Face hub reads it. What lies beside it in `folder` is shown.
+    """Write the model card; front matter as the Hugging Face hub reads it. It shows what is beside it in `folder`.
 
     Args:
         folder: of the export, with its companions in place.
@@ -149,11 +155,11 @@ def write_card(
     lines += [
         "## Limits",
         "",
-        "A model that keeps a subject's identity can be misused to image real people in scenes that never happened. Do not "
+        "A model that keeps a subject's identity can be misused to show real people in scenes that never happened. Do not "
         "use it on people without their consent, and say that an image is generated where you publish it.",
         "",
     ]
-    (folder / CARD).write_text("\n".join(lines))
+    atomic.write_text(folder / CARD, "\n".join(lines))
 
 
 def _table(metrics: Mapping[str, Any]) -> list[str]:
@@ -173,11 +179,6 @@ def _front_matter(file: Path) -> dict[str, Any]:
 
 
 def _plain(config: DictConfig, key: str) -> Any:
-    """Return a part of the configuration as plain types; what only a run knows stays as it is written."""
+    """Return a part of a recorded configuration as plain types."""
     part = OmegaConf.select(config, key)
-    if not OmegaConf.is_config(part):
-        return part
-    try:
-        return OmegaConf.to_container(part, resolve=True)
-    except ValueError:  # an interpolation of Hydra's, which is gone with its process
-        return OmegaConf.to_container(part, resolve=False)
+    return OmegaConf.to_container(part) if OmegaConf.is_config(part) else part

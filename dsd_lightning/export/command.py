@@ -1,4 +1,4 @@
-"""From a run to a folder for others: what was trained, in this project's layout or in somebody else's, and a model card.
+"""Exports a run for others: what was trained, in this project's layout or another program's, with a model card.
 
 python -m dsd_lightning.export RUN_DIR OUT [--format official] [--dtype bfloat16] [--raw]
 """
@@ -18,12 +18,12 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
-from dsd_lightning.export.card import CARD, METRICS, Licence, licence_of, write_card, write_companions
+from dsd_lightning.export.card import CARD, Licence, copy_metrics, licence_of, write_card, write_companions
 from dsd_lightning.export.hub import push
-from dsd_lightning.export.layouts import LAYOUTS, Made
+from dsd_lightning.export.layouts import LAYOUTS, Exported
 from dsd_lightning.export.stock import FP8, ExportError
 from dsd_lightning.export.usage import usage_of
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files.folders import MANIFEST, DamagedError, atomic_folder, partial_of, read_json
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.models.restore import find_run, restore
 from dsd_lightning.runs.folder import CONFIG, read_config
@@ -32,23 +32,21 @@ STORED_AS = DTYPES | {"fp8": FP8}
 
 
 def export_adapter(run: Path, out: Path, dtype: torch.dtype, ema: bool) -> Path:
-    """Write the adapter of a run's last whole checkpoint to `out` and return the checkpoint.
+    """Write the adapter of a run's last complete checkpoint to `out` and return the checkpoint.
 
     Args:
         run: a run folder, or one of its checkpoint folders.
         out: adapter folder; other files in it stay.
         dtype: of the written weights.
-        ema: the averaged weights rather than the last ones.
+        ema: the EMA weights rather than the last ones.
 
     Raises:
-        FileNotFoundError: if the run has no whole checkpoint.
+        NoRunError: if the run has no complete checkpoint.
     """
     folder, checkpoint = find_run(run)
     header, weights = read_adapter(checkpoint, ema)
     write_adapter(out, header, weights, dtype)
-    summary = folder / "summary.json"
-    if summary.is_file():
-        shutil.copyfile(summary, out / METRICS)
+    copy_metrics(folder, out)
     return checkpoint
 
 
@@ -62,33 +60,31 @@ def export_layout(
     base_path: str | None = None,
     base_model: str | None = None,
 ) -> Path:
-    """Write a run in somebody else's layout, with its model card, and return the checkpoint it was made from.
-
-    The folder is filled beside its place and renamed: it is there whole or not at all.
+    """Write a run atomically in another program's layout, with its model card, and return the checkpoint it was made from.
 
     Args:
         run: a run folder, or one of its checkpoint folders.
         out: must be new, empty, or an earlier export, which is replaced.
         layout: a key of `LAYOUTS`.
         dtype: of the written weights; None keeps the base's, and float32 for factors.
-        ema: the averaged weights rather than the last ones.
+        ema: the EMA weights rather than the last ones.
         merged: official and comfyui: add the factors to the transformer's weights (the other layouts always do).
-        base_path: where the base lies now, if not where the run found it.
+        base_path: where the base is now, if not where the run had it.
         base_model: the base's hub id for the card, where its folder does not tell.
 
     Raises:
         ExportError: if the layout cannot hold this run: why, and which can.
         FileExistsError: if `out` holds something else.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / whole.MANIFEST).is_file())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
         raise FileExistsError(f"{out} holds something that is no export; give a new folder")
     restored = restore(run, ema, base_path)
     header, _ = read_adapter(restored.checkpoint, ema)
     licence = licence_of(restored.base, base_model)
     title = out.resolve().name
-    made = Made(restored.architecture, restored.base, dtype, merged, title, licence.fields["license"])
-    with _removed_if_refused(out), whole.whole_folder(out) as folder:
-        LAYOUTS[layout](made, folder)
+    exported = Exported(restored.architecture, restored.base, dtype, merged, title, licence.fields["license"])
+    with _removed_if_refused(out), atomic_folder(out) as folder:
+        LAYOUTS[layout](exported, folder)
         write_companions(folder, restored.run, restored.config)
         usage = usage_of(layout, header, folder, restored.architecture.stock_pipeline)
         write_card(folder, title, header, licence, layout, usage)
@@ -101,12 +97,12 @@ def _removed_if_refused(out: Path) -> Iterator[None]:
     try:
         yield
     except ExportError:
-        shutil.rmtree(out.with_name(out.name + whole.PARTIAL), ignore_errors=True)
+        shutil.rmtree(partial_of(out), ignore_errors=True)
         raise
 
 
 def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: str | None) -> Licence | None:
-    """Put a model card beside an adapter, unless somebody wrote one; return the base's licence, if the run tells its base."""
+    """Put a model card beside an adapter, unless somebody wrote one; return the base's licence, if its run names it."""
     folder, checkpoint = find_run(run)
     if not (folder / CONFIG).is_file():
         return None
@@ -114,7 +110,7 @@ def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: s
     path, dtype = str(base_path or config.base.model.path), str(config.base.model.dtype)
     licence = licence_of(FluxBase(path=path, dtype=dtype), base_model)
     if not (out / CARD).is_file():
-        header: Mapping[str, Any] = whole.read_json(checkpoint / "adapter.json")
+        header: Mapping[str, Any] = read_json(checkpoint / "adapter.json")
         write_companions(out, folder, config)
         write_card(out, out.resolve().name, header, licence, "adapter", usage_of("adapter", header, out))
     return licence
@@ -126,15 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="run folder, or one checkpoint folder of it")
     parser.add_argument("out", type=Path, help="folder of the export")
-    parser.add_argument("--format", choices=("adapter", *LAYOUTS), default="adapter", help="docs/export.md tells which")
+    parser.add_argument("--format", choices=("adapter", *LAYOUTS), default="adapter", help="docs/export.md lists them")
     parser.add_argument(
         "--dtype",
         choices=sorted(STORED_AS),
         help="of the weights (default: float32 for what was trained, else the base's)",
     )
-    parser.add_argument("--raw", action="store_true", help="the last weights instead of their averages")
+    parser.add_argument("--raw", action="store_true", help="the last weights instead of the EMA weights")
     parser.add_argument("--merged", action="store_true", help="official, comfyui: factors added to the transformer")
-    parser.add_argument("--base", metavar="PATH", help="where the base lies now (default: where the run found it)")
+    parser.add_argument("--base", metavar="PATH", help="where the base is now (default: where the run had it)")
     parser.add_argument("--base-model", metavar="OWNER/NAME", help="the base's hub id, for the model card")
     parser.add_argument(
         "--push-to-hub", metavar="OWNER/NAME", help="upload the export (adapters only; default: do not)"
@@ -148,7 +144,7 @@ def _run(chosen: argparse.Namespace) -> str:
     if chosen.format == "adapter":
         if dtype == FP8:
             raise ExportError(
-                "--dtype fp8 would round away what was learned; it is for formats with whole weights: official"
+                "--dtype fp8 would round away what was learned; it is for formats that hold all weights: official"
             )
         if chosen.merged:
             raise ExportError(
@@ -157,7 +153,7 @@ def _run(chosen: argparse.Namespace) -> str:
         checkpoint = export_adapter(chosen.run, chosen.out, dtype or torch.float32, ema=not chosen.raw)
         licence = _describe_adapter(chosen.run, chosen.out, chosen.base, chosen.base_model)
         header = read_header(chosen.out)
-        told = (
+        report = (
             f"{checkpoint} -> {chosen.out}: the {header['parameters']:,} trained values of arch={header['architecture']}, in "
             f"this project's layout; init_from={chosen.out} loads them"
         )
@@ -167,28 +163,28 @@ def _run(chosen: argparse.Namespace) -> str:
             *(chosen.merged, chosen.base, chosen.base_model),
         )
         licence = None
-        told = f"{checkpoint} -> {chosen.out}"
+        report = f"{checkpoint} -> {chosen.out}"
     if chosen.push_to_hub is None:
-        return told
+        return report
     if chosen.format != "adapter":
         raise ExportError(
-            f"{told}, but --push-to-hub uploads adapters only: --format {chosen.format} may hold the base's own weights, whose "
-            "licence may forbid it; use --format adapter"
+            f"{report}, but --push-to-hub uploads adapters only: --format {chosen.format} may hold the base's own weights, "
+            "whose licence may forbid it; use --format adapter"
         )
     if licence is None or not licence.known:
         raise ExportError(
-            f"{told}, but --push-to-hub needs to know the base's licence, which binds these weights: give --base-model"
+            f"{report}, but --push-to-hub needs to know the base's licence, which binds these weights: give --base-model"
         )
-    return f"{told}\n{push(chosen.out, chosen.push_to_hub, private=not chosen.public)}"
+    return f"{report}\n{push(chosen.out, chosen.push_to_hub, private=not chosen.public)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 is success, 2 a refusal."""
     chosen = _parser().parse_args(arguments)
     try:
-        told = _run(chosen)
-    except (OSError, ValueError, HfHubHTTPError, whole.DamagedError, json.JSONDecodeError) as error:
+        report = _run(chosen)
+    except (OSError, ValueError, HfHubHTTPError, DamagedError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(told)  # noqa: T201
+    print(report)  # noqa: T201
     return 0

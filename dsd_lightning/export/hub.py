@@ -1,4 +1,4 @@
-"""How does an exported adapter get to the Hugging Face hub? Only when asked to, and private unless told otherwise."""
+"""Uploads an exported adapter to the Hugging Face hub: only on request, and private by default."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files.atomic import PARTIAL
 
 
 def push(folder: Path, repository: str, private: bool = True, api: HfApi | None = None) -> str:
-    """Upload a folder as a model repository, made if it does not exist, and return its address.
+    """Upload a folder as a model repository, created if it does not exist, and return its address.
 
-    What is half written is left behind.
+    Files that are not complete are left out.
 
     Args:
         folder: an exported adapter.
         repository: owner/name.
-        private: of a repository that is made; one that exists stays as it is.
+        private: of a repository that is created; one that exists stays as it is.
         api: the hub's client; None is the hub itself, under the user's own login (`hf auth login`).
 
     Raises:
@@ -29,6 +29,6 @@ def push(folder: Path, repository: str, private: bool = True, api: HfApi | None 
         folder_path=folder,
         repo_id=repository,
         commit_message="Upload a trained adapter",
-        ignore_patterns=[f"*{whole.PARTIAL}", f"*{whole.PARTIAL}/*"],
+        ignore_patterns=[f"*{PARTIAL}", f"*{PARTIAL}/*"],
     )
     return str(address)

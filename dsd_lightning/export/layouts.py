@@ -1,4 +1,4 @@
-"""How do other people's programs expect a model to lie on the disk? One function for each layout; all fill an empty folder."""
+"""Writes the layouts of other programs, one function for each; all fill an empty folder."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ COMPONENTS = {
     "tokenizer_2": ("transformers", "tokenizer_config.json", "tokenizer_class"),
     "vae": ("diffusers", "config.json", "_class_name"),
 }
-"""The parts that an export takes over from the base: their library, and where they say of which class they are."""
+"""The parts that an export copies from the base: their library, and the file and key that name their class."""
 
 ONE_FILE = "1TB"
 """Shard size under which diffusers splits nothing: the official code and ComfyUI-DSD read a single file."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is being exported: the trained architecture, its base, how, and a title for file headers.
+class Exported:
+    """The model being exported: the trained architecture, its base, and how it is to be written.
 
-    `dtype` None keeps the base's for whole weights, and float32 for factors.
+    `dtype` None keeps the base's for the transformer's weights, and float32 for factors. `title` goes into file headers.
     """
 
     architecture: Architecture
@@ -53,7 +53,7 @@ class Made:
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Of whole weights."""
+        """Of the transformer's weights."""
         return self.base.torch_dtype if self.dtype is None else self.dtype
 
     @property
@@ -62,7 +62,7 @@ class Made:
         return torch.float32 if self.dtype is None else BESIDE_FP8 if self.dtype == FP8 else self.dtype
 
 
-def write_official(made: Made, folder: Path) -> None:
+def write_official(exported: Exported, folder: Path) -> None:
     """Write `transformer/` (one file, with `c_embedder`) and the factors, as primecai/dsd_model has them.
 
     Merged, the transformer holds the factors' updates, and the factors that go along, because the official code insists on
@@ -71,18 +71,24 @@ def write_official(made: Made, folder: Path) -> None:
     Raises:
         ExportError: if the architecture is not the official one.
     """
-    architecture = _official(made)
+    architecture = _official(exported)
     out = folder / "transformer"
     out.mkdir()
-    save_file(weights(architecture, made.merged, made.weights_dtype), out / TRANSFORMER_FILE, metadata={"format": "pt"})
+    save_file(
+        weights(architecture, exported.merged, exported.weights_dtype),
+        out / TRANSFORMER_FILE,
+        metadata={"format": "pt"},
+    )
     config = {"_class_name": "FluxTransformer2DModel", "_diffusers_version": diffusers.__version__}
     config |= {key: value for key, value in architecture.transformer.config.items() if not key.startswith("_")}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    found = factors(architecture)
-    write_factors(made, folder / LORA_FILE, _zero_factors(architecture) if made.merged or not found else found)
+    trained = factors(architecture)
+    write_factors(
+        exported, folder / LORA_FILE, _zero_factors(architecture) if exported.merged or not trained else trained
+    )
 
 
-def write_comfyui(made: Made, folder: Path) -> None:
+def write_comfyui(exported: Exported, folder: Path) -> None:
     """Write what ComfyUI reads: for `parallel` a folder to put in place as `models/dsd_model`, else factors alone.
 
     ComfyUI-DSD asks of the official layout: one transformer file with every key, factors always, no alpha. ComfyUI's own
@@ -91,41 +97,41 @@ def write_comfyui(made: Made, folder: Path) -> None:
     Raises:
         ExportError: if neither fits.
     """
-    if isinstance(made.architecture, Parallel):
-        write_official(made, folder)
+    if isinstance(exported.architecture, Parallel):
+        write_official(exported, folder)
         return
-    if made.architecture.stock_pipeline != "FluxPipeline" or made.merged or not factors(made.architecture):
+    if exported.architecture.stock_pipeline != "FluxPipeline" or exported.merged or not factors(exported.architecture):
         raise ExportError(
-            f"ComfyUI has no node for arch={made.architecture.name}"
+            f"ComfyUI has no node for arch={exported.architecture.name}"
             + (
                 " without factors of its own (arch.lora=null, or merged)"
-                if made.architecture.name == "text_only"
+                if exported.architecture.name == "text_only"
                 else ""
             )
-            + f": ComfyUI-DSD reads arch=parallel, and ComfyUI's LoRA loader factors on plain FLUX; {_instead(made)}"
+            + f": ComfyUI-DSD reads arch=parallel, and ComfyUI's LoRA loader factors on plain FLUX; {_instead(exported)}"
         )
-    write_factors(made, folder / LORA_FILE, factors(made.architecture))
+    write_factors(exported, folder / LORA_FILE, factors(exported.architecture))
 
 
-def write_diffusers(made: Made, folder: Path) -> None:
-    """Write a whole pipeline folder of a stock diffusers class, with everything trained merged into the transformer.
+def write_diffusers(exported: Exported, folder: Path) -> None:
+    """Write a complete pipeline folder of a stock diffusers class, with everything trained merged into the transformer.
 
     Raises:
         ExportError: if no stock pipeline computes the same, or the base lacks a part.
     """
     try:
-        transformer = stock_transformer(made.architecture, made.weights_dtype)
+        transformer = stock_transformer(exported.architecture, exported.weights_dtype)
     except ExportError as error:
-        raise ExportError(f"{error}; {_instead(made)}") from error
-    source = base_folder(made.base)
+        raise ExportError(f"{error}; {_instead(exported)}") from error
+    source = base_folder(exported.base)
     index = source / "model_index.json"
-    known = json.loads(index.read_text()) if index.is_file() else {}
-    components = {part: known.get(part) or _component(source, part) for part in COMPONENTS}
+    listed = json.loads(index.read_text()) if index.is_file() else {}
+    components = {part: listed.get(part) or _component(source, part) for part in COMPONENTS}
     for part in components:
         shutil.copytree(source / part, folder / part)
     transformer.save_pretrained(folder / "transformer")
     content = {
-        "_class_name": made.architecture.stock_pipeline,
+        "_class_name": exported.architecture.stock_pipeline,
         "_diffusers_version": diffusers.__version__,
         **components,
         "transformer": ["diffusers", FluxTransformer2DModel.__name__],
@@ -133,20 +139,20 @@ def write_diffusers(made: Made, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def write_transformer(made: Made, folder: Path) -> None:
+def write_transformer(exported: Exported, folder: Path) -> None:
     """Write diffusers' FluxTransformer2DModel alone, everything trained merged into it, in one file.
 
     Raises:
         ExportError: if no stock transformer computes the same.
     """
     try:
-        transformer = stock_transformer(made.architecture, made.weights_dtype)
+        transformer = stock_transformer(exported.architecture, exported.weights_dtype)
     except ExportError as error:
-        raise ExportError(f"{error}; {_instead(made)}") from error
+        raise ExportError(f"{error}; {_instead(exported)}") from error
     transformer.save_pretrained(folder, max_shard_size=ONE_FILE)
 
 
-LAYOUTS: Mapping[str, Callable[[Made, Path], None]] = {
+LAYOUTS: Mapping[str, Callable[[Exported, Path], None]] = {
     "official": write_official,
     "comfyui": write_comfyui,
     "diffusers": write_diffusers,
@@ -169,19 +175,19 @@ def possible_formats(architecture: Architecture) -> list[str]:
     return formats
 
 
-def write_factors(made: Made, file: Path, found: Mapping[str, Factors]) -> None:
+def write_factors(exported: Exported, file: Path, by_layer: Mapping[str, Factors]) -> None:
     """Write factors as diffusers, ComfyUI and the official code read them: every key under `transformer.`, no alpha.
 
     The scale is folded into lora_B. The header repeats it as `lora_adapter_metadata` (alpha = rank) and in the fields of
     Stability's modelspec; all values are strings.
     """
     tensors: dict[str, Tensor] = {}
-    for name, pair in found.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = pair.a.cpu().to(made.factors_dtype).contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = pair.b.cpu().to(made.factors_dtype).contiguous()
-    rank = next(iter(found.values())).a.shape[0]
+    for name, pair in by_layer.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = pair.a.cpu().to(exported.factors_dtype).contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = pair.b.cpu().to(exported.factors_dtype).contiguous()
+    rank = next(iter(by_layer.values())).a.shape[0]
     # peft takes a list of names for their endings, and the output head's is also how the single blocks' last layers end.
-    targets: Any = "|".join(re.escape(name) for name in found) if "proj_out" in found else list(found)
+    targets: Any = "|".join(re.escape(name) for name in by_layer) if "proj_out" in by_layer else list(by_layer)
     settings = {"r": rank, "lora_alpha": rank, "target_modules": targets}
     metadata = {
         "format": "pt",
@@ -189,8 +195,8 @@ def write_factors(made: Made, file: Path, found: Mapping[str, Factors]) -> None:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "flux-1-dev/lora",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": made.title,
-        "modelspec.license": made.license,
+        "modelspec.title": exported.title,
+        "modelspec.license": exported.license,
     }
     save_file(tensors, file, metadata=metadata)
 
@@ -206,17 +212,17 @@ def base_folder(base: FluxBase) -> Path:
 def _component(source: Path, part: str) -> list[str]:
     """Return what model_index.json says of a part: its library and class."""
     library, file, key = COMPONENTS[part]
-    said = json.loads((source / part / file).read_text())[key]
-    return [library, said[0] if isinstance(said, list) else said]
+    kind = json.loads((source / part / file).read_text())[key]
+    return [library, kind[0] if isinstance(kind, list) else kind]
 
 
-def _official(made: Made) -> Parallel:
-    if not isinstance(made.architecture, Parallel):
+def _official(exported: Exported) -> Parallel:
+    if not isinstance(exported.architecture, Parallel):
         raise ExportError(
             f"the official layout is that of arch=parallel, two frames and a c_embedder; this run has "
-            f"arch={made.architecture.name}: {_instead(made)}"
+            f"arch={exported.architecture.name}: {_instead(exported)}"
         )
-    return made.architecture
+    return exported.architecture
 
 
 def _zero_factors(architecture: Architecture) -> dict[str, Factors]:
@@ -226,5 +232,5 @@ def _zero_factors(architecture: Architecture) -> dict[str, Factors]:
     return {name: Factors(torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1))}
 
 
-def _instead(made: Made) -> str:
-    return f"this run can be exported with --format {', '.join(possible_formats(made.architecture))}"
+def _instead(exported: Exported) -> str:
+    return f"this run can be exported with --format {', '.join(possible_formats(exported.architecture))}"

@@ -1,4 +1,4 @@
-"""Which plain weights is a trained architecture made of, and which stock transformer computes the same?
+"""Converts a trained architecture to plain weights, and to the stock transformer that computes the same.
 
 Names are the official ones: those of diffusers' transformer, with `c_embedder` beside `x_embedder`. Factors are named by
 their layer.
@@ -49,8 +49,8 @@ def factors(architecture: Architecture) -> dict[str, Factors]:
 
     Those of the reference's own linear layer, which no stock model has, are left out; `weights` adds them up.
     """
-    found = {official_name(name): _factors(layer) for name, layer in _layers(architecture)}
-    return {name: pair for name, pair in found.items() if name != REFERENCE_EMBEDDER}
+    by_layer = {official_name(name): _factors(layer) for name, layer in _layers(architecture)}
+    return {name: pair for name, pair in by_layer.items() if name != REFERENCE_EMBEDDER}
 
 
 def weights(architecture: Architecture, merged: bool, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def stock_transformer(architecture: Architecture, dtype: torch.dtype) -> FluxTra
         )
     state = weights(architecture, merged=True, dtype=dtype)
     config = {key: value for key, value in architecture.transformer.config.items() if not key.startswith("_")}
-    # What the transformer itself answers by default, said aloud: the doubled input would change it.
+    # Stated, because its default is the number of input channels, which is doubled here.
     config["out_channels"] = config.get("out_channels") or config["in_channels"]
     if f"{REFERENCE_EMBEDDER}.weight" in state:
         reference = {part: state.pop(f"{REFERENCE_EMBEDDER}.{part}") for part in ("weight", "bias")}

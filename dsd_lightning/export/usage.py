@@ -1,4 +1,4 @@
-"""Which few lines load an export? They stand in its model card."""
+"""Returns the few lines that load an export, for its model card."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from dsd_lightning.checkpoints.official import LORA_FILE
 
 _ADAPTER = """
-With dsd-lightning: `python train.py arch={architecture} init_from=FOLDER` trains on from it, with the settings in
-`adapter.json`.
+With dsd-lightning: `TwoFramePipeline.from_run("FOLDER")` or `python generate.py --run FOLDER` generates with it, and
+`python train.py arch={architecture} init_from=FOLDER` trains on from it, with the settings in `adapter.json`.
 """
 
 _OFFICIAL = """
@@ -36,8 +36,8 @@ pipe = FluxControlPipeline.from_pretrained("FOLDER")
 size = 512  # of a frame; the size it was trained at
 canvas = Image.new("RGB", (2 * size, size), "black")
 canvas.paste(reference.resize((size, size), Image.BICUBIC), (0, 0))
-drawn = pipe("a prompt", control_image=canvas, height=size, width=2 * size, guidance_scale=3.5).images[0]
-result = drawn.crop((size, 0, 2 * size, size))  # the left half reconstructs the reference
+image = pipe("a prompt", control_image=canvas, height=size, width=2 * size, guidance_scale=3.5).images[0]
+result = image.crop((size, 0, 2 * size, size))  # the left half reconstructs the reference
 ```
 """
 
@@ -60,7 +60,7 @@ pipe = {pipeline}.from_pretrained("BASE", transformer=transformer)
 
 
 def usage_of(export_format: str, header: Mapping[str, Any], folder: Path, pipeline: str | None = None) -> str:
-    """Return Markdown that says how to load what lies in `folder` (`FOLDER` in it).
+    """Return Markdown that says how to load what is in `folder` (`FOLDER` in it).
 
     Args:
         export_format: as `--format` has it.

@@ -1,4 +1,4 @@
-"""How is a folder of files written so that it is there whole or not at all, and how is damage noticed?
+"""Writes folders of files atomically, with a manifest by which damage is noticed.
 
 A folder is filled under another name, every file and the folder flushed to the disk, and then renamed. Its manifest holds
 each file's size and sha256; it is written last, so a folder without one was never finished.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsd_lightning.files.atomic import PARTIAL, rename, sync, write_json
+
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
-"""Ending of the name under which a folder is filled."""
 
 ASIDE = ".replaced"
 """Ending of the name of a folder that a newer one of the same name is about to replace."""
@@ -33,7 +32,7 @@ class DamagedError(RuntimeError):
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; when the block ends without an error it is committed as `folder`.
 
     A folder that has the name already is replaced. Whatever interrupts the block leaves `folder` as it was, and at most
@@ -44,7 +43,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def partial_of(folder: Path) -> Path:
-    """Return the folder that is filled to become `folder`."""
+    """Return the folder that is filled to become `folder`: one name for all processes that fill it together."""
     return folder.with_name(folder.name + PARTIAL)
 
 
@@ -53,7 +52,7 @@ def begin(folder: Path) -> Path:
     partial, aside = partial_of(folder), folder.with_name(folder.name + ASIDE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if aside.exists() and not folder.exists():
-        os.rename(aside, folder)
+        rename(aside, folder)
     for leftover in (partial, aside):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -61,20 +60,23 @@ def begin(folder: Path) -> Path:
     return partial
 
 
-def commit(folder: Path, known: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
-    """Write the manifest of what was filled in since `begin`, and give it the name of `folder`.
+def commit(folder: Path, described: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+    """Write the manifest of the files since `begin`, and give the folder its name.
 
     Args:
         folder: as it was given to `begin`.
-        known: what `describe` said of files that need not be read once more.
+        described: what `describe` returned for files that need not be read again; they are on the disk already.
     """
     partial, aside = partial_of(folder), folder.with_name(folder.name + ASIDE)
-    write_json(partial / MANIFEST, {name: known.get(name) or describe(partial / name) for name in _files(partial)})
-    _flush(partial)
+    manifest: dict[str, Any] = {}
+    for name in _files(partial):
+        if name not in described:
+            sync(partial / name)
+        manifest[name] = described.get(name) or describe(partial / name)
+    write_json(partial / MANIFEST, manifest)
     if folder.exists():
-        os.rename(folder, aside)
-    os.rename(partial, folder)
-    _flush(folder.parent)
+        rename(folder, aside)
+    rename(partial, folder)
     if aside.exists():
         shutil.rmtree(aside)
 
@@ -83,7 +85,7 @@ def verify(folder: Path, only: Collection[str] | None = None) -> None:
     """Check the files of a committed folder against its manifest.
 
     Args:
-        folder: written by `whole_folder`.
+        folder: written by `atomic_folder`.
         only: names of the files to check; all if None.
 
     Raises:
@@ -98,15 +100,15 @@ def verify(folder: Path, only: Collection[str] | None = None) -> None:
     if only is None:
         unexpected = set(_files(folder)) - set(files) - {MANIFEST}
         if unexpected:
-            raise DamagedError(f"{folder} holds {sorted(unexpected)}, which its {MANIFEST} does not know")
+            raise DamagedError(f"{folder} holds {sorted(unexpected)}, which its {MANIFEST} does not list")
     for name in files if only is None else only:
         if name not in files:
-            raise DamagedError(f"{manifest} does not know {name}")
+            raise DamagedError(f"{manifest} does not list {name}")
         verify_file(folder / name, files[name])
 
 
 def verify_file(file: Path, facts: Mapping[str, Any]) -> None:
-    """Check a file against what `describe` said of it when it was written.
+    """Check a file against what `describe` returned when it was written.
 
     Raises:
         DamagedError: naming the file.
@@ -130,7 +132,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     save_file(
         {name: value.detach().contiguous() for name, value in tensors.items()}, file, dict(metadata or {}) or None
     )
-    _flush(file)
+    sync(file)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -143,20 +145,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return dict(load_file(file))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise DamagedError(f"{file} cannot be read: {error}") from error
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON, flushed to the disk."""
-    file.write_text(json.dumps(content, indent=2) + "\n")
-    _flush(file)
-
-
-def write_json_atomically(file: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON beside its place and rename it."""
-    temporary = file.with_name(f".{file.name}{PARTIAL}")
-    write_json(temporary, content)
-    os.replace(temporary, file)
-    _flush(file.parent)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -174,23 +162,9 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def flush(file: Any) -> None:
-    """Flush an open file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _files(folder: Path) -> list[str]:
     """Return the files in a folder and in folders within it, by their path in it."""
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

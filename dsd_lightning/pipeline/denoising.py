@@ -1,4 +1,4 @@
-"""From a condition and noise to images: the sampler under diffusers' habits, and the forms that results take."""
+"""Denoises: runs the sampler with diffusers' progress bar and callbacks, and converts the results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dsd_lightning.sampler import SamplerSettings, sample
 
 @dataclass
 class TwoFrameOutput(BaseOutput):
-    """What a call returns.
+    """The result of a call.
 
     Attributes:
         images: the results: PIL images; an array [b, h, w, 3] in [0, 1]; or packed latents [b, tokens, d] of the canvas.
-        references: the reference as the model redrew it, in the same form, where it was asked for and there is one.
+        references: the reconstructed reference, in the same form, if it was requested and there is one.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
@@ -52,7 +52,7 @@ def run_sampler(
     strengths: Sequence[float],
     callback: Callable[..., dict[str, Tensor]] | None,
 ) -> Tensor:
-    """Return the canvas that `sample` draws, under the pipeline's progress bar and a callback as diffusers calls it.
+    """Return the canvas that `sample` generates, under the pipeline's progress bar and a callback as diffusers calls it.
 
     Args:
         pipeline: the `TwoFramePipeline`.
@@ -72,9 +72,9 @@ def run_sampler(
             progress.update()
             replaced = None
             if callback is not None:
-                given = callback(pipeline, index, times[index], {"latents": tokens.pack(canvas)})
-                if given and "latents" in given:
-                    replaced = tokens.unpack(given["latents"], *canvas.shape[-2:])
+                outcome = callback(pipeline, index, times[index], {"latents": tokens.pack(canvas)})
+                if outcome and "latents" in outcome:
+                    replaced = tokens.unpack(outcome["latents"], *canvas.shape[-2:])
             if pipeline._interrupt:
                 raise Interrupted(canvas if replaced is None else replaced)
             return replaced
@@ -87,8 +87,8 @@ def run_sampler(
             return interrupted.canvas
 
 
-class DrawingCodec(Codec):
-    """Encodes as draws from the posterior."""
+class SamplingCodec(Codec):
+    """Encodes as samples from the posterior."""
 
     def __init__(self, vae: AutoencoderKL, generator: torch.Generator | list[torch.Generator]) -> None:
         super().__init__(vae)

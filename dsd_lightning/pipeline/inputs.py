@@ -1,4 +1,4 @@
-"""How do what a user gives (images, prompts, sizes, generators) become the pipeline's batch?"""
+"""Converts a user's images, prompts, sizes and generators to the pipeline's batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Generator = torch.Generator | list[torch.Generator] | None
 
 
 class InputError(ValueError):
-    """What was asked of the pipeline makes no sense; the message names the argument, its value and the remedy."""
+    """Arguments that make no sense; the message names the argument, its value and the remedy."""
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -124,6 +124,6 @@ def strength_of_steps(strength: float | Sequence[tuple[int, int, float]], steps:
     strengths = [1.0] * steps
     for first, after, value in strength:
         if not 0 <= first < after <= steps:
-            raise InputError(f"reference_strength: steps {first} to {after} do not lie within 0 to {steps}")
+            raise InputError(f"reference_strength: steps {first} to {after} are not within 0 to {steps}")
         strengths[first:after] = [float(value)] * (after - first)
     return strengths

@@ -16,7 +16,7 @@ Pipeline = TypeVar("Pipeline", bound="LoadedPipeline")  # not Self, which cannot
 
 
 class LoadedPipeline(DiffusionPipeline):
-    """What `TwoFramePipeline` inherits: its ways in and out of files. A subclass's arguments are `loading.Parts`.
+    """Loading and saving, which `TwoFramePipeline` inherits. A subclass's arguments are `loading.Parts`.
 
     Attributes:
         quantized: whether the blocks' weights are in 8 or 4 bits.
@@ -96,7 +96,7 @@ class LoadedPipeline(DiffusionPipeline):
         """Quantise, place and compile the pipeline, in this order, and return it.
 
         Args:
-            merge_lora: said here because all loaders take it: factors are merged as they are loaded.
+            merge_lora: has no effect here: the loaders merge factors as they load them.
             quantize: 8- or 4-bit weights of the transformer's blocks.
             offload: keep weights in main memory, by part or layer by layer; needs a GPU.
             device: where to compute; the GPU, where there is one, if None.

@@ -1,4 +1,4 @@
-"""How does a pipeline fit into a device's memory? Quantised weights, offload, and what is told when neither can be had."""
+"""Fits a pipeline into a device's memory: quantised weights, offload, and the message when memory runs out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_MEMORY = (
     "out of memory; take less with --model_offload (the parts visit the GPU in turn) or --sequential_offload (layer by "
     "layer, slow), with --quantize fp8, int8 or nf4 (smaller weights), or with a smaller --size or --num_images"
 )
-"""What is told when memory runs out."""
+"""The message when memory runs out."""
 
 
 def quantize(architecture: Architecture, kind: Quantization) -> None:
@@ -38,7 +38,7 @@ def quantize(architecture: Architecture, kind: Quantization) -> None:
 def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.device | str | None) -> Offload | None:
     """Put a pipeline on `device` (the GPU where there is one, if None), whole or part by part.
 
-    Offload without a GPU does nothing and is warned of: the weights lie in main memory already. Returns the offload that
+    Offload without a GPU does nothing and is warned of: the weights are in main memory already. Returns the offload that
     is in effect.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How does diffusers' scheduler, which a pipeline is saved with, stand for our timestep shifts?"""
+"""Converts our timestep shifts to diffusers' scheduler, which a pipeline is saved with, and back."""
 
 from __future__ import annotations
 

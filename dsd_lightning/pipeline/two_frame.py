@@ -1,4 +1,4 @@
-"""How does diffusers' interface look on any of our architectures? A reference image and a prompt in, images out."""
+"""The diffusers pipeline of any of our architectures: a reference image and a prompt in, images out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.pairs import REFERENCE, TARGET, Condition, TextEmbeddings
-from dsd_lightning.pipeline.denoising import DrawingCodec, TwoFrameOutput, as_output, run_sampler
+from dsd_lightning.pipeline.denoising import SamplingCodec, TwoFrameOutput, as_output, run_sampler
 from dsd_lightning.pipeline.inputs import (
     Generator,
     ImageInput,
@@ -35,7 +35,7 @@ from dsd_lightning.sampler import SamplerSettings
 log = logging.getLogger(__name__)
 
 FAR_BEYOND = 1.5
-"""Ratio to the trained side beyond which images distort (512 pixels: from 768 on, as users of the release found)."""
+"""Ratio to the trained side beyond which images distort (512 pixels: from 768 on, as users of the release report)."""
 
 
 class TwoFramePipeline(LoadedPipeline):
@@ -107,7 +107,7 @@ class TwoFramePipeline(LoadedPipeline):
         self.codec.require_size(*size)
         if max(size) > FAR_BEYOND * self.config.default_size:
             log.warning(
-                "frames of %d x %d lie far beyond the %d pixels of training: expect distortions; generate smaller and enlarge",
+                "frames of %d x %d are far beyond the %d pixels of training: expect distortions; generate smaller and enlarge",
                 *size,
                 self.config.default_size,
             )
@@ -157,7 +157,7 @@ class TwoFramePipeline(LoadedPipeline):
         callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         return_dict: bool = True,
     ) -> TwoFrameOutput | tuple[Any, ...]:
-        """Draw the subject of an image as a prompt says.
+        """Generate images of the subject of an image, as a prompt describes.
 
         Images and prompts form a batch: equally many, or one of them for all of the others.
 
@@ -171,13 +171,13 @@ class TwoFramePipeline(LoadedPipeline):
                 costs a prediction more a guided step, image guidance two, both at one value one.
             guidance_start: index of the first step with true guidance.
             height, width: of one frame, pixels; those of training if None.
-            latents: packed noise of the whole canvas, [b, tokens, d], instead of drawing it.
+            latents: packed noise of the whole canvas, [b, tokens, d].
             generator: of the noise; on the CPU its draws are the same on every device. A list gives one an image.
-            condition_sample: encode the reference as the VAE posterior's mode, or as a draw from it made with `generator`
+            condition_sample: encode the reference as the VAE posterior's mode, or as a sample of it with `generator`
                 before the noise (as the official code does with the global one).
             output_type: "latent" gives packed latents of the whole canvas.
             num_images_per_prompt: images for each image and prompt.
-            return_reference: also return the reference as the model redrew it.
+            return_reference: also return the reconstructed reference.
             reference_strength: of all steps, or as ranges (first step, step after the last, strength); at 0 the model sees
                 no reference. It costs no prediction.
             batch_passes: whether a guided step's predictions are computed as one batch; None decides by their size.
@@ -204,7 +204,9 @@ class TwoFramePipeline(LoadedPipeline):
         count = max(len(references_given), len(prompts) if text is None else text.sequence.shape[0])
         total = count * num_images_per_prompt
         if total < 1 or (text is None and not prompts):
-            raise InputError(f"nothing to draw: {len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}")
+            raise InputError(
+                f"nothing to generate: {len(prompts)} prompts, num_images_per_prompt={num_images_per_prompt}"
+            )
         if isinstance(generator, list) and len(generator) != total:
             raise InputError(f"generator: a list of {len(generator)} for {total} images; give one an image")
         device, dtype = self._execution_device, self.vae.dtype
@@ -245,11 +247,11 @@ class TwoFramePipeline(LoadedPipeline):
         return TwoFrameOutput(images, references) if return_dict else (images, references)
 
     def _encode_reference(
-        self, images: Sequence[ImageInput], size: tuple[int, int], generator: Generator, drawn: bool
+        self, images: Sequence[ImageInput], size: tuple[int, int], generator: Generator, sampled: bool
     ) -> dict[str, Tensor]:
         codec: Codec = self.codec
-        if drawn:
-            codec = DrawingCodec(self.vae, torch.default_generator if generator is None else generator)
+        if sampled:
+            codec = SamplingCodec(self.vae, torch.default_generator if generator is None else generator)
         pixels = torch.stack([to_pixels(image, *size) for image in images]) if images else None
         encoded = self.transformer.encode_reference(pixels, codec)
         return {name: value.to(self._execution_device) for name, value in encoded.items()}

@@ -1,1 +1,1 @@
-"""runs."""
+"""Run folders: their files, the recorded configuration, resuming, sweeps."""

@@ -55,7 +55,7 @@ class NoRunError(FileNotFoundError):
 def plain_config(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Return a composed configuration as the record holds it: resolved, plain types, without Hydra's own settings."""
     resolved = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), resolve=True
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
     )
     plain: dict[str, Any] = _relative(resolved, (str(run_dir), str(run_dir.absolute())))
     return plain

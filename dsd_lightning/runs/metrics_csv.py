@@ -1,15 +1,16 @@
-"""`metrics.csv`: every logged metric of a run, one row a step, going on where a resumed run went on."""
+"""Writes `metrics.csv`: every logged metric of a run, one row a step, continued by a resumed run."""
 
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from dsd_lightning.files.atomic import replacing
 
 
 class MetricsFile(Logger):
@@ -40,7 +41,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: Hydra writes the configuration beside the file."""
+        """Do nothing: the run's record holds the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -65,16 +66,16 @@ class MetricsFile(Logger):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return
         with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            self._columns = list(reader.fieldnames or ["step"])
-            rows = {int(row["step"]): {name: value for name, value in row.items() if value} for row in reader}
+            # Not `Table`, which refuses the half-written last row of a run that was killed.
+            header, *cells = list(csv.reader(file)) or [["step"]]
+            self._columns = header
+            named = [dict(zip(header, row, strict=False)) for row in cells if row]
+            rows = {int(row["step"]): {name: value for name, value in row.items() if value} for row in named}
             self._rows = {number: row for number, row in rows.items() if number <= step + 1}
         self._rewrite()
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(row for _, row in sorted(self._rows.items()))
-        os.replace(temporary, self.path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import netrc
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -76,7 +78,7 @@ def _fastest_precision() -> str:
 
 def register_resolvers() -> None:
     """Register the resolvers, before Hydra composes a configuration."""
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         "run_dir": run_dir,
         "wandb_offline": wandb_offline,
         "fastest_precision": _fastest_precision,

@@ -1,4 +1,4 @@
-"""What becomes of a sweep when one of its runs fails? The others go on, and the end names every failure."""
+"""Handles failures in a sweep: a failed run is recorded, the others go on, and the end lists every failure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import message_for_user
+from dsd_lightning.files.atomic import write_text
 from dsd_lightning.runs.folder import FAILURE
 
 log = logging.getLogger(__name__)
 
 
 class FailureReport(Callback):
-    """A Hydra callback (`hydra.callbacks`) that tells of each failed run at once, and of all of them at the end.
+    """A Hydra callback (`hydra.callbacks`) that reports each failed run at once, and all of them at the end.
 
-    Hydra's own way is to raise the first failure at the end and to say nothing of the others. Works with launchers that
+    Hydra itself raises the first failure at the end and does not mention the others. Works with launchers that
     run jobs in other processes or on other machines, as long as these share the sweep's folder. A run that fails alone,
     without a sweep, is not touched. `failure.txt` in a failed run's folder holds the message, an empty line and the
     traceback, until the run is started again.
@@ -35,7 +36,7 @@ class FailureReport(Callback):
     # --- Around each run, in its own process.
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget an earlier failure of this run."""
+        """Remove the report of an earlier failure of this run."""
         (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -46,9 +47,9 @@ class FailureReport(Callback):
         message = message_for_user(error) or f"{type(error).__name__}: {error}"
         folder = Path(config.hydra.runtime.output_dir)
         trace = "".join(traceback.format_exception(error))
-        (folder / FAILURE).write_text(f"{message}\n\n{trace}")
+        write_text(folder / FAILURE, f"{message}\n\n{trace}")
         log.error("%s failed: %s\n(The traceback: %s)", folder, message, folder / FAILURE)
-        # Hydra would raise it at the end of the sweep; `on_multirun_end` speaks for all failures.
+        # Hydra would raise it at the end of the sweep; `on_multirun_end` reports all failures.
         job_return._return_value, job_return.status = None, JobStatus.COMPLETED
 
     # --- Around the sweep.
@@ -61,7 +62,7 @@ class FailureReport(Callback):
             self._started = Path(now.name).stat().st_mtime
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the runs that failed since the sweep was started, and end with exit code 1; do nothing if none did.
+        """List the runs that failed since the sweep was started, and end with exit code 1; do nothing if none did.
 
         Raises:
             SystemExit: if a run failed.
@@ -72,5 +73,5 @@ class FailureReport(Callback):
             return
         lines = [f"  {path.parent.relative_to(root)}: {path.read_text().splitlines()[0]}" for path in failed]
         sys.stderr.write(f"\n{len(failed)} of the runs in {root} failed:\n" + "\n".join(lines) + "\n")
-        sys.stderr.write("The same command repeats them, if it says ckpt=auto, and leaves alone what is finished.\n")
+        sys.stderr.write("The same command repeats them, if it has ckpt=auto, and leaves finished ones alone.\n")
         sys.exit(1)

@@ -1,1 +1,1 @@
-"""training."""
+"""Training: a run from its configuration, its module, its optimizer, its W&B workspace."""

@@ -1,4 +1,4 @@
-"""An optimizer for small models: Muon for the blocks' matrices or their LoRA factors, AdamW for everything else.
+"""The optimizer of small models: Muon for the blocks' matrices or their LoRA factors, AdamW for everything else.
 
 Muon orthogonalises the momentum of a matrix, so that all of its directions learn at one speed (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon). Embedders, modulations, norms and biases stay with AdamW, as its authors

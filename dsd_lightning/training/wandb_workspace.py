@@ -1,4 +1,4 @@
-"""Which panels show a run best? Lays out a W&B workspace with this project's metric names: `python -m dsd_lightning.training.wandb_workspace`."""
+"""Saves a W&B workspace with panels of this project's metrics: `python -m dsd_lightning.training.wandb_workspace`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SECTIONS = (
             Panel("Gradient norm before clipping", ("optimizer/grad_norm",)),
             Panel("Steps left out, not finite", ("optimizer/skipped_steps",)),
             Panel("Batches whose loss jumped", ("train/loss_spikes",)),
-            Panel("Decay of the averaged weights", ("ema/decay",), "", (0.0, 1.0)),
+            Panel("Decay of the EMA weights", ("ema/decay",), "", (0.0, 1.0)),
         ),
     ),
     Section(
@@ -140,7 +140,7 @@ def _package(name: str) -> ModuleType:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Save the workspace as a new view of a W&B project and tell its address."""
+    """Save the workspace as a new view of a W&B project."""
     parser = argparse.ArgumentParser(prog="python -m dsd_lightning.training.wandb_workspace", description=__doc__)
     parser.add_argument("--project", default="dsd-lightning", help="W&B project (default: %(default)s)")
     parser.add_argument("--entity", default=None, help="W&B user or team (default: your own)")

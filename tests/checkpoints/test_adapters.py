@@ -1,4 +1,4 @@
-"""Are trained weights read back as they were written, and refused by name where they do not fit?"""
+"""Trained weights are read back as they were written, and refused by name where they do not fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_adapter_round_trip_and_refusals(tmp_path: Path) -> None:
         load_adapter(tmp_path / "nowhere", target)
 
 
-def test_adapter_of_a_run_gives_averages_or_trained_weights(tmp_path: Path) -> None:
+def test_adapter_of_a_run_gives_ema_or_last_weights(tmp_path: Path) -> None:
     run = Run(tmp_path, 3).fit()
     folder = find_last(tmp_path / "checkpoints")
     assert folder is not None

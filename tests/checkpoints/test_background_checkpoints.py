@@ -1,4 +1,4 @@
-"""Does training go on while a checkpoint is written, in one piece or in several, with nothing lost or mixed up?"""
+"""Training goes on while a checkpoint is written, by one process or as shards, with nothing lost or mixed up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
 from dsd_lightning.checkpoints.background import Background
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files import folders
 
 STEPS = 6
 
@@ -139,13 +139,13 @@ def test_jobs_after_a_failed_one_are_not_done() -> None:
     assert done == [1, 3]
 
 
-# --- In pieces. What real processes write, tests/compute/test_parallelism.py compares.
+# --- Sharded. What real processes write, tests/compute/test_parallelism.py compares.
 
 
-def pieces(index: int, count: int = 2) -> sharded.Pieces:
+def shards(index: int, count: int = 2) -> sharded.Shards:
     place: sharded.Place = ("optimizer_states", 0, "state", 7, "exp_avg")
     rows = torch.arange(6.0).view(3, 2).chunk(count)[index]
-    return sharded.Pieces(
+    return sharded.Shards(
         {("state_dict", "weight"): rows, place: rows + 10},
         frozenset({"state_dict", "optimizer_states"}),
         index,
@@ -154,49 +154,49 @@ def pieces(index: int, count: int = 2) -> sharded.Pieces:
     )
 
 
-def test_pieces_make_the_whole(tmp_path: Path) -> None:
-    folder = whole.begin(tmp_path / "step_00000001")
+def test_shards_are_gathered(tmp_path: Path) -> None:
+    folder = folders.begin(tmp_path / "step_00000001")
     names = {"state_dict": WEIGHTS}
-    second = threading.Timer(0.2, sharded.write_own, (folder, pieces(1), names))
+    second = threading.Timer(0.2, sharded.write_own, (folder, shards(1), names))
     second.start()
-    sharded.write_own(folder, pieces(0), names)
-    known = sharded.wait_for_all(folder, 2, timeout=20.0)
+    sharded.write_own(folder, shards(0), names)
+    described = sharded.wait_for_all(folder, 2, timeout=20.0)
     second.join()
-    whole.commit(tmp_path / "step_00000001", known)
+    folders.commit(tmp_path / "step_00000001", described)
     folder = tmp_path / "step_00000001"
-    whole.verify(folder)
+    folders.verify(folder)
     assert sorted(file.name for file in folder.iterdir()) == [
         *("adapter.00000-of-00002.safetensors", "adapter.00001-of-00002.safetensors", "manifest.json"),
-        *("pieces.00000-of-00002.safetensors", "pieces.00001-of-00002.safetensors"),
+        *("training_state.00000-of-00002.safetensors", "training_state.00001-of-00002.safetensors"),
     ]
-    weights = sharded.join(sharded.files_of(folder, WEIGHTS))
+    weights = sharded.gather(sharded.files_of(folder, WEIGHTS))
     assert torch.equal(weights["weight"], torch.arange(6.0).view(3, 2))
     checkpoint: dict[str, Any] = {"optimizer_states": [{"state": {7: {"step": 1}}}]}
-    sharded.put_back(checkpoint, sharded.join(sharded.files_of(folder, sharded.PIECES)))
+    sharded.put_back(checkpoint, sharded.gather(sharded.files_of(folder, sharded.SHARDED_STATE)))
     assert torch.equal(checkpoint["optimizer_states"][0]["state"][7]["exp_avg"], torch.arange(6.0).view(3, 2) + 10)
     assert load_file(folder / "adapter.00001-of-00002.safetensors")["weight"].shape == (1, 2)
     (folder / "adapter.00001-of-00002.safetensors").unlink()
-    with pytest.raises(whole.DamagedError, match=r"adapter\.00001"):
-        whole.verify(folder)
-    with pytest.raises(whole.DamagedError, match="1 of the 2 pieces"):
+    with pytest.raises(folders.DamagedError, match=r"adapter\.00001"):
+        folders.verify(folder)
+    with pytest.raises(folders.DamagedError, match="1 of the 2 shards"):
         sharded.files_of(folder, WEIGHTS)
 
 
 def test_a_process_that_writes_nothing_is_named(tmp_path: Path) -> None:
-    folder = whole.begin(tmp_path / "step_00000001")
-    sharded.write_own(folder, pieces(0), {})
+    folder = folders.begin(tmp_path / "step_00000001")
+    sharded.write_own(folder, shards(0), {})
     with pytest.raises(TimeoutError, match=r"processes \[1\] in 0.1 s"):
         sharded.wait_for_all(folder, 2, timeout=0.1)
     assert find_last(tmp_path) is None
 
 
 def test_a_process_that_cannot_write_is_named_with_its_reason(tmp_path: Path) -> None:
-    folder = whole.begin(tmp_path / "step_00000001")
-    (folder / "pieces.00001-of-00002.safetensors").mkdir()  # in the place of its file
-    sharded.write_own(folder, pieces(0), {})
+    folder = folders.begin(tmp_path / "step_00000001")
+    (folder / "training_state.00001-of-00002.safetensors").mkdir()  # in the place of its file
+    sharded.write_own(folder, shards(0), {})
     with pytest.raises(Exception, match="Is a directory"):
-        sharded.write_own(folder, pieces(1), {})
-    with pytest.raises(RuntimeError, match=r"process 1 could not write its pieces: .*Is a directory"):
+        sharded.write_own(folder, shards(1), {})
+    with pytest.raises(RuntimeError, match=r"process 1 could not write its shards: .*Is a directory"):
         sharded.wait_for_all(folder, 2, timeout=20.0)
 
 

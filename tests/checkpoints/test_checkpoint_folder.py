@@ -1,4 +1,4 @@
-"""Is a checkpoint folder there whole or not at all, whatever ends its save, and is damage named and passed over?"""
+"""Checkpoint folders are written atomically, whatever ends a save, and damage is named and skipped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from dsd_lightning.checkpoints.adapter import (
     WEIGHTS,
 )
 from dsd_lightning.checkpoints.folder_io import TRAINING_STATE, FolderCheckpointIO, find_last
-from dsd_lightning.checkpoints.sharded import Pieces
-from dsd_lightning.files import folders as whole
-from dsd_lightning.files.folders import MANIFEST, DamagedError
+from dsd_lightning.checkpoints.sharded import Shards
+from dsd_lightning.files import folders
+from dsd_lightning.files.atomic import write_json
+from dsd_lightning.files.folders import ASIDE, MANIFEST, DamagedError
 
 # --- The folder itself.
 
@@ -47,12 +48,12 @@ def save(path: Path) -> None:
     FolderCheckpointIO().save_checkpoint(some_checkpoint(2.0), path)
 
 
-def save_in_pieces(path: Path) -> None:
-    """Save as the only one of the processes that a checkpoint lies in pieces on."""
+def save_sharded(path: Path) -> None:
+    """Save as the only process of a sharded checkpoint."""
     rest = some_checkpoint(2.0)
     own = {(part, "weight"): rest.pop(part)["weight"] for part in ("state_dict", "ema")}
-    whole.begin(path)
-    FolderCheckpointIO(sharded=True)._write(path, rest, Pieces(own, frozenset(("state_dict", "ema")), 0, 1, True))
+    folders.begin(path)
+    FolderCheckpointIO(sharded=True)._write(path, rest, Shards(own, frozenset(("state_dict", "ema")), 0, 1, True))
 
 
 def save_and_die(save: Callable[[Path], None], path: Path, calls: int) -> bool:
@@ -78,24 +79,24 @@ def save_and_die(save: Callable[[Path], None], path: Path, calls: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-@pytest.mark.parametrize("way", [save, save_in_pieces])
+@pytest.mark.parametrize("way", [save, save_sharded])
 @pytest.mark.parametrize("again", [False, True], ids=["new", "replacing"])
-def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
+def test_death_at_any_moment_of_a_save_leaves_a_complete_checkpoint(
     tmp_path: Path, again: bool, way: Callable[[Path], None]
 ) -> None:
     kept = tmp_path / "step_00000001"
     path = kept if again else tmp_path / "step_00000002"
-    found, calls = set(), 0
+    values, calls = set(), 0
     FolderCheckpointIO().save_checkpoint(some_checkpoint(1.0), kept)
     while save_and_die(way, path, calls):
         calls += 1
         last = find_last(tmp_path)
         assert last is not None
         value = float(FolderCheckpointIO().load_checkpoint(last)["state_dict"]["weight"][0])
-        assert value in ((1.0, 2.0) if last.name == path.name else (1.0,))
-        found.add(value)
+        assert value in ((1.0, 2.0) if last.name.removesuffix(ASIDE) == path.name else (1.0,))
+        values.add(value)
     assert calls >= 7  # four files, the manifest, the folder, the rename
-    assert found == {1.0, 2.0}  # it did die before and after the commit
+    assert values == {1.0, 2.0}  # it did die before and after the commit
     last = find_last(tmp_path)
     assert last == path
     assert float(FolderCheckpointIO().load_checkpoint(path)["state_dict"]["weight"][0]) == 2.0
@@ -103,9 +104,7 @@ def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
 
 @pytest.mark.parametrize("name", [WEIGHTS, EMA_WEIGHTS, HEADER, TRAINING_STATE, MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_named_and_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
-) -> None:
+def test_damage_is_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str) -> None:
     for step in (1, 2):
         FolderCheckpointIO().save_checkpoint(some_checkpoint(step), tmp_path / f"step_{step:08d}")
     file = tmp_path / "step_00000002" / name
@@ -137,8 +136,8 @@ def fail() -> None:
 
 
 def test_a_failed_block_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    with whole.whole_folder(tmp_path / "folder") as folder:
-        whole.write_json(folder / "a.json", {"a": 1})
-    with pytest.raises(ZeroDivisionError), whole.whole_folder(tmp_path / "folder") as folder:
+    with folders.atomic_folder(tmp_path / "folder") as folder:
+        write_json(folder / "a.json", {"a": 1})
+    with pytest.raises(ZeroDivisionError), folders.atomic_folder(tmp_path / "folder") as folder:
         fail()
-    whole.verify(tmp_path / "folder")
+    folders.verify(tmp_path / "folder")

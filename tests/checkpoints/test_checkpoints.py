@@ -1,4 +1,4 @@
-"""Does a stopped, killed or failed run lose nothing, and is a damaged or foreign checkpoint refused by name?"""
+"""A stopped, killed or failed run loses nothing, and a damaged or foreign checkpoint is refused by name."""
 
 from __future__ import annotations
 

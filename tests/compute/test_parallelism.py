@@ -82,7 +82,7 @@ def test_each_process_writes_its_pieces_if_asked_to(double: dict[str, Any], stra
     parts = ["00000-of-00002.", "00001-of-00002."] if strategy == "adapter_shard" else ["00000-of-00001."]
     parts = parts if strategy in IN_PIECES else [""]
     expected = {f"{stem}.{part}safetensors" for stem in ("adapter", "ema") for part in parts}
-    expected |= {f"pieces.{part}safetensors" for part in parts if part}
+    expected |= {f"training_state.{part}safetensors" for part in parts if part}
     assert names == expected | {"adapter.json", "training_state.pt", "manifest.json"}
     _, averages = read_adapter(folder)
     _, trained = read_adapter(folder, ema=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.official import LORA_FILE, OfficialWeightsError, load_official
-from dsd_lightning.files import folders as whole
+from dsd_lightning.files import folders
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.models.build import build_architecture
@@ -95,7 +95,7 @@ def test_the_official_layout_computes_the_same(parallel: MadeRun, tmp_path: Path
     loaded = fresh(parallel)
     load_official(loaded, out / "transformer", out / LORA_FILE)
     assert_same(predict(loaded), predict(parallel.architecture))
-    whole.verify(out)
+    folders.verify(out)
 
 
 def test_comfyui_dsd_finds_what_it_needs(parallel: MadeRun, tmp_path: Path) -> None:

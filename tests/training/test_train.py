@@ -28,7 +28,7 @@ from support.finished_runs import final_state, finish
 
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, WEIGHTS
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
-from dsd_lightning.files.folders import PARTIAL
+from dsd_lightning.files.atomic import PARTIAL
 from dsd_lightning.runs.folder import CONFIG
 from dsd_lightning.shards import ShardWriter
 from dsd_lightning.training.run import report
