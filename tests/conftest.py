@@ -30,7 +30,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
-TRAINING = ("test_config.py", "test_choices.py", "test_every_architecture.py", "test_flux_dev.py")
+TRAINING = ("test_choices.py", "test_every_architecture.py", "test_flux_dev.py")
 """Files that build every architecture of `conf/arch/` as it is configured."""
 
 

@@ -1,4 +1,4 @@
-"""How do tests run the training command? Composed in this process, or as the command that a user types."""
+"""Runs of the training command: composed in this process, or as the command that a user types."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def environment(**variables: str | None) -> dict[str, str]:
 def run(
     *arguments: str, module: Sequence[str] = ("train.py",), **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the checkout and return what it said and how it ended."""
+    """Run a command in the checkout and return its output and exit status."""
     return subprocess.run(
         command(*arguments, module=module),
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Which run do the tests of exports export? One as training leaves it, with random numbers for what it learned."""
+"""A run folder as training leaves it, with random numbers as trained weights, for the tests of exports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MadeRun:
 
 
 def make_run(folder: Path, base: Path, *choices: str) -> MadeRun:
-    """Leave in `folder` what `python train.py CHOICES` would: configuration, one checkpoint, metrics."""
+    """Write to `folder` what `python train.py CHOICES` would: configuration, one checkpoint, metrics."""
     config = compose_train(folder, f"base.model.path={base}", *choices)
     architecture = with_random_weights(build_architecture(config))
     trained = {name: value.detach().clone() for name, value in architecture.trainable()}

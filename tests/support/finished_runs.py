@@ -1,4 +1,4 @@
-"""Runs that are trained in this process, and what of their last checkpoint no clock has touched."""
+"""Runs trained in this process, and their last checkpoint without what was measured by a clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def finish(run_dir: Path, *overrides: str) -> Path:
 
 
 def final_state(run_dir: Path) -> dict[str, Any]:
-    """Return all of a run's last checkpoint that no clock has touched."""
+    """Return a run's last checkpoint without what was measured by a clock."""
     folder = find_last(run_dir / "checkpoints")
     assert folder is not None
     state = FolderCheckpointIO().load_checkpoint(folder)
@@ -25,7 +25,7 @@ def final_state(run_dir: Path) -> dict[str, Any]:
     del summary["seconds"], state["throughput"]
     for name in [name for name in summary["values"] if name.startswith(("throughput/", "seconds_per_pair"))]:
         del summary["values"][name]
-    # The tests' type checker draws from it, as often as it is called.
+    # The tests' type checker takes random numbers from it whenever it is called.
     for generators in state["generators"]:
         del generators["python"]
     # Lightning counts the validations of a process, not of a run.

@@ -1,4 +1,4 @@
-"""The pipeline on the small official weights of tests/data/golden, and what it is asked to draw."""
+"""The pipeline on the small official weights of tests/data/golden, and the inputs that it is called with."""
 
 from __future__ import annotations
 

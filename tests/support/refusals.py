@@ -1,4 +1,4 @@
-"""How do tests ask for a run that is refused?"""
+"""Runs that are refused, and the message that a user gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUICK = ("callbacks=minimal", "logger=csv")
 
 
 def refusal(run_dir: Path, *overrides: str) -> str:
-    """Return what a user is told when `overrides` are refused."""
+    """Return the message that a user gets when `overrides` are refused."""
     with pytest.raises(Exception) as caught:  # noqa: PT011
         train(compose_train(run_dir, *overrides), run_dir)
     message = message_for_user(caught.value)

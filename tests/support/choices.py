@@ -1,0 +1,81 @@
+"""What can be chosen in `conf/`, and small runs of any choice."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from support.commands import CONF, SOURCE, compose_train
+
+OTHER_COMMANDS = ("agents", "benchmark", "captions", "evaluate", "executor", "judge", "method", "pretraining")
+"""Folders whose files are configurations of their own, not groups of `train.py`."""
+
+
+def options(group: str) -> list[str]:
+    """Return what the user can choose for a group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHER_COMMANDS)
+ARCHITECTURES, TASKS, SOURCES, BASES = (options(group) for group in ("arch", "task", "data", "base"))
+
+IN_THE_MINIATURE = ("identity", "depth", "relighting")
+"""Tasks that the embedded world has pairs of."""
+
+FEW = {
+    "miniature": [f"{SOURCE}.pairs=4", f"{SOURCE}.validation_pairs=2"],
+    "pretraining": [f"{SOURCE}.singles=4", f"{SOURCE}.grids=4", f"{SOURCE}.validation_images=1"],
+    "shards": [f"{SOURCE}.workers=0", f"{SOURCE}.validation_pairs=2"],
+}
+"""Overrides that make a source small; one that is not named is small by itself."""
+
+
+def combinations(*axes: list[str]) -> list[object]:
+    """Return all combinations as parameters; those that the first two axes and each pair of axes do not need are `long`.
+
+    Further axes vary with the sum of the first two indices, the second counted once, twice, ...
+    """
+    parameters: list[object] = []
+    for values in product(*axes):
+        first, second, *rest = (axis.index(value) for axis, value in zip(axes, values, strict=True))
+        is_needed = all(
+            index == (first + weight * second) % len(axes[weight + 1]) for weight, index in enumerate(rest, start=1)
+        )
+        parameters.append(pytest.param(*values, marks=[] if is_needed else pytest.mark.long))
+    return parameters
+
+
+def small(run_dir: Path, base: Path, shards: dict[str, Path], *choices: str) -> DictConfig:
+    """Return the configuration of one training step of `choices`, on little data and on `base`.
+
+    Args:
+        run_dir: the run's folder.
+        base: a model folder.
+        shards: folders of pair shards by task.
+        choices: overrides.
+    """
+    root = ["data.root=unused"] if "data=shards" in choices else []
+    first = compose_train(run_dir, *root, *choices)
+    chosen = first.hydra.runtime.choices
+    overrides = [*FEW.get(chosen.data, ()), "data.datamodule.batch_size=2", "trainer.accelerator=cpu"]
+    if chosen.data == "shards":
+        overrides.append(f"data.root={shards[chosen.task]}")
+    if first.arch.get("lora") is not None:
+        overrides.append("arch.lora.rank=2")
+    few = {"probe": ["samples=2"], "samples": ["count=2", "every_n_steps=1"], "judge": ["subjects=1", "measures=[cp]"]}
+    for name, settings in few.items():
+        if first.callbacks.get(name) is not None:
+            overrides += [f"callbacks.{name}.{setting}" for setting in settings]
+    return compose_train(
+        run_dir,
+        *choices,
+        f"base.model.path={base}",
+        "sampler.num_inference_steps=1",
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=1",
+        "trainer.log_every_n_steps=1",
+        *overrides,
+    )
