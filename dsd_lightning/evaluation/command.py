@@ -72,15 +72,15 @@ def table(config: DictConfig) -> str:
 
 
 def _report(rows: Sequence[Scores], folder: Path, name: str) -> str:
-    made = tables(rows)
+    layouts = tables(rows)
     comparisons = [str(comparison) for row in rows[1:] for comparison in compare(rows[0], row)]
     text = "Paired comparisons:\n" + "\n".join(comparisons) + "\n" if comparisons else ""
     contents = {
-        "txt": to_text(made) + ("\n" + text if text else ""),
+        "txt": to_text(layouts) + ("\n" + text if text else ""),
         "csv": to_csv(rows),
-        "md": to_markdown(made) + ("\n" + text.replace("\n", "\n\n") if text else ""),
-        "tex": to_latex(made),
-        "html": to_html(made),
+        "md": to_markdown(layouts) + ("\n" + text.replace("\n", "\n\n") if text else ""),
+        "tex": to_latex(layouts),
+        "html": to_html(layouts),
     }
     for ending, content in contents.items():
         write_text(folder / f"{name}.{ending}", content)

@@ -31,15 +31,15 @@ exit codes: 0 all images were written; 2 an input was refused; 3 out of memory; 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py`."""
-    made = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         prog="python generate.py",
         description="Generates an image of a reference's subject from a text.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_flags(made)
+    add_model_flags(flags)
 
-    what = made.add_argument_group("what to generate")
+    what = flags.add_argument_group("what to generate")
     what.add_argument("--image_path", type=Path, help="reference image; its middle is cropped to the frame")
     what.add_argument("--text", help="the prompt; line breaks are taken out")
     what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_agent_flag(what)
     what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
 
-    several = made.add_argument_group("several images at once")
+    several = flags.add_argument_group("several images at once")
     several.add_argument(
         "--jobs",
         type=Path,
@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         f"{DEFAULT_SHEET}",
     )
 
-    add_machine_flags(made)
-    return made
+    add_machine_flags(flags)
+    return flags
 
 
 def check(chosen: argparse.Namespace) -> None:

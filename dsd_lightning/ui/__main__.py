@@ -34,16 +34,16 @@ VISITORS = 32
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         prog="python -m dsd_lightning.ui", description="A page in the browser for a trained model."
     )
-    models.add_model_flags(made)
-    server = made.add_argument_group("the server")
+    models.add_model_flags(flags)
+    server = flags.add_argument_group("the server")
     server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines; default: %(default)s")
     server.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     models.add_agent_flag(server)
-    models.add_machine_flags(made)
-    return made
+    models.add_machine_flags(flags)
+    return flags
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from dsd_lightning.generation.prompts import cropped, enhance
 from dsd_lightning.generation.provenance import PROVENANCE
 from dsd_lightning.generation.story.arguments import FEWEST, MOST
 from dsd_lightning.generation.story.comic import comic_page
-from dsd_lightning.generation.story.story import Panel, Story, Storyteller, next_step, story_of, tell, with_seeds
+from dsd_lightning.generation.story.story import Panel, Story, Storyteller, next_step, story_of, with_seeds, write_step
 from dsd_lightning.generation.story.tellers import find_storyteller
 from dsd_lightning.images.pixels import ImageError, load_rgb
 from dsd_lightning.pipeline.inputs import fit
@@ -128,7 +128,7 @@ class Studio:
         story = Story(count, one_line(_short("idea", idea)))
         with closing(self._teller()) as teller:
             while (step := next_step(story)) is not None:
-                story = tell(teller, step, image, story)
+                story = write_step(teller, step, image, story)
         return with_seeds(story, chosen)
 
     def generate_story(

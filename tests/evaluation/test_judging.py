@@ -53,10 +53,10 @@ def by_digest(asked: Asked) -> str:
 
 
 def test_every_question_is_judged_once_in_the_papers_turns_and_order(world: Path) -> None:
-    seen: list[Asked] = []
+    requests: list[Asked] = []
 
     def rule(asked: Asked) -> str:
-        seen.append(asked)
+        requests.append(asked)
         return by_digest(asked)
 
     with RehearsalServer(rule) as server:
@@ -64,7 +64,7 @@ def test_every_question_is_judged_once_in_the_papers_turns_and_order(world: Path
         assert judge(server.url, world) == first
         assert server.counts["asked"] == QUESTIONS
     red = []
-    for asked in seen:
+    for asked in requests:
         assert [role for role, _ in asked.turns] == ["user", "assistant", "user"]
         red.append(tuple(_is_red(data) for data in asked.images))
         debiased = "copying" in asked.turns[0][1]
@@ -90,7 +90,7 @@ def _is_red(data: bytes) -> bool:
 @pytest.mark.long
 def test_a_killed_run_repeats_no_call_and_ends_with_the_same_metrics(world: Path) -> None:
     with RehearsalServer(by_digest) as server:
-        whole = judge(server.url, world)
+        uninterrupted = judge(server.url, world)
     (world / "judgements.jsonl").unlink()
     (world / "answers").rename(world / "answers before")
     with RehearsalServer(by_digest, latency=0.1) as server:
@@ -110,7 +110,7 @@ def test_a_killed_run_repeats_no_call_and_ends_with_the_same_metrics(world: Path
             file.write('{"method": "method", "subj')  # as a power cut may leave it
         last = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         counts = server.counts
-    assert last.stdout == whole, last.stderr
+    assert last.stdout == uninterrupted, last.stderr
     assert len(counts["requests"]) == QUESTIONS
     # Only what was on the wire at a kill, at most the four under way, may come twice.
     assert counts["asked"] <= QUESTIONS + 2 * 4

@@ -49,10 +49,10 @@ def test_wide_tables_of_several_raters_with_other_scales_and_empty_cells(tmp_pat
     assert one.std == pytest.approx(np.std([0, 0.5, 1, 0.5, 0.5, 1]))
     assert one.rater_std == pytest.approx(np.std([0.5, 2 / 3]))
     assert one.low <= one.mean <= one.high
-    holed = found["B", "sc"]
-    assert (holed.ratings, holed.missing, holed.raters, holed.items) == (5, 1, 2, 3)
-    assert holed.mean == pytest.approx(np.mean([1, 0, 1, 0, 0]))
-    assert holed.rater_mean == pytest.approx(np.mean([0.5, 1 / 3]))
+    partial = found["B", "sc"]
+    assert (partial.ratings, partial.missing, partial.raters, partial.items) == (5, 1, 2, 3)
+    assert partial.mean == pytest.approx(np.mean([1, 0, 1, 0, 0]))
+    assert partial.rater_mean == pytest.approx(np.mean([0.5, 1 / 3]))
     assert found["A", "overall"].mean == pytest.approx(np.mean([0, 0.5**0.5, 1, 0.5**0.5, 0.5, 1]))
     library = krippendorff.alpha(
         reliability_data=np.asarray([[0, 0.5, 1, 1, N, 0], [0.5, 0.5, 1, 1, 0, 0]]), level_of_measurement="ordinal"

@@ -48,13 +48,13 @@ def judgements(
     score: Callable[[str, int, str], int | None], method: str = "ours", served: str = "judge-1", rubric: str = "r"
 ) -> list[Judgement]:
     """Return judgements of a small DreamBench++: (category, prompt, measure) -> score, None for a failure."""
-    made = []
+    result = []
     for category, count in SUBJECTS_OF.items():
         for number in range(count // 5):
             for prompt, kind in enumerate(DREAMBENCHPP_KINDS):
                 for measure in ("cp", "pf"):
                     value = score(category, prompt, measure)
-                    made.append(
+                    result.append(
                         Judgement(
                             method,
                             f"{category}_{number:02d}",
@@ -74,7 +74,7 @@ def judgements(
                             None if value is not None else "unparsable:no_score",
                         )
                     )
-    return made
+    return result
 
 
 BY_CATEGORY = {"animal": 4, "human": 0, "object": 2, "style": 1}
@@ -100,16 +100,16 @@ def test_scores_and_published_estimates_go_through_the_same_rules(rule: Rule) ->
 
 
 def test_a_failure_is_counted_as_missing_and_not_as_zero() -> None:
-    whole = estimates(collect(judgements(lambda *_: 3), "sample"))["cp"]
-    holed = estimates(collect(judgements(lambda c, p, m: None if p == 0 else 3), "sample"))["cp"]
-    assert (whole.value, whole.scored, whole.missing) == (0.75, 270, 0)
-    assert (holed.value, holed.scored, holed.missing) == (0.75, 240, 30)
+    complete = estimates(collect(judgements(lambda *_: 3), "sample"))["cp"]
+    partial = estimates(collect(judgements(lambda c, p, m: None if p == 0 else 3), "sample"))["cp"]
+    assert (complete.value, complete.scored, complete.missing) == (0.75, 270, 0)
+    assert (partial.value, partial.scored, partial.missing) == (0.75, 240, 30)
 
 
 def test_repeats_are_averaged_before_samples_are() -> None:
-    made = judgements(lambda *_: 4)
-    more = [replace(each, repeat=1, score=0) for each in made if each.subject == "animal_00"]
-    found = estimates(collect(made + more, "sample"))["cp"]
+    judged = judgements(lambda *_: 4)
+    more = [replace(each, repeat=1, score=0) for each in judged if each.subject == "animal_00"]
+    found = estimates(collect(judged + more, "sample"))["cp"]
     assert found.value == pytest.approx((29 + 0.5) / 30)
     assert found.scored == 279
 
@@ -174,13 +174,13 @@ def test_published_rows_are_never_in_the_table_of_another_judge() -> None:
 
 def test_every_format_shows_every_estimate_with_its_counts() -> None:
     row = collect(judgements(lambda c, p, m: None if p == 0 and c == "human" else by_group(c, p, m), "a_b"), "sample")
-    made = tables([row])
-    for text in (to_text(made), to_markdown(made), to_html(made), to_latex(made)):
+    judged = tables([row])
+    for text in (to_text(judged), to_markdown(judged), to_html(judged), to_latex(judged)):
         assert "N 266, -4" in text
         assert "judge-1" in text
         assert "Rule: sample" in text
         assert "0.510" in text
-    assert r"a\_b" in to_latex(made)
+    assert r"a\_b" in to_latex(judged)
     lines = to_csv([row]).splitlines()
     assert len(lines) == 1 + 4 + 1 + 3 + 1 + 1
     assert next(line for line in lines if line.startswith("a_b,cp,")).split(",")[5:7] == ["266", "4"]

@@ -93,11 +93,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_and_dino_give_unit_vectors_whatever_the_batch(weights: Path) -> None:
     images = [noise(seed) for seed in range(5)]
     for encoder in (Clip(str(weights / "clip")), Dino(str(weights / "dino"), side=28)):
-        whole = encoder.images(images)
-        assert torch.allclose(whole.norm(dim=1), torch.ones(5), atol=1e-5)
+        vectors = encoder.images(images)
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(5), atol=1e-5)
         encoder.batch_size = 2
-        assert torch.allclose(encoder.images(images), whole, atol=1e-5)
-        assert not torch.allclose(whole[0], whole[1], atol=1e-4)
+        assert torch.allclose(encoder.images(images), vectors, atol=1e-5)
+        assert not torch.allclose(vectors[0], vectors[1], atol=1e-4)
 
 
 def test_metrics_are_named_with_their_backbones(world: Path, weights: Path) -> None:
@@ -116,9 +116,9 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 def test_images_are_cropped_to_their_centre() -> None:
     image = Image.new("RGB", (64, 32))
     image.paste((255, 255, 255), (16, 0, 48, 32))
-    seen = prepared(image, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert seen.shape == (3, 32, 32)
-    assert torch.equal(seen, torch.ones(3, 32, 32))
+    prepared_image = prepared(image, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert prepared_image.shape == (3, 32, 32)
+    assert torch.equal(prepared_image, torch.ones(3, 32, 32))
 
 
 def test_panels_are_compared_in_natural_order_without_references_and_hidden_files(tmp_path: Path) -> None:

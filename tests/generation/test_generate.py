@@ -64,9 +64,9 @@ def test_an_image_and_a_text_are_enough(
     image: Path, out: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(command(image, out)) == 0
-    said = capsys.readouterr().out
-    assert "using the shipped miniature" in said
-    assert "(seed 7)" in said
+    printed = capsys.readouterr().out
+    assert "using the shipped miniature" in printed
+    assert "(seed 7)" in printed
     assert "continuing with your prompt" in caplog.text
     assert pixels(out).shape == (32, 32, 3)
     provenance = read_provenance(out)
@@ -226,14 +226,14 @@ def test_every_size_is_checked_before_the_first_image(
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = REFUSED) -> str:
     assert main(arguments) == code
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return printed
 
 
 def test_a_missing_image(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(command(image.with_name("b.png"), out), capsys)
-    assert "b.png: there is no such file" in said
+    printed = refused(command(image.with_name("b.png"), out), capsys)
+    assert "b.png: there is no such file" in printed
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
@@ -301,8 +301,8 @@ def test_no_memory(
         raise error
 
     monkeypatch.setattr(TwoFramePipeline, "__call__", exhausted)
-    said = refused(command(image, out), capsys, NO_MEMORY)
-    assert all(flag in said for flag in ("--model_offload", "--sequential_offload", "--quantize", "--size"))
+    printed = refused(command(image, out), capsys, NO_MEMORY)
+    assert all(flag in printed for flag in ("--model_offload", "--sequential_offload", "--quantize", "--size"))
 
 
 def test_ctrl_c(image: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,10 +365,10 @@ def test_a_programming_error_keeps_its_traceback(image: Path, out: Path, monkeyp
 
 def test_every_official_flag_is_known() -> None:
     official = "model_path lora_path image_path text output_path guidance i_guidance t_guidance steps model_offload"
-    known = vars(arguments.parser().parse_args([]))
-    assert set(official.split()) | {"sequential_offload", "disable_gemini_prompt"} <= set(known)
+    accepted = vars(arguments.parser().parse_args([]))
+    assert set(official.split()) | {"sequential_offload", "disable_gemini_prompt"} <= set(accepted)
     defaults = {"guidance": 3.5, "i_guidance": 1.0, "t_guidance": 1.0, "steps": 28}
-    assert {name: known[name] for name in defaults} == defaults
+    assert {name: accepted[name] for name in defaults} == defaults
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def tell(*flags: str) -> int:
+def run_story(*flags: str) -> int:
     return main(["story", *QUICK, *flags])
 
 
@@ -55,7 +55,7 @@ def times() -> dict[str, int]:
 def test_a_page_from_one_image_and_only_edited_panels_are_generated_again(
     image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tell("--image", str(image), "--idea", "Out", "--panels", "3", "--seed", "5") == 0
+    assert run_story("--image", str(image), "--idea", "Out", "--panels", "3", "--seed", "5") == 0
     story = read_story(Path("story/story.json"))
     assert [panel.seed for panel in story.panels] == [5, 6, 7]
     assert all(panel.prompt.startswith("this character, ") for panel in story.panels[1:])
@@ -63,7 +63,7 @@ def test_a_page_from_one_image_and_only_edited_panels_are_generated_again(
     assert sorted(before) == ["02.png", "03.png"], "the first panel is the given image"
 
     edit(lambda content: content["panels"][2].update(prompt="this character, small", caption="The end."))
-    assert tell() == 0
+    assert run_story() == 0
     after = times()
     assert (after["02.png"] == before["02.png"], after["03.png"] == before["03.png"]) == (True, False)
     assert Path("story/page.png").read_bytes() != page
@@ -71,9 +71,9 @@ def test_a_page_from_one_image_and_only_edited_panels_are_generated_again(
     capsys.readouterr()
     image.write_bytes(b"")
     Image.new("RGB", (50, 50)).save(image)
-    assert tell("--image", str(image)) == REFUSED
+    assert run_story("--image", str(image)) == REFUSED
     assert "has another first panel" in capsys.readouterr().err
-    assert tell("--panels", "4") == REFUSED
+    assert run_story("--panels", "4") == REFUSED
     assert "has 3 panels" in capsys.readouterr().err
 
 
@@ -98,14 +98,14 @@ def test_a_language_model_writes_it_in_three_steps_and_follows_edits(
     image: Path, agents: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["--image", str(image), "--panels", "3", *agents]
-    assert tell(*start, "--stop_after", "character") == 0
+    assert run_story(*start, "--stop_after", "character") == 0
     assert read_story(Path("story/story.json")).character == "a knight"
     assert "run the same command" in capsys.readouterr().out
     edit(lambda content: content.update(character="a queen"))
-    assert tell(*start, "--stop_after", "story") == 0
+    assert run_story(*start, "--stop_after", "story") == 0
     assert read_story(Path("story/story.json")).story == ["a queen 0", "a queen 1", "a queen 2"]
     edit(lambda content: content["story"].__setitem__(1, "a castle"))
-    assert tell(*start, "--stop_after", "prompts") == 0
+    assert run_story(*start, "--stop_after", "prompts") == 0
     panels = read_story(Path("story/story.json")).panels
     assert [(panel.caption, panel.prompt) for panel in panels][1] == ("a castle.", "a castle in a wood")
     assert not Path("story/panels").exists()
@@ -116,7 +116,7 @@ def test_answers_of_the_wrong_form_are_requested_again_and_then_refused(
 ) -> None:
     with RehearsalServer(lambda asked: "a knight" if asked.images and len(asked.turns) == 1 else '["one"]') as server:
         agents = ["--agents", "local", "agents.vlm.provider.model=m", f"agents.vlm.provider.base_url={server.url}/v1"]
-        assert tell("--image", str(image), "--panels", "3", *agents) == REFUSED
+        assert run_story("--image", str(image), "--panels", "3", *agents) == REFUSED
         assert server.counts["answered"] == 4
     assert "no usable answer in 3 attempts (1 panels instead of 3)" in capsys.readouterr().err
 
@@ -125,12 +125,12 @@ def test_without_a_key_other_models_get_a_file_to_fill_in(
     image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--image", str(image), "--panels", "2", "--run", str(tmp_path)]
-    assert tell(*flags) == REFUSED
+    assert run_story(*flags) == REFUSED
     assert "write captions and prompts into story/story.json" in capsys.readouterr().err
-    assert tell(*flags) == REFUSED
+    assert run_story(*flags) == REFUSED
     assert "panel 2 has no prompt" in capsys.readouterr().err
     edit(lambda content: content["panels"][1].update(prompt="a hat"))
-    assert tell(*flags) == REFUSED
+    assert run_story(*flags) == REFUSED
     assert "is no run folder" in capsys.readouterr().err, "the story is complete; the model is next"
 
 
@@ -186,7 +186,7 @@ def test_a_broken_file_is_refused_by_entry(tmp_path: Path, change: dict[str, Any
     ],
 )
 def test_refused_flags(image: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
-    assert tell(*flags) == REFUSED
+    assert run_story(*flags) == REFUSED
     assert message in capsys.readouterr().err
 
 

@@ -86,7 +86,7 @@ def _digest(file: Path, modified: int, size: int, number: int) -> str:
 
 
 def _sha256(file: Path) -> str:
-    # By size and inode, too: the clock of a file system may stand still between two writes.
+    # By size and inode, too: the clock of a file system may not advance between two writes.
     status = file.stat()
     return _digest(file, status.st_mtime_ns, status.st_size, status.st_ino)
 
@@ -201,15 +201,15 @@ class Judging:
             return done
         if estimate:
             log.info("%s: %s", samples.method, self.estimate(left))
-        made: list[Judgement] = []
+        judgements: list[Judgement] = []
         spent = 0.0
         with tqdm(
             total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
         ) as bar:
-            asked: list[Judgement] = []
+            requested: list[Judgement] = []
 
             def add(judgement: Judgement) -> None:
-                made.append(judgement)
+                judgements.append(judgement)
                 self.record.append(judgement)
                 bar.update()
 
@@ -220,7 +220,7 @@ class Judging:
                     except ImageError as error:
                         add(replace(question, failure=UNREADABLE, reply=str(error)))
                         continue
-                    asked.append(question)
+                    requested.append(question)
                     yield request
 
             def keep(index: int, result: Answer | AgentFailure) -> None:
@@ -230,15 +230,15 @@ class Judging:
                 if isinstance(result, Answer) and not result.cached:
                     spent += result.cost_usd or 0.0
                 bar.set_postfix_str(f"{spent:.4f} USD", refresh=False)
-                add(judged(asked[index], result))
+                add(judged(requested[index], result))
 
             try:
                 self.agent.ask_all(requests(), keep)
             except AgentFailure as failure:
                 raise type(failure)(
-                    f"judging stopped ({API}:{type(failure).__name__}) with {len(made)} of {len(left)} answers: {failure}"
+                    f"judging stopped ({API}:{type(failure).__name__}) with {len(judgements)} of {len(left)} answers: {failure}"
                 ) from None
-        return done + made
+        return done + judgements
 
 
 def judged(question: Judgement, result: Answer | AgentFailure) -> Judgement:

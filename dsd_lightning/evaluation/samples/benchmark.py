@@ -88,7 +88,7 @@ class Benchmark:
         ]
 
     def limited(self, subjects: int | None) -> Benchmark:
-        """Return the first so many subjects, taken from all categories in their proportions; None keeps all."""
+        """Return the first so many subjects, chosen from all categories in their proportions; None keeps all."""
         if subjects is None or subjects >= len(self.subjects):
             return self
         if subjects < 1:

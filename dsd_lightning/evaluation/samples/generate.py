@@ -1,6 +1,6 @@
 """Generates a method's images in fixed batches of cases, each with a seed of its own.
 
-After a kill, a batch is generated again unless all its images are there; several processes share whole batches. So neither
+After a kill, a batch is generated again unless all its images are there; several processes share the batches. So neither
 resuming nor the number of devices changes an image.
 """
 
@@ -28,7 +28,7 @@ from dsd_lightning.randomness import normal, torch_generator
 log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-"""In a method's folder: how its images were made; other settings are refused there."""
+"""In a method's folder: how its images were generated; other settings are refused there."""
 
 _FINGERPRINT_VALUES = 16
 
@@ -67,12 +67,12 @@ def make(
         method: generates the images.
         samples: where they go.
         cases: all of the benchmark's, in its order.
-        seed: of the whole run.
+        seed: of all noise.
         batch_size: cases of a batch.
         part: this process's share; None for all.
 
     Raises:
-        EvaluationError: the folder holds images that were made otherwise.
+        EvaluationError: the folder holds images of other settings.
     """
     if batch_size < 1:
         raise EvaluationError(f"batch_size={batch_size}: at least 1 image at once")
@@ -94,7 +94,7 @@ def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
         if (before := json.loads(file.read_text(encoding="utf-8"))) != plain:
             changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
             raise EvaluationError(
-                f"{samples.folder} holds images that were made with another {', '.join(changed)} "
+                f"{samples.folder} holds images that were generated with another {', '.join(changed)} "
                 f"({file}); give another method.name, or remove the folder"
             )
         return

@@ -24,7 +24,7 @@ def trained(run: str | None, sampling: Sampling, damage: float = 0.0, device: st
 
     Raises:
         EvaluationError: there is no last run.
-        LoadingError: the folder is no run, or has no whole checkpoint.
+        LoadingError: the folder is no run, or has no complete checkpoint.
     """
     if run is None:
         return Model(TwoFramePipeline.tiny(device=device), sampling, damage)

@@ -87,9 +87,7 @@ def make_page(
         for samples in methods:
             file = samples.image(case)
             if file is None:
-                raise EvaluationError(
-                    f"{samples.folder} has no image of {case.name}; generate all before a study is made"
-                )
+                raise EvaluationError(f"{samples.folder} has no image of {case.name}; generate all images first")
             # Random, because a digest of the method's name could be guessed.
             name = rng.bytes(6).hex()
             items.append(

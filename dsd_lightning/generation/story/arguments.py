@@ -37,13 +37,13 @@ exit codes: 0 the page was written; 2 an input was refused; 3 out of memory; 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py story`."""
-    made = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         prog="python generate.py story",
-        description="Tells a story with the character of an image: a comic page (paper, section C.3).",
+        description="Writes a story with the character of an image, and generates it as a comic page (paper, section C.3).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = made.add_argument_group("the story")
+    what = flags.add_argument_group("the story")
     what.add_argument("--image", "--image_path", type=Path, help="the first panel; its middle is cropped to the frame")
     what.add_argument(
         "--idea", default="", help="what the story is about; the miniature world's own story uses it only as title"
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
         help="of panel 1, counted up; -1, the default, takes a random one; kept in story.json",
     )
     what.add_argument("--size", help="of a panel: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
-    add_model_flags(made)
-    add_machine_flags(made)
-    return made
+    add_model_flags(flags)
+    add_machine_flags(flags)
+    return flags
 
 
 def check(chosen: argparse.Namespace) -> None:

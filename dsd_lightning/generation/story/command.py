@@ -25,8 +25,8 @@ from dsd_lightning.generation.story.story import (
     Story,
     next_step,
     read_story,
-    tell,
     with_seeds,
+    write_step,
     write_story,
 )
 from dsd_lightning.generation.story.tellers import MiniatureStoryteller, find_storyteller
@@ -120,7 +120,7 @@ def _written(
         )
     with closing(teller):
         while (step := next_step(story)) is not None and step in wanted:
-            story = tell(teller, step, image, story)
+            story = write_step(teller, step, image, story)
             if step == "prompts":
                 story = with_seeds(story, chosen.seed if chosen.seed != -1 else secrets.randbelow(2**31))
             write_story(story, file)

@@ -148,7 +148,7 @@ def next_step(story: Story) -> str | None:
     return "story" if story.character else "character"
 
 
-def tell(teller: Storyteller, step: str, image: Image.Image, story: Story) -> Story:
+def write_step(teller: Storyteller, step: str, image: Image.Image, story: Story) -> Story:
     """Return `story` with the text of one step: "character", "story" or "prompts"."""
     if step == "character":
         return replace(story, character=teller.character(image, story))
