@@ -243,7 +243,7 @@ def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, config: Di
     return written
 
 
-@hydra.main(config_path="../conf", config_name="encode_shards", version_base="1.3")
+@hydra.main(config_path="../../conf", config_name="encode_shards", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Write what the command line asks for."""
     encode_shards(config)

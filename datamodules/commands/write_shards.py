@@ -97,7 +97,7 @@ def write_shards(config: DictConfig) -> ShardIndex:
     return written
 
 
-@hydra.main(config_path="../conf", config_name="write_shards", version_base="1.3")
+@hydra.main(config_path="../../conf", config_name="write_shards", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Write what the command line asks for."""
     write_shards(config)

@@ -100,7 +100,7 @@ def _refusal(orphans: Sequence[Orphan]) -> str:
     return "\n".join(lines)
 
 
-@hydra.main(config_path="../conf", config_name="write_depth", version_base="1.3")
+@hydra.main(config_path="../../conf", config_name="write_depth", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Write what the command line asks for."""
     write_depth(config)

@@ -19,7 +19,9 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OTHER_COMMANDS)
+GROUPS = sorted(
+    folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in (*OTHER_COMMANDS, "hydra")
+)
 ARCHITECTURES, TASKS, SOURCES, BASES = (options(group) for group in ("arch", "task", "data", "base"))
 
 IN_THE_MINIATURE = ("identity", "depth", "relighting")
