@@ -6,13 +6,14 @@ import argparse
 import math
 from pathlib import Path
 
-from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
+from dsd_lightning.generation.jobs import GenerationError
 from dsd_lightning.generation.models import (
     add_agent_flag,
     add_machine_flags,
     add_model_flags,
     add_sampling_flags,
     check_model,
+    command_parser,
 )
 
 DEFAULT_SHEET = "1,1.5,2/1,1.5,2"
@@ -31,24 +32,19 @@ exit codes: 0 all images were written; 2 an input was refused; 3 out of memory; 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py`."""
-    flags = argparse.ArgumentParser(
-        prog="python generate.py",
-        description="Generates an image of a reference's subject from a text.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Generates an image of a reference's subject from a text."
+    flags = command_parser("python generate.py", description, _EPILOG)
     add_model_flags(flags)
 
     what = flags.add_argument_group("what to generate")
     what.add_argument("--image_path", type=Path, help="reference image; its middle is cropped to the frame")
-    what.add_argument("--text", help="the prompt; line breaks are taken out")
+    what.add_argument("--text", help="the prompt; line breaks are removed")
     what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
     add_sampling_flags(what)
     what.add_argument(
         "--seed", type=int, default=-1, help="of the noise; -1, the default, takes a random one and prints it"
     )
     what.add_argument("--num_images", type=int, default=1, help="images, with seeds counted up from --seed")
-    what.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
     what.add_argument(
         "--disable_gemini_prompt", action="store_true", help="use the prompt unchanged, without enhancing it"
     )
@@ -66,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
         "--sheet",
         nargs="?",
         const=DEFAULT_SHEET,
-        help=f"a contact sheet over I,I,.../T,T,... image and text guidances, all from one noise; default "
-        f"{DEFAULT_SHEET}",
+        help=f"a contact sheet over I,I,.../T,T,... image and text guidances, all from one noise; "
+        f"default {DEFAULT_SHEET}",
     )
 
     add_machine_flags(flags)
@@ -85,26 +81,6 @@ def check(chosen: argparse.Namespace) -> None:
         raise GenerationError("--jobs brings its own images and texts: leave out --image_path, --text and --sheet")
     if chosen.jobs is None and (chosen.image_path is None or chosen.text is None):
         raise GenerationError("give --image_path and --text (or a table of both: --jobs)")
-
-
-def job_of(chosen: argparse.Namespace) -> Job:
-    """Return the one job that the flags describe.
-
-    Raises:
-        GenerationError: naming the flag.
-    """
-    return Job(
-        image=chosen.image_path,
-        text=chosen.text,
-        output=chosen.output_path,
-        seed=chosen.seed,
-        num_images=chosen.num_images,
-        size=parse_size(chosen.size),
-        guidance=chosen.guidance,
-        i_guidance=chosen.i_guidance,
-        t_guidance=chosen.t_guidance,
-        steps=chosen.steps,
-    )
 
 
 def sheet_of(text: str) -> tuple[list[float], list[float]]:

@@ -97,7 +97,7 @@ def _run(chosen: Any) -> None:
 def _jobs(chosen: Any) -> list[Job]:
     """Return the jobs whose images do not exist yet."""
     if chosen.jobs is None:
-        return [arguments.job_of(chosen)]
+        return [models.job_of(chosen, chosen.image_path, chosen.text, chosen.output_path, chosen.num_images)]
     defaults = {name: getattr(chosen, name) for name in ("seed", "num_images", "guidance", "i_guidance", "t_guidance")}
     listed = read_jobs(chosen.jobs, defaults | {"steps": chosen.steps, "size": parse_size(chosen.size)})
     jobs = [job for job in listed if not all(output.is_file() for output in job.outputs())]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_lightning.cli.console import tidy
-from dsd_lightning.generation.jobs import GenerationError
+from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 
 if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
@@ -19,6 +19,13 @@ MINIATURE = (
     "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which was trained on 64 x 64 "
     "pixel images of a small synthetic world. --run or --model_path name another."
 )
+
+
+def command_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser whose help keeps the lines of `epilog`."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +52,32 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(group: argparse._ActionsContainer) -> None:
-    """Add the guidances and the number of steps: the authors' flags, with their defaults."""
+    """Add guidances and steps, the authors' flags with their defaults, and the size of a frame."""
     group.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
     group.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
     group.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
     group.add_argument("--steps", type=int, default=28, help="default 28")
+    group.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
+
+
+def job_of(chosen: argparse.Namespace, image: Path, text: str, output: Path, num_images: int = 1) -> Job:
+    """Return a job with the settings of the flags.
+
+    Raises:
+        GenerationError: naming the flag.
+    """
+    return Job(
+        image=image,
+        text=text,
+        output=output,
+        seed=chosen.seed,
+        num_images=num_images,
+        size=parse_size(chosen.size),
+        guidance=chosen.guidance,
+        i_guidance=chosen.i_guidance,
+        t_guidance=chosen.t_guidance,
+        steps=chosen.steps,
+    )
 
 
 def add_agent_flag(parser: argparse._ActionsContainer) -> None:

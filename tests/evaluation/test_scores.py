@@ -54,26 +54,9 @@ def judgements(
             for prompt, kind in enumerate(DREAMBENCHPP_KINDS):
                 for measure in ("cp", "pf"):
                     value = score(category, prompt, measure)
-                    result.append(
-                        Judgement(
-                            method,
-                            f"{category}_{number:02d}",
-                            category,
-                            prompt,
-                            kind,
-                            0,
-                            measure,
-                            0,
-                            "image",
-                            "reference",
-                            "text",
-                            rubric,
-                            "asked",
-                            served,
-                            value,
-                            None if value is not None else "unparsable:no_score",
-                        )
-                    )
+                    subject, failure = f"{category}_{number:02d}", None if value is not None else "unparsable:no_score"
+                    question = (method, subject, category, prompt, kind, 0, measure, 0, "image", "reference", "text")
+                    result.append(Judgement(*question, rubric, "requested", served, value, failure))
     return result
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
+from dsd_lightning.generation.jobs import GenerationError
 from dsd_lightning.generation.models import (
     add_agent_flag,
     add_machine_flags,
     add_model_flags,
     add_sampling_flags,
     check_model,
+    command_parser,
 )
 
 STEPS = ("character", "story", "prompts", "panels", "page")
@@ -37,12 +38,10 @@ exit codes: 0 the page was written; 2 an input was refused; 3 out of memory; 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `generate.py story`."""
-    flags = argparse.ArgumentParser(
-        prog="python generate.py story",
-        description="Writes a story with the character of an image, and generates it as a comic page (paper, section C.3).",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = (
+        "Writes a story with the character of an image, and generates it as a comic page (paper, section C.3)."
     )
+    flags = command_parser("python generate.py story", description, _EPILOG)
     what = flags.add_argument_group("the story")
     what.add_argument("--image", "--image_path", type=Path, help="the first panel; its middle is cropped to the frame")
     what.add_argument(
@@ -64,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
         default=-1,
         help="of panel 1, counted up; -1, the default, takes a random one; kept in story.json",
     )
-    what.add_argument("--size", help="of a panel: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
     add_model_flags(flags)
     add_machine_flags(flags)
     return flags
@@ -83,22 +81,3 @@ def check(chosen: argparse.Namespace) -> None:
         raise GenerationError("choose one of --offline and --agents")
     if chosen.output_path.exists() and not chosen.output_path.is_dir():
         raise GenerationError(f"--output_path {chosen.output_path} is a file; give the name of a folder")
-
-
-def job_of(chosen: argparse.Namespace) -> Job:
-    """Return the settings of all panels; text and output are filled in panel by panel.
-
-    Raises:
-        GenerationError: a value that is refused.
-    """
-    return Job(
-        image=Path(REFERENCE),
-        text="this character",
-        output=chosen.output_path / "page.png",
-        seed=chosen.seed,
-        size=parse_size(chosen.size),
-        guidance=chosen.guidance,
-        i_guidance=chosen.i_guidance,
-        t_guidance=chosen.t_guidance,
-        steps=chosen.steps,
-    )

@@ -44,8 +44,10 @@ def run(chosen: Namespace, say: Callable[[str], None]) -> None:
         GenerationError, AgentFailure: an input that is refused, or a language model that gave no answer.
     """
     story_arguments.check(chosen)
-    settings = story_arguments.job_of(chosen)
     folder: Path = chosen.output_path
+    settings = models.job_of(
+        chosen, Path(REFERENCE), "this character", folder / PAGE
+    )  # text and output differ by panel
     story = _opened(chosen)
     reference = _reference(chosen.image, folder)
     wanted = story_arguments.STEPS[: story_arguments.STEPS.index(chosen.stop_after) + 1]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Message, Request
+from dsd_lightning.files.rows import Row, Table
 from dsd_lightning.generation.jobs import GenerationError
 from dsd_lightning.generation.llm_calls import NoAnswer, find_agent, instruction, line_of
 from dsd_lightning.generation.story.story import Panel, Story, Storyteller
@@ -107,71 +108,8 @@ def _text_of(entry: Any) -> str:
     return entry.strip()
 
 
-@dataclass(frozen=True)
-class Beat:
-    """One moment of the miniature's story: caption, context, and rank; shorter stories leave out the highest ranks."""
-
-    caption: str
-    context: dict[str, str]
-    rank: int
-
-
-_BEATS = (
-    Beat("Somebody lived in an image and had never left it.", {}, 0),
-    Beat("One morning the wall behind it was gone. Everything was green.", {"background_color": "green"}, 2),
-    Beat(
-        "A blue road led off to the left. It followed.",
-        {"place": "left", "size": "small", "background_kind": "striped", "light_direction": "left"},
-        3,
-    ),
-    Beat(
-        "The road climbed and climbed, up to the very top.",
-        {"place": "top", "size": "small", "background_color": "yellow", "light_direction": "above"},
-        7,
-    ),
-    Beat(
-        "Up there the sun was warm, and the view was good.",
-        {"place": "top", "background_color": "yellow", "light_color": "warm", "light_direction": "above"},
-        9,
-    ),
-    Beat(
-        "Then the floor began to tilt!",
-        {"rotation": "right", "background_kind": "checkered", "background_color": "brown"},
-        4,
-    ),
-    Beat(
-        "Down it rolled, all the way to the bottom.",
-        {
-            "place": "bottom",
-            "size": "small",
-            "rotation": "left",
-            "background_kind": "striped",
-            "background_color": "brown",
-        },
-        5,
-    ),
-    Beat(
-        "It was a gray place, and the light was cold.",
-        {"place": "bottom", "size": "small", "background_color": "gray", "light_color": "cool"},
-        10,
-    ),
-    Beat(
-        "Pink tiles! It had always wanted to dance.",
-        {"rotation": "left", "background_kind": "checkered", "background_color": "pink"},
-        6,
-    ),
-    Beat(
-        "Evening came, and the low sun made everything glow.",
-        {"place": "right", "background_color": "pink", "light_direction": "right", "light_color": "warm"},
-        8,
-    ),
-    Beat(
-        "It walked back through the blue night.",
-        {"place": "right", "size": "small", "light_direction": "left", "light_color": "cool"},
-        11,
-    ),
-    Beat("Home again. Tomorrow it would look behind the other wall.", {}, 1),
-)
+_MINIATURE_STORY = Path(__file__).with_name("miniature_story.csv")
+"""Captions of the miniature world's story with their contexts; shorter stories leave out the highest ranks."""
 
 
 class MiniatureStoryteller:
@@ -181,23 +119,24 @@ class MiniatureStoryteller:
         return "this character, as the first panel shows it"
 
     def story(self, image: Image.Image, story: Story) -> list[str]:
-        return [beat.caption for beat in self._beats(story)]
+        return [row.required_text("caption") for row in self._rows(story)]
 
     def panels(self, image: Image.Image, story: Story) -> list[Panel]:
-        prompts = [", ".join(["this character", *context_phrases(_context(beat))]) for beat in self._beats(story)]
+        prompts = [", ".join(["this character", *context_phrases(_context(row))]) for row in self._rows(story)]
         prompts[0] = story.character
         return [Panel(caption, prompt) for caption, prompt in zip(story.story, prompts, strict=True)]
 
     def close(self) -> None:
         pass
 
-    def _beats(self, story: Story) -> list[Beat]:
-        return [beat for beat in _BEATS if beat.rank < story.panel_count]
+    def _rows(self, story: Story) -> list[Row]:
+        return [row for row in Table(_MINIATURE_STORY) if int(row.required_text("rank")) < story.panel_count]
 
 
-def _context(beat: Beat) -> Context:
-    words = Context.vocabulary
-    return Context(**{name: words[name].index(beat.context[name]) if name in beat.context else 0 for name in words})
+def _context(row: Row) -> Context:
+    """Return the context in a row; empty cells and missing columns take the first value."""
+    values = {name: (words, row.text(name) or words[0]) for name, words in Context.vocabulary.items()}
+    return Context(**{name: words.index(word) for name, (words, word) in values.items()})
 
 
 def find_storyteller(agents: Sequence[str] | None, offline: bool, miniature: bool) -> Storyteller | None:
