@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
@@ -140,11 +140,18 @@ def to_html(tables: Sequence[Table]) -> str:
 
 def to_csv(rows: Sequence[Scores]) -> str:
     """Return every estimate of every method as a line, with interval, counts, rule and judge."""
+    lines = [
+        (row.method, name, each.value, each.low, each.high, each.scored, each.missing, row.rule, row.judge)
+        for row in rows
+        for name, each in estimates(row).items()
+    ]
+    return csv_text(_CSV_COLUMNS, lines)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV, floats with six digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for row in rows:
-        for name, each in estimates(row).items():
-            values = [f"{value:.6f}" for value in (each.value, each.low, each.high)]
-            writer.writerow([row.method, name, *values, each.scored, each.missing, row.rule, row.judge])
+    writer.writerow(columns)
+    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in row] for row in rows)
     return out.getvalue()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.scores import published
 from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_values
 from dsd_lightning.evaluation.scores.comparison import require_alike
@@ -38,20 +37,6 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = field(default=())
 
-    def joined(self, other: Table) -> Table:
-        """Return a table with the rows of both.
-
-        Raises:
-            EvaluationError: they are of different judges, rules or columns.
-        """
-        for name in ("judge", "rule", "columns"):
-            if getattr(self, name) != getattr(other, name):
-                raise EvaluationError(
-                    f"rows of different {name}s cannot be in one table: {getattr(self, name)} and "
-                    f"{getattr(other, name)}; make separate tables"
-                )
-        return Table(self.title, self.judge, self.rule, self.columns, self.rows + other.rows, self.notes + other.notes)
-
 
 def tables(rows: Sequence[Scores]) -> list[Table]:
     """Return the tables of methods, plain and debiased, each followed by the published rows under the same rule.
@@ -70,8 +55,7 @@ def tables(rows: Sequence[Scores]) -> list[Table]:
             (row.method, tuple(_cell(values.get(name)) for name in columns))
             for row, values in zip(rows, by_row, strict=True)
         )
-        headings = tuple((_group(name), _heading(name)) for name in columns)
-        result.append(Table(title, rows[0].judge, rows[0].rule, headings, body, _notes(rows)))
+        result.append(Table(title, rows[0].judge, rows[0].rule, _headings(columns), body, _notes(rows)))
         result += published_tables(rows[0].rule, debiased=bool(prefix))
     return result
 
@@ -91,6 +75,10 @@ def _columns(rows: Sequence[Scores], prefix: str) -> list[str]:
     if {f"{prefix}cp", f"{prefix}pf"} <= set(names):
         names.append(f"{prefix}cp_pf")
     return names
+
+
+def _headings(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((_group(name), _heading(name)) for name in names)
 
 
 def _group(name: str) -> str:
@@ -144,29 +132,19 @@ def _leaderboard(rule: Rule) -> Table:
         totals = overall_of_values(cp, SUBJECTS_OF, rule), overall_of_values(pf, PROMPTS_OF, rule)
         values = [*cp.values(), totals[0], *pf.values(), totals[1], totals[0] * totals[1]]
         rows.append((row.required_text("method"), tuple((f"{value:.3f}",) for value in values)))
-    columns = (
-        *(("Concept preservation", name.capitalize()) for name in SUBJECTS_OF),
-        ("Concept preservation", "Overall"),
-        *(("Prompt following", HEADINGS.get(name, name.capitalize())) for name in PROMPTS_OF),
-        ("Prompt following", "Overall"),
-        ("", "CP x PF"),
-    )
+    names = [*(f"cp/{name}" for name in SUBJECTS_OF), "cp", *(f"pf/{name}" for name in PROMPTS_OF), "pf", "cp_pf"]
     note = "Overalls computed from the published estimates. N and missing counts were not published."
-    return Table(f"Published: {published.LEADERBOARD}", published.JUDGE, rule, columns, tuple(rows), (note,))
+    return Table(f"Published: {published.LEADERBOARD}", published.JUDGE, rule, _headings(names), tuple(rows), (note,))
 
 
 def _table1(debiased: bool) -> Table:
     prefix = "d" if debiased else ""
-    names = ("cp_animal", "cp_human", "cp_object", "cp_overall", "pf_real", "pf_imag", "pf_overall", "cp_pf")
+    names = ["cp/animal", "cp/human", "cp/object", "cp", "pf/photorealistic", "pf/imaginative", "pf", "cp_pf"]
+    printed = ("cp_animal", "cp_human", "cp_object", "cp_overall", "pf_real", "pf_imag", "pf_overall", "cp_pf")
     rows = tuple(
-        (row.required_text("method"), tuple((row.required_text(f"{prefix}{name}"),) for name in names))
+        (row.required_text("method"), tuple((row.required_text(f"{prefix}{column}"),) for column in printed))
         for row in published.table1()
-    )
-    columns = (
-        *(("Concept preservation", name) for name in ("Animal", "Human", "Object", "Overall")),
-        *(("Prompt following", name) for name in ("Real.", "Imag.", "Overall")),
-        ("", "CP x PF"),
     )
     note = "As printed; the rows mix rules (docs/evaluate.md). N and missing counts were not published."
     title = f"Published: {published.PAPER}, {'debiased' if debiased else 'plain'}"
-    return Table(title, published.JUDGE, "as-published", columns, rows, (note,))
+    return Table(title, published.JUDGE, "as-published", _headings(names), rows, (note,))

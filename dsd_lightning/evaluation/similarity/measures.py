@@ -6,11 +6,9 @@ subjects. Each is named with its backbone: metrics of two backbones cannot be co
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
+from dsd_lightning.evaluation.scores.formats import csv_text
 from dsd_lightning.evaluation.similarity.encoders import Clip, Encoder, Pixels
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.files.listing import list_files
@@ -128,13 +127,8 @@ def run(config: DictConfig) -> str:
         raise CoverageTooLow(
             f"{config.samples} has {share:.1%} of the images, and coverage={config.coverage:g} is needed"
         )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = tuple(Similarity.__dataclass_fields__)
-    writer.writerow(columns)
-    writer.writerows([getattr(each, column) for column in columns] for each in measured)
     file = Path(config.out) / f"{measured[0].method}.csv"
-    write_text(file, text.getvalue())
+    write_text(file, csv_text([field.name for field in fields(Similarity)], map(astuple, measured)))
     return "\n".join([*map(str, measured), "", f"metrics  {file}"])
 
 

@@ -8,14 +8,13 @@ is shuffled, and the key is in a file of its own.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -23,6 +22,7 @@ from omegaconf import DictConfig
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
+from dsd_lightning.evaluation.scores.formats import csv_text
 from dsd_lightning.evaluation.user_study.ratings import Opinion, agreement, opinions, read, read_pages, with_overall
 from dsd_lightning.files.atomic import write_json, write_text
 from dsd_lightning.images.pixels import load_rgb
@@ -139,23 +139,10 @@ def score(config: DictConfig) -> str:
     results = opinions(with_overall(ratings) if config.overall else ratings)
     alphas = agreement(ratings)
     folder = Path(config.out)
-    write_text(folder / "opinions.csv", to_csv(results))
+    columns = [field.name for field in fields(Opinion)]
+    write_text(folder / "opinions.csv", csv_text(columns, map(astuple, results)))
     write_text(folder / "opinions.md", to_markdown(results, alphas))
     return f"{to_text(results, alphas)}\ntables  {folder}/opinions.{{csv,md}}"
-
-
-_COLUMNS = tuple(Opinion.__dataclass_fields__)
-
-
-def to_csv(results: Sequence[Opinion]) -> str:
-    """Return opinions as CSV, a line a method and criterion."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for each in results:
-        values: list[Any] = [getattr(each, name) for name in _COLUMNS]
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
-    return out.getvalue()
 
 
 _HEADINGS = ("method", "criterion", "mean [95% interval]", "std", "raters' mean ± std", "alpha", "ratings", "missing")
