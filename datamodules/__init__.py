@@ -1,1 +1,1 @@
-"""Pairs for training: one file a task, and the sources that any task can draw from."""
+"""Pairs for training: one file a task, and the sources that every task shares."""

@@ -1,4 +1,4 @@
-"""What every task's datamodule shares: loaders over a source, counting of damaged samples, fixed probe pairs."""
+"""The datamodule that every task shares: loaders over a source, counting of damaged samples, fixed probe pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.samples import Damage, Drawn, LoadedBatch, choose_caption, collate, words_of
+from datamodules.samples import Damage, LoadedBatch, Sample, choose_caption, collate, words_of
 from datamodules.sources.pool import Pairs, batches_of
 from datamodules.stream import PairLoader, SampleOrder, Size
 from dsd_lightning.miniature.world import Identity
@@ -26,7 +26,7 @@ class DamagedDataError(RuntimeError):
 
 
 class Source(Protocol):
-    """Where pairs come from: the miniature world, or pair shards.
+    """A source of pairs: the miniature world, or pair shards.
 
     Attributes:
         workers: processes that read ahead (0 reads in the training process).
@@ -42,15 +42,15 @@ class Source(Protocol):
 
     @property
     def encodes(self) -> bool:
-        """Whether opening needs the module on its device, because pairs come as its encodings."""
+        """Whether opening needs the module on its device, because pairs are stored as its encodings."""
         ...
 
     def training(self, data: PairData) -> Any:
-        """Return the training dataset: answers (epoch, index) with `Drawn` or `Damage`, and tells each index's bucket."""
+        """Return the training dataset: (epoch, index) gives `Sample` or `Damage`, `bucket(index)` the frame's size."""
         ...
 
     def validation(self, data: PairData) -> Any:
-        """Return the validation dataset, alike; its samples are never trained on."""
+        """Return the validation dataset, of the same kind; its samples are never trained on."""
         ...
 
     def probes(self, data: PairData, count: int) -> Pairs | None:
@@ -62,8 +62,8 @@ class PairData(L.LightningDataModule):
     """Pairs of one task from one source.
 
     Args:
-        task: what reference and target are to each other.
-        source: where the pairs come from.
+        task: the relation of reference and target.
+        source: of the pairs.
         batch_size: samples a step, over all devices and before accumulation.
         seed: of the order, the crops and the choice of captions.
     """
@@ -100,7 +100,7 @@ class PairData(L.LightningDataModule):
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         if not isinstance(module, DiffusionSelfDistillation):
-            raise TypeError("encodings belong to the module that trains on them; take images without one")
+            raise TypeError("encodings belong to the module that trains on them; without one, use images")
         return module
 
     def setup(self, stage: str) -> None:
@@ -116,7 +116,7 @@ class PairData(L.LightningDataModule):
     # --- Loaders.
 
     def train_dataloader(self) -> PairLoader:
-        """Return the loader of the whole run; it resumes at any batch.
+        """Return the loader of the complete run; it resumes at any batch.
 
         Raises:
             ValueError: if the run's length is not given, or the batch cannot be divided among the devices.
@@ -129,7 +129,7 @@ class PairData(L.LightningDataModule):
         if self.batch_size % trainer.world_size:
             raise ValueError(
                 f"data.datamodule.batch_size={self.batch_size} is not divisible by the {trainer.world_size} devices; it "
-                "counts the samples of all devices together"
+                "counts the samples of all devices"
             )
         order = SampleOrder(
             [self._training.bucket(i) for i in range(len(self._training))],
@@ -183,11 +183,11 @@ class PairData(L.LightningDataModule):
             self._require_few(f"the last was {last.key}: {last.reason}")
         return batch.pairs
 
-    def _require_few(self, which: str) -> None:
+    def _require_few(self, detail: str) -> None:
         if len(self.damaged) > self.source.max_damaged:
             raise DamagedDataError(
                 f"{len(self.damaged)} samples could not be used, more than data.datamodule.source.max_damaged="
-                f"{self.source.max_damaged}; {which}. Check the shards with `python -m dsd_lightning.shards verify FOLDER`, "
+                f"{self.source.max_damaged}; {detail}. Check the shards with `python -m dsd_lightning.shards verify FOLDER`, "
                 "or raise the limit"
             )
 
@@ -196,15 +196,15 @@ class PairData(L.LightningDataModule):
         return batch.to(device)
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return the keys of the samples that any device found damaged so far, and count them all from here on.
+        """Return the keys of the samples that were damaged on any device, and count them all from here on.
 
         Raises:
             DamagedDataError: on all devices, when there are more than `data.datamodule.source.max_damaged`.
         """
         if self.trainer is not None and self.trainer.world_size > 1:
-            found: list[set[str]] = [set()] * self.trainer.world_size
-            torch.distributed.all_gather_object(found, self.damaged)
-            self.damaged = {key for keys in found for key in keys}
+            by_device: list[set[str]] = [set()] * self.trainer.world_size
+            torch.distributed.all_gather_object(by_device, self.damaged)
+            self.damaged = {key for keys in by_device for key in keys}
             self._require_few(f"of all devices, one is {min(self.damaged)}" if self.damaged else "")
         return {"damaged": sorted(self.damaged)}
 
@@ -222,12 +222,12 @@ class PairData(L.LightningDataModule):
             return
         available = min(count, len(self._probes))
         for indices in batches_of(self._probes, batch_size):
-            drawn: list[Drawn | Damage] = []
+            samples: list[Sample | Damage] = []
             for index in indices:
                 if index < available:
                     pair = self._probes[index]
-                    # By the task's odds; apart from the run's seed, so that the words are the same in every run, too.
+                    # By the task's odds; apart from the run's seed, so that the prompts are the same in every run, too.
                     words = words_of(pair, choose_caption(self.task, pair, 0, 0))
-                    drawn.append(Drawn(pair.key, 0, words, pair.reference, pair.target, facts=pair.facts))
-            if drawn:
-                yield collate(drawn).pairs
+                    samples.append(Sample(pair.key, 0, words, pair.reference, pair.target, facts=pair.facts))
+            if samples:
+                yield collate(samples).pairs

@@ -1,4 +1,4 @@
-"""Depth pairs: a depth map and the image it belongs to; the caption tells what the map cannot show."""
+"""Depth pairs: a depth map and the image it belongs to; the caption describes what the map cannot show."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dsd_lightning.pairs import Pair
 class DepthPairs(PairData):
     """Structure-conditioned generation, as ControlNet does it (paper, Sec. 4.3 and Fig. 6, right).
 
-    The text describes the image, the depth map gives its geometry: on the miniature the caption tells who is in the
-    image, the background, the light and the style, and leaves size, place and rotation to the depth map. Reference and
+    The text describes the image, the depth map gives its geometry: on the miniature the caption describes the
+    subject, the background, the light and the style, and leaves size, place and rotation to the depth map. Reference and
     target show the same pixels.
     """
 

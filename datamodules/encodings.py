@@ -1,4 +1,4 @@
-"""How do encodings and embeddings of pairs lie in shards: under which key and names, and how are they read back?"""
+"""Names encodings and embeddings of pairs for storage in shards, and reads them back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encodings_key(architecture: Architecture, codec: Codec, text_encoder: TextEn
     """Return what stored encodings depend on: architecture, VAE, text encoders with their length, and frame sizes.
 
     Args:
-        architecture, codec, text_encoder: what encodes.
+        architecture, codec, text_encoder: the encoders.
         sizes: every (height, width) that frames may have, pixels.
     """
     frames = "_".join(f"{height}x{width}" for height, width in sizes)

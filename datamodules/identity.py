@@ -1,4 +1,4 @@
-"""Identity pairs: one subject in two contexts; the caption tells the target's context, never who is in it."""
+"""Identity pairs: one subject in two contexts; the caption describes the target's context, never the subject."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Images and grids that the tiny base is pretrained on: text to image, no reference.
 
-Single images (64 x 64) under full captions, and 2 x 2 grids (128 x 128) of one character in four contexts. Half of the
-grids do not tell who the character is, so that consistency has to come from the panels themselves. Training identities
+Single images (64 x 64) under full captions, and 2 x 2 grids (128 x 128) of one character in four contexts. The captions of half
+of the grids do not name the character, so that consistency has to come from the panels themselves. Training identities
 only; every grid is consistent.
 """
 
@@ -48,8 +48,8 @@ class _Images(Dataset[Pair]):
         contexts = [first] + [share_light_and_style(draw_context(rng), first) for _ in range(3)]
         panels = torch.stack([to_pixels(render(Scene(identity, context))) for context in contexts])
         grid = rearrange(panels, "(r c) d h w -> d (r h) (c w)", r=2, c=2)
-        told = identity if rng.random() >= self.unnamed else None
-        return Pair(key, None, grid, grid_caption(told, contexts, rng))
+        named = identity if rng.random() >= self.unnamed else None
+        return Pair(key, None, grid, grid_caption(named, contexts, rng))
 
 
 @dataclass
@@ -58,7 +58,7 @@ class MiniatureImages:
 
     Attributes:
         singles, grids: images of each kind in the pool.
-        unnamed: share of grids whose caption does not tell the identity.
+        unnamed: share of grids whose caption does not name the subject.
         validation_images: images of each kind that are not trained on.
         seed: of the images.
         grid_text_length: T5 tokens of a grid caption.

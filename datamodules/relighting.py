@@ -1,4 +1,4 @@
-"""Relighting pairs: one scene under two lights; the caption tells the new light and nothing of the scene."""
+"""Relighting pairs: one scene under two lights; the caption describes the new light and nothing of the scene."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_lightning.pairs import Pair
 class RelightingPairs(PairData):
     """A structure-preserving edit (paper, Fig. 5 and 14): direction or colour of the light change, or both.
 
-    Reference and target show the same pixels. Only the reference tells the scene, only the words tell the new light.
+    Reference and target show the same pixels. Only the reference shows the scene, only the caption describes the new light.
     """
 
     def miniature_pair(self, identity: Identity, rng: np.random.Generator, key: str) -> Pair:

@@ -1,4 +1,4 @@
-"""What a dataset hands to the loader, and how samples become a batch."""
+"""Samples as datasets return them, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lightning.randomness import uniform
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Sample:
     """One sample of an epoch: a pair whose prompt has been chosen, as images or as encodings (of batch size 1)."""
 
     key: str
@@ -30,27 +30,27 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Damage:
-    """A sample that could not be used: which one, why, and another one of its size that takes its place."""
+    """A sample that could not be used: its key, the reason, and another one of its size that replaces it."""
 
     key: str
     reason: str
-    instead: Drawn | None = None
+    instead: Sample | None = None
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch, and the samples that others took the place of."""
+    """A batch, and the samples in it that were replaced."""
 
     pairs: PairBatch
     damages: tuple[Damage, ...] = ()
 
 
 class UnreadableBatchError(RuntimeError):
-    """No sample of a batch could be used, and there was none to take its place."""
+    """No sample of a batch could be used, and there was none to replace it."""
 
 
 def without_images(key: str, caption: str, instruction: str | None, facts: Mapping[str, Any]) -> Pair:
-    """Return a pair that has words and facts, and images without pixels."""
+    """Return a pair with texts and facts, and images without pixels."""
     empty: Float[Tensor, "3 h w"] = torch.empty(3, 0, 0)
     return Pair(key, None, empty, caption, instruction, facts)
 
@@ -59,53 +59,53 @@ def choose_caption(task: Task, pair: Pair, seed: int, epoch: int) -> str:
     """Return the caption kind ("caption" or "instruction") of a sample in an epoch, by the task's odds."""
     if pair.instruction is None:
         return "caption"
-    draw, upto = uniform(seed, epoch, pair.key, "caption"), 0.0
+    draw, total = uniform(seed, epoch, pair.key, "caption"), 0.0
     for kind, odds in task.captions.items():
-        upto += odds
-        if draw < upto:
+        total += odds
+        if draw < total:
             return kind
     return list(task.captions)[-1]
 
 
 def words_of(pair: Pair, kind: str) -> str:
-    """Return the words of a caption kind; a pair without an instruction has only its caption."""
+    """Return the text of a caption kind; a pair without an instruction has only its caption."""
     return pair.instruction if kind == "instruction" and pair.instruction is not None else pair.caption
 
 
-def collate(samples: Sequence[Drawn | Damage]) -> LoadedBatch:
-    """Stack the samples into a batch, others in the place of damaged ones.
+def collate(samples: Sequence[Sample | Damage]) -> LoadedBatch:
+    """Stack the samples into a batch; damaged ones are replaced.
 
     Raises:
         UnreadableBatchError: if none is readable, naming the first reason.
     """
     damages = tuple(sample for sample in samples if isinstance(sample, Damage))
-    either = [sample.instead if isinstance(sample, Damage) else sample for sample in samples]
-    drawn = [sample for sample in either if sample is not None]
-    if not drawn:
+    usable = [sample.instead if isinstance(sample, Damage) else sample for sample in samples]
+    kept = [sample for sample in usable if sample is not None]
+    if not kept:
         raise UnreadableBatchError(
             f"none of {len(damages)} samples could be used; {damages[0].key}: {damages[0].reason}"
         )
-    first = drawn[0]
+    first = kept[0]
     encoded = text = None
     if first.encoded is not None:
-        parts = [sample.encoded for sample in drawn if sample.encoded is not None]
+        parts = [sample.encoded for sample in kept if sample.encoded is not None]
         encoded = Encoded(
             torch.cat([part.clean for part in parts]),
             {name: torch.cat([part.reference[name] for part in parts]) for name in first.encoded.reference},
         )
     if first.text is not None:
-        texts = [sample.text for sample in drawn if sample.text is not None]
+        texts = [sample.text for sample in kept if sample.text is not None]
         text = TextEmbeddings(torch.cat([each.sequence for each in texts]), torch.cat([each.pooled for each in texts]))
-    references = [sample.reference for sample in drawn if sample.reference is not None]
-    targets = [sample.target for sample in drawn if sample.target is not None]
+    references = [sample.reference for sample in kept if sample.reference is not None]
+    targets = [sample.target for sample in kept if sample.target is not None]
     batch = PairBatch(
-        keys=[sample.key for sample in drawn],
-        epochs=[sample.epoch for sample in drawn],
-        prompts=[sample.prompt for sample in drawn],
+        keys=[sample.key for sample in kept],
+        epochs=[sample.epoch for sample in kept],
+        prompts=[sample.prompt for sample in kept],
         reference=torch.stack(references) if references else None,
         target=torch.stack(targets) if targets else None,
         encoded=encoded,
         text=text,
-        facts=[sample.facts for sample in drawn],
+        facts=[sample.facts for sample in kept],
     )
     return LoadedBatch(batch, damages)

@@ -1,4 +1,4 @@
-"""In which order samples are seen: a pure function of (seed, epoch), so that a position is all that resuming needs.
+"""Orders samples by a pure function of (seed, epoch), so that resuming needs a position alone.
 
 An epoch is a list of *global* batches, each from one bucket (one image size). Every device takes its slice of each. The
 position is counted in global batches, so the number of devices may change while every bucket's global batch stays the
@@ -18,7 +18,7 @@ from dsd_lightning.randomness import numpy_generator
 
 Size = tuple[int, int]
 Draw = tuple[int, int]
-"""An (epoch, index) by which a dataset is asked for a sample, so that it can key its own draws."""
+"""An (epoch, index) that identifies a sample of a dataset and seeds its random draws."""
 
 
 class Bucketed(Protocol):
@@ -102,11 +102,11 @@ class _RankBatches(Sampler[list[Draw]]):
 class PairLoader:
     """The training loader: sized, resumable at any batch, with or without data workers.
 
-    Lightning saves `state_dict()` and restores it before the first batch. The position counts the batches handed out,
+    Lightning saves `state_dict()` and restores it before the first batch. The position counts the batches yielded,
     not those that workers have read ahead.
 
     Args:
-        dataset: answers (epoch, index).
+        dataset: indexed by (epoch, index).
         order: the global batches.
         batches: length of the whole run, in batches.
         rank, world_size: this device among all.

@@ -1,1 +1,1 @@
-"""commands."""
+"""Commands that write pair shards."""

@@ -1,7 +1,7 @@
-"""Which of the sets that `distill.py` made are encoded already, and which are to be encoded (anew)?
+"""Encodes the sets of `distill.py` that are not encoded yet, or whose tars have changed.
 
 ROOT/train/                  the set with its encodings
-ROOT/train.made_from.json    the tars that it was made from, and the settings that decide the encodings
+ROOT/train.made_from.json    the tars that it was encoded from, and the settings that decide the encodings
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.commands.encode_shards import encode_shards
+from dsd_lightning.files.atomic import write_json
+from dsd_lightning.files.text import read_text
 from dsd_lightning.runs.folder import flattened
 from dsd_lightning.shards import ShardError, ShardIndex
 
@@ -25,10 +27,10 @@ _OF_MODEL = ("path", "dtype", "initialise", "text_length")
 
 
 class RunEncoder:
-    """Encodes a run's sets into a folder of their own, with what `conf/encode_shards.yaml` names.
+    """Encodes a run's sets into a folder of their own, with the encoders of `conf/encode_shards.yaml`.
 
-    A set that was made from the same tars with the same settings is left as it is. One whose tars have changed is made
-    anew; one of other encoders is not touched.
+    A set that was encoded from the same tars with the same settings is left as it is. One whose tars have changed is
+    encoded again; one of other encoders is not touched.
 
     Args:
         root: folder of the encoded sets.
@@ -52,23 +54,20 @@ class RunEncoder:
         if index is None:
             raise ShardError(f"{images} holds no set of shards to encode")
         made_from: dict[str, Any] = {"tars": [shard.sha256 for shard in index.shards], "encoders": self._encoders()}
-        known: dict[str, Any] | None = json.loads(note.read_text()) if note.exists() else None
+        recorded: dict[str, Any] | None = json.loads(read_text(note)) if note.exists() else None
         finished = ShardIndex.read(out) is not None
-        if known == made_from and finished:
+        if recorded == made_from and finished:
             return out
         waiting = out.with_name(f"{out.name}.waiting")
-        if known != made_from:
-            if known is None and finished:
+        if recorded != made_from:
+            if recorded is None and finished:
                 raise ShardError(f"{out} holds a set that is not of a run; give another encoding.root=FOLDER")
-            if known is not None:
+            if recorded is not None:
                 if finished:
-                    self._require_same_encoders(known["encoders"], made_from["encoders"], out)
+                    self._require_same_encoders(recorded["encoders"], made_from["encoders"], out)
                 shutil.rmtree(out, ignore_errors=True)
                 shutil.rmtree(waiting, ignore_errors=True)
-            self.root.mkdir(parents=True, exist_ok=True)
-            partial = note.with_name(f"{note.name}.partial")
-            partial.write_text(json.dumps(made_from, indent=1))
-            partial.replace(note)
+            write_json(note, made_from)
         log.info("encoding %s", images)
         config = self.settings.copy()
         config.update({"root": str(images), "out": str(out), "waiting": str(waiting)})
@@ -86,14 +85,14 @@ class RunEncoder:
         }
         return flattened(deciding)
 
-    def _require_same_encoders(self, known: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    def _require_same_encoders(self, recorded: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
         changed = [
-            f"{name}={known.get(name)} (now {asked.get(name)})"
-            for name in sorted({*known, *asked})
-            if known.get(name) != asked.get(name)
+            f"{name}={recorded.get(name)} (now {wanted.get(name)})"
+            for name in sorted({*recorded, *wanted})
+            if recorded.get(name) != wanted.get(name)
         ]
         if changed:
             raise ShardError(
                 f"{out} was encoded with {', '.join(changed)}: give another encoding.root=FOLDER, or remove {self.root} to "
-                "encode anew"
+                "encode again"
             )

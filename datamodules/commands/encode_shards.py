@@ -1,4 +1,4 @@
-"""How are a set's pairs encoded once, ahead of training? `python -m datamodules.commands.encode_shards root=FOLDER out=FOLDER`."""
+"""Encodes a set's pairs once, ahead of training: `python -m datamodules.commands.encode_shards root=FOLDER out=FOLDER`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from dsd_lightning.cli.errors import run_command
+from dsd_lightning.files.atomic import remove_leftovers, replacing
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 from dsd_lightning.shards.format import INDEX_NAME
 
@@ -36,16 +37,16 @@ POSITIONS = "positions"
 
 
 def encode_shards(config: DictConfig) -> ShardIndex:
-    """Write the set that `conf/encode_shards.yaml` asks for: the pairs of `root` with their encodings beside them.
+    """Write the set that `conf/encode_shards.yaml` describes: the pairs of `root` with their encodings beside them.
 
-    Batches that are done wait in the folder `waiting`, so that the same command goes on after a kill and encodes none of
-    them again. The set appears whole at the end, and the waiting ones go.
+    Finished batches wait in the folder `waiting`, so that the same command goes on after a kill and encodes none of them
+    again. The set appears at the end, atomically, and `waiting` is removed.
 
     Returns:
         The index of the new set.
 
     Raises:
-        ValueError: a number that makes no sense, or a frame size that the VAE cannot pack.
+        ValueError: an invalid number, or a frame size that the VAE cannot pack.
         ShardError: `root` holds no set, or `out` holds one already.
         DamagedDataError: more than `max_damaged` pairs cannot be used.
     """
@@ -64,15 +65,18 @@ def encode_shards(config: DictConfig) -> ShardIndex:
     batches = list(_batches(pairs, config.batch_size))
     tars = [entry.sha256 for entry in pairs.shards.index.shards] if pairs.shards.index is not None else []
     keys = [pairs.shards.keys[position] for position in pairs.positions]
-    asked = [key, config.batch_size, pairs.task.name, sorted(pairs.task.captions), tars, keys]
-    folder = Path(config.waiting) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    settings = [key, config.batch_size, pairs.task.name, sorted(pairs.task.captions), tars, keys]
+    folder = Path(config.waiting) / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     files = [folder / f"{number:07d}.safetensors" for number in range(len(batches))]
     todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
+    damaged = 0
     if len(todo) < len(files):
         log.info("%d of %d batches are encoded already", len(files) - len(todo), len(files))
-    _encode(todo, pairs, (architecture, codec, text_encoder), config)
-    index = _write(files, pairs, key, out, config)
+        damaged = sum(len(batch) - _stored(file) for file, batch in zip(files, batches, strict=True) if file.exists())
+    damaged = _encode(todo, pairs, (architecture, codec, text_encoder), config, damaged)
+    index = _write(files, pairs, key, out, damaged, config)
     shutil.rmtree(folder)
     if not any(folder.parent.iterdir()):
         folder.parent.rmdir()
@@ -105,7 +109,7 @@ def _pairs(config: DictConfig) -> tuple[ShardPairs, list[tuple[int, int]]]:
 
 
 def _encoders(config: DictConfig) -> tuple[Architecture, Codec, TextEncoder]:
-    """Return what encodes, on its device; the architecture around a transformer without memory, which it does not need."""
+    """Return the encoders on their device; the architecture holds a transformer on meta, which encoding does not need."""
     import torch
 
     from dsd_lightning.models.build import build_base
@@ -137,7 +141,7 @@ def _batches(pairs: ShardPairs, size: int) -> Iterator[list[int]]:
 
 
 class _Read:
-    """Batches of pairs, read by the loader's workers; a pair that cannot be used comes as its damage."""
+    """Batches of pairs, read by the loader's workers; a pair that cannot be used is given as its damage."""
 
     def __init__(self, pairs: ShardPairs, batches: list[list[int]]) -> None:
         self.pairs, self.batches = pairs, batches
@@ -154,7 +158,9 @@ def _encode(
     pairs: ShardPairs,
     encoders: tuple[Architecture, Codec, TextEncoder],
     config: DictConfig,
-) -> None:
+    damaged: int,
+) -> int:
+    """Encode batches into their files and return the number of pairs left out, `damaged` of them earlier."""
     import torch
     from safetensors.torch import save_file
     from torch.utils.data import DataLoader
@@ -162,7 +168,6 @@ def _encode(
     from datamodules.base import DamagedDataError
     from datamodules.samples import Damage
 
-    damaged = 0
     reader: Any = _Read(pairs, [batch for _, batch in todo])
     loader = DataLoader(reader, batch_size=None, num_workers=config.workers)
     shown = tqdm(loader, desc="encoding", unit="batch", disable=not sys.stderr.isatty())
@@ -177,10 +182,18 @@ def _encode(
         if damaged > config.max_damaged:
             raise DamagedDataError(f"{damaged} pairs cannot be used, more than max_damaged={config.max_damaged}")
         tensors = _encoded([pair for _, pair in usable], encoders, pairs.task) if usable else {}
-        partial = file.with_suffix(".partial")
         positions = torch.tensor([pairs.positions[index] for index, _ in usable], dtype=torch.int64)
-        save_file({**tensors, POSITIONS: positions}, partial)
-        partial.replace(file)
+        with replacing(file) as temporary:
+            save_file({**tensors, POSITIONS: positions}, temporary)
+    return damaged
+
+
+def _stored(file: Path) -> int:
+    """Return the number of pairs in the file of a batch."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return int(tensors.get_slice(POSITIONS).get_shape()[0])
 
 
 def _encoded(
@@ -206,12 +219,12 @@ def _encoded(
     return {name: value.cpu().contiguous() for name, value in named.items()}
 
 
-def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, config: DictConfig) -> ShardIndex:
+def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, damaged: int, config: DictConfig) -> ShardIndex:
     from safetensors.torch import load_file
 
     shards = pairs.shards
     resolution = shards.index.resolution if shards.index is not None else None
-    # What a killed writer left may be replaced: `out` holds no index.
+    # The files of a killed writer may be replaced: `out` holds no index.
     with ShardWriter(
         out,
         task=pairs.task.name,
@@ -220,6 +233,8 @@ def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, config: Di
         encoding_key=key,
         overwrite=out.is_dir() and any(out.glob("*.partial")),
     ) as writer:
+        if damaged:
+            writer.reject("unusable", damaged)
         for file in tqdm(files, desc="writing", unit="batch", disable=not sys.stderr.isatty()):
             tensors = load_file(file)
             positions = tensors.pop(POSITIONS).tolist()
@@ -245,7 +260,7 @@ def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, config: Di
 
 @hydra.main(config_path="../../conf", config_name="encode_shards", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Write what the command line asks for."""
+    """Run the command."""
     encode_shards(config)
 
 

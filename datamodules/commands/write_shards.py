@@ -1,4 +1,4 @@
-"""How do pairs of the miniature world become pair shards? `python -m datamodules.commands.write_shards task=identity out=FOLDER`."""
+"""Writes pairs of the miniature world as shards: `python -m datamodules.commands.write_shards task=identity out=FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation", "probe")
-"""What `data=miniature` trains on, validates on, and draws for metrics and sheets."""
+"""The pairs of `data=miniature` for training, for validation, and for metrics and sheets."""
 
 
 def write_shards(config: DictConfig) -> ShardIndex:
     """Write the pairs that `conf/write_shards.yaml` asks for and return the index of the set.
 
-    The set appears whole at the end; a failure or Ctrl-C leaves nothing. Images are stored with 8 bits a channel, depth
+    The set appears at the end, atomically; a failure or Ctrl-C leaves nothing. Images are stored with 8 bits a channel, depth
     maps as gray of 16 bits.
 
     Raises:
-        ValueError: a number or split that makes no sense, or a task that the miniature world has no pairs of.
+        ValueError: an invalid number or split, or a task that the miniature world has no pairs of.
         ShardError: `out` is no folder, or holds anything already.
     """
     from datamodules.base import PairData
@@ -99,7 +99,7 @@ def write_shards(config: DictConfig) -> ShardIndex:
 
 @hydra.main(config_path="../../conf", config_name="write_shards", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Write what the command line asks for."""
+    """Run the command."""
     write_shards(config)
 
 

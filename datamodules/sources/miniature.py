@@ -1,4 +1,4 @@
-"""The embedded source: pairs of the miniature world, drawn by number and encoded once into a pool."""
+"""The embedded source: pairs of the miniature world, sampled by number and encoded once into a pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def to_pixels(rendering: Rendering) -> Float[Tensor, "3 h w"]:
 
 
 def scene_pair(key: str, reference: Scene, target: Scene, caption: str, rng: np.random.Generator) -> Pair:
-    """Return the images of two scenes of one identity as a pair, with an instruction that leads from one to the other."""
+    """Return the images of two scenes of one identity as a pair, with an instruction that turns one into the other."""
     return Pair(
         key=key,
         reference=to_pixels(render(reference)),
@@ -47,7 +47,7 @@ class MiniaturePairs(Dataset[Pair]):
 
     Args:
         data: the task's datamodule.
-        count, seed: how many, and of what draw.
+        count, seed: number of pairs, and seed of their draws.
         split: "training", or another, whose identities are held out.
         identities: pairs show this many draws of an identity in turn; None: each pair one of its own.
 
@@ -80,7 +80,7 @@ class Miniature:
 
     Attributes:
         pairs: training pairs in the pool; validation_pairs: held-out ones.
-        seed: of the pairs, apart from the run's seed, so that runs with other seeds see the same data.
+        seed: of the pairs, apart from the run's seed, so that runs with other seeds use the same data.
         identities: draws of an identity that the training pairs share in turn; None: each pair one of its own.
         pool: encode once and keep in memory; false renders and encodes in every step.
         workers, max_damaged: as in `datamodules.base.Source`.
@@ -105,7 +105,7 @@ class Miniature:
         self.resolution = (int(self.resolution[0]), int(self.resolution[1]))
         if self.resolution != (RESOLUTION, RESOLUTION):
             raise ValueError(
-                f"data.datamodule.source.resolution={list(self.resolution)}: the miniature world is drawn at {RESOLUTION} x "
+                f"data.datamodule.source.resolution={list(self.resolution)}: the miniature world is rendered at {RESOLUTION} x "
                 f"{RESOLUTION} only; use data=shards for images of other sizes"
             )
         if self.pairs < 1 or self.validation_pairs < 0:

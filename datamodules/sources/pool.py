@@ -1,4 +1,4 @@
-"""A pool of pairs, drawn and encoded once and kept in memory, so that epochs cost no rendering and no VAE."""
+"""Keeps pairs in memory, sampled and encoded once, so that epochs cost no rendering and no VAE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datamodules.samples import Drawn, choose_caption, without_images, words_of
+from datamodules.samples import Sample, choose_caption, without_images, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
@@ -32,15 +32,15 @@ class Pairs(Protocol):
     def __getitem__(self, index: int, /) -> Pair: ...
 
 
-class EncodedPool(Dataset[Drawn]):
+class EncodedPool(Dataset[Sample]):
     """Encodings of `pairs` under a module's architecture, VAE and text encoders.
 
     Args:
-        pairs: what to encode; their images are dropped afterwards, their words and facts stay.
+        pairs: to be encoded; their images are dropped afterwards, their texts and facts stay.
         module: gives architecture, codec and text encoder, on the device where the encoding is done, in the precision of
             its trainer, if it has one.
-        task: which caption kinds may be asked for.
-        seed: keys the choice of the caption kind.
+        task: gives the caption kinds.
+        seed: of the choice of the caption kind.
         text_lengths: T5 length by image size, where it differs from the text encoder's own.
     """
 
@@ -102,14 +102,14 @@ class EncodedPool(Dataset[Drawn]):
         """Return (height, width) of sample `index`, pixels."""
         return self.sizes[index]
 
-    def __getitem__(self, draw: Draw) -> Drawn:
+    def __getitem__(self, draw: Draw) -> Sample:
         epoch, index = draw
         pair = self.pairs[index]
         kind = choose_caption(self.task, pair, self.seed, epoch)
         number, row = self.places[index]
         chunk = self.chunks[number]
         text, one = chunk.text[kind], slice(row, row + 1)
-        return Drawn(
+        return Sample(
             key=pair.key,
             epoch=epoch,
             prompt=words_of(pair, kind),
@@ -119,8 +119,8 @@ class EncodedPool(Dataset[Drawn]):
         )
 
 
-class ImagePairs(Dataset[Drawn]):
-    """Pairs as images, encoded anew in every step; for small sets and for tests of the encoding itself."""
+class ImagePairs(Dataset[Sample]):
+    """Pairs as images, encoded again in every step; for small sets and for tests of the encoding itself."""
 
     def __init__(self, pairs: Pairs, task: Task, seed: int) -> None:
         self.pairs, self.task, self.seed = pairs, task, seed
@@ -133,11 +133,11 @@ class ImagePairs(Dataset[Drawn]):
         target = self.pairs[index].target
         return target.shape[-2], target.shape[-1]
 
-    def __getitem__(self, draw: Draw) -> Drawn:
+    def __getitem__(self, draw: Draw) -> Sample:
         epoch, index = draw
         pair = self.pairs[index]
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
+        return Sample(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
 
 def batches_of(dataset: Pairs, size: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import PairData
 from datamodules.encodings import encoded_of, encodings_key, text_of
-from datamodules.samples import Damage, Drawn, choose_caption, without_images, words_of
+from datamodules.samples import Damage, Sample, choose_caption, without_images, words_of
 from datamodules.sources.pool import Pairs
 from datamodules.stream import Draw, Size
 from dsd_lightning.images.pixels import bucket_for, covering_size, to_pixels
@@ -25,16 +25,16 @@ from dsd_lightning.shards.catalogue import Verification
 log = logging.getLogger(__name__)
 
 
-class ShardPairs(Dataset[Drawn | Damage]):
+class ShardPairs(Dataset[Sample | Damage]):
     """Some samples of pair shards as pairs of one task; a damaged one comes back as `Damage`, it is not raised.
 
     The next readable sample of the same size comes with it, so that a batch is as large as it should be.
 
     Args:
-        shards: the shards; opened with an encoding key they are drawn as encodings, and otherwise as images.
-        positions: which samples.
+        shards: the shards; opened with an encoding key they give encodings, and otherwise images.
+        positions: of the samples.
         buckets: each sample's (height, width), pixels.
-        task: tells whether both images share their crop, and which caption to take.
+        task: decides whether both images share their crop, and the kind of caption.
         seed: of crops and captions.
         crop: "random" moves with the epoch, "center" does not.
     """
@@ -58,25 +58,25 @@ class ShardPairs(Dataset[Drawn | Damage]):
         """Return (height, width) to which sample `index` is cropped, pixels."""
         return self.buckets[index]
 
-    def __getitem__(self, draw: Draw) -> Drawn | Damage:
+    def __getitem__(self, draw: Draw) -> Sample | Damage:
         epoch, index = draw
-        drawn = self._draw(epoch, index)
-        if isinstance(drawn, Damage):
+        sample = self._draw(epoch, index)
+        if isinstance(sample, Damage):
             following = ((index + step) % len(self) for step in range(1, len(self)))
             same_size = (self._draw(epoch, other) for other in following if self.buckets[other] == self.buckets[index])
-            return replace(drawn, instead=next((other for other in same_size if isinstance(other, Drawn)), None))
-        return drawn
+            return replace(sample, instead=next((other for other in same_size if isinstance(other, Sample)), None))
+        return sample
 
-    def _draw(self, epoch: int, index: int) -> Drawn | Damage:
+    def _draw(self, epoch: int, index: int) -> Sample | Damage:
         if self.shards.encoding_key is not None:
             return self._stored(epoch, index)
         pair = self.pair_or_damage(index, epoch)
         if isinstance(pair, Damage):
             return pair
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        return Drawn(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
+        return Sample(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
 
-    def _stored(self, epoch: int, index: int) -> Drawn | Damage:
+    def _stored(self, epoch: int, index: int) -> Sample | Damage:
         """Return a sample as its stored encodings; no image is read."""
         position = self.positions[index]
         try:
@@ -87,7 +87,7 @@ class ShardPairs(Dataset[Drawn | Damage]):
         kind = choose_caption(self.task, pair, self.seed, epoch)
         if encoded is None or text is None:
             return Damage(pair.key, f"{self.shards.shard_name(position)}: it has no encodings")
-        return Drawn(
+        return Sample(
             pair.key,
             epoch,
             words_of(pair, kind),
@@ -97,7 +97,7 @@ class ShardPairs(Dataset[Drawn | Damage]):
         )
 
     def pair_or_damage(self, index: int, epoch: int) -> Pair | Damage:
-        """Return a sample as a pair of crops, or why there is none."""
+        """Return a sample as a pair of crops, or its damage."""
         try:
             return self.pair(index, epoch)
         except DamagedSample as damage:
@@ -110,7 +110,7 @@ class ShardPairs(Dataset[Drawn | Damage]):
 
         Raises:
             DamagedSample: if it cannot be read.
-            ValueError: if one of its images is too small, or both should show the same pixels and differ in shape.
+            ValueError: if one of its images is too small, or both must show the same pixels and differ in shape.
         """
         raw = self.shards[self.positions[index]]
         height, width = self.buckets[index]
@@ -172,12 +172,12 @@ class Shards:
         root: folder with the tars (and `index.json`).
         resolution: (height, width) of a frame, pixels.
         buckets: (height, width) of several frame sizes instead; each pair goes to the one nearest in aspect ratio.
-        validation_pairs: samples set aside, by a hash of their key, and never trained on; or of `validation_root`, if given.
-        crop: "random" or "center", of what the resolution leaves over; encodings are of the centre.
+        validation_pairs: samples set aside, by a hash of their key, and never trained on; or those of `validation_root`.
+        crop: "random" or "center", position of the crop; encodings are of the centre.
         workers: processes that decode ahead.
         max_damaged: unreadable samples tolerated in a run.
-        verify: what is checked of the files at start: "size", "sha256" or "off".
-        validation_root: folder of another set to take them from, such as one of other subjects; then all of `root` is
+        verify: check of the files at start: "size", "sha256" or "off".
+        validation_root: folder of another set for validation, such as one of other subjects; then all of `root` is
             trained on.
         encoded: train on the encodings that `datamodules.commands.encode_shards` stored, and read no images.
     """
@@ -196,7 +196,7 @@ class Shards:
 
     @property
     def encodes(self) -> bool:
-        """Whether opening needs the module: stored encodings must be those that it would make."""
+        """Whether opening needs the module: stored encodings must be those of its encoders."""
         return self.encoded
 
     def __post_init__(self) -> None:
@@ -255,8 +255,8 @@ class Shards:
             require_reference=REFERENCE in data.task.frame_weights,
             verify=self.verify,
         )
-        for damage in shards.damage:
-            log.warning("%s", damage)
+        for problem in (*shards.damage, *shards.passed_over):
+            log.warning("%s", problem)
         return shards
 
     def _pairs(self, data: PairData, shards: PairShards, positions: list[int], crop: str) -> ShardPairs:

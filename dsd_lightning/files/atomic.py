@@ -31,7 +31,7 @@ def partial_of(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file, which becomes `path` when the block ends without an error.
 
-    Folders above `path` are made. If the block fails, `path` is as it was and the temporary file is gone.
+    Folders above `path` are created. If the block fails, `path` is as it was and the temporary file is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_of(path)

@@ -47,6 +47,12 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def find_file(path: Path) -> Path | None:
+    """Return the file at `path`, also where its name is stored in another Unicode form; None if there is none."""
+    forms = (unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD"))
+    return next((file for file in (path, *map(Path, forms)) if file.is_file()), None)
+
+
 def is_system_file(name: str) -> bool:
     """Return whether a file or folder of that name is hidden or an operating system's."""
     return name.startswith(".") or name.lower() in _SYSTEM

@@ -1,6 +1,6 @@
 """Reads tables strictly: CSV, TSV, JSON arrays, JSON Lines and Parquet, row by row.
 
-Nothing is guessed: a row with more or fewer cells than the header, a broken quote, a value of another type than asked for
+Nothing is guessed: a row with more or fewer cells than the header, a broken quote, a value of another type than needed
 are refused by file and row. Rows count from 1; a header is not counted.
 """
 
@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 from dsd_lightning.files.text import open_text, read_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-"""Of the files that can be read as tables, in lower case; upper case is taken as well."""
+"""Of the files that can be read as tables, in lower case; upper case is accepted as well."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
 
 
 class TableError(ValueError):
@@ -57,7 +57,7 @@ class Row:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise TableError(f"{self.where}: column {column!r} holds {_named(value)}; text is needed")
+            raise TableError(f"{self.where}: column {column!r} holds {named(value)}; text is needed")
         return value.strip() or None
 
     def required_text(self, column: str) -> str:
@@ -179,7 +179,7 @@ class Table:
     def _array(self) -> Iterator[dict[str, Any]]:
         values = self._json(read_text(self.path), "the file")
         if not isinstance(values, list):
-            raise TableError(f"{self.path}: an array of objects is needed, not {_named(values)}")
+            raise TableError(f"{self.path}: an array of objects is needed, not {named(values)}")
         for number, value in enumerate(values, start=1):
             yield self._object(value, number)
 
@@ -194,7 +194,7 @@ class Table:
 
     def _object(self, value: Any, number: int) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise TableError(f"{self.path}, row {number}: a JSON object is needed, not {_named(value)}")
+            raise TableError(f"{self.path}, row {number}: a JSON object is needed, not {named(value)}")
         return value
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -219,8 +219,8 @@ def _parquet(path: Path) -> Any:
         raise TableError(f"{path} cannot be read as parquet: {error}") from error
 
 
-def _named(value: Any) -> str:
-    """Return a value as a message shows it, shortened."""
+def named(value: Any) -> str:
+    """Return a cell's value as messages show it: its kind, and its text shortened."""
     if value is None:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):

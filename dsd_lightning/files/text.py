@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    r"""Open a text file to read; an error of its encoding inside the block is told by name.
+    r"""Open a text file to read; an encoding error inside the block names the file.
 
     Args:
         path: the file.

@@ -1,1 +1,1 @@
-"""images."""
+"""Pixels and sheets of images."""

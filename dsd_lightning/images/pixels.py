@@ -1,4 +1,4 @@
-"""How does an image file become pixels, and pixels an image? Colour modes, orientation, resizing, cropping, buckets.
+"""Converts image files to pixels and back: colour modes, orientation, resizing, cropping, buckets.
 
 Pixels are float32 [3, height, width] in [-1, 1]; images are PIL images in mode RGB, 8 bits a channel, or in mode I;16,
 gray of 16 bits (depth maps), of whose three channels of pixels each has the full precision. Nothing here ever enlarges a
@@ -17,22 +17,26 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 WHITE = (255, 255, 255, 255)
 EXIF_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 STORED_FORMATS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg"}
 """PIL's name of each file format that pair shards hold, with its extension."""
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class ImageError(ValueError):
-    """A file or byte string is no image, is damaged, or has pixel values without a defined range."""
-
+LEAST_SIDE = 16
+"""Shortest side of an image that a base model can encode: the VAE's 8 pixels times patches of 2."""
 
 WHITE_16 = 65535
 """Value of white in gray of 16 bits; 257 times that of 8 bits."""
+
+
+class ImageError(ValueError):
+    """A file or byte string that is no image, is damaged, too large or small, or has values without a defined range."""
 
 
 def is_sixteen_bit(image: Image.Image) -> bool:
@@ -48,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` upright (EXIF orientation applied) in mode RGB.
 
     Transparency is flattened over white; palettes, gray and CMYK are converted; 16-bit gray is scaled to 8 bits rather
-    than cut off at 255. Of an animation the first frame is taken; colour profiles are ignored.
+    than cut off at 255. An animation gives its first frame; colour profiles are ignored.
 
     Raises:
         ImageError: floating point pixels, or integers beyond 16 bits, which have no defined white.
@@ -90,7 +94,7 @@ def to_stored_mode(image: Image.Image) -> Image.Image:
 
 
 def load_rgb(source: bytes | str | Path) -> Image.Image:
-    """Decode an image, given as the bytes or the path of a file, whole, to mode RGB (see `to_rgb`).
+    """Decode an image, given as the bytes or the path of a file, completely, to mode RGB (see `to_rgb`).
 
     Raises:
         ImageError: not an image, truncated, damaged or of undefined range; the message says which.
@@ -112,14 +116,49 @@ def _load(source: bytes | str | Path, convert: Callable[[Image.Image], Image.Ima
     except (FileNotFoundError, ImageError):
         raise
     except _DAMAGE as error:
-        size = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-        raise ImageError(f"cannot decode {size} as an image: {error or type(error).__name__}") from error
+        what = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+        raise ImageError(f"cannot decode {what} as an image: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the reason for which a file cannot be decoded, without names of Python objects."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, cut short, or of no known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; shrink it first"
+    return str(error) or type(error).__name__
+
+
+def require_side(image: Image.Image) -> None:
+    """Refuse an image of a few pixels.
+
+    Raises:
+        ImageError: naming its size.
+    """
+    if min(image.size) < LEAST_SIDE:
+        raise ImageError(
+            f"an image of {image.width} x {image.height} pixels is too small: both sides need {LEAST_SIDE}"
+        )
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of an image's file after its EXIF orientation is applied; reads the header alone.
+
+    Raises:
+        ImageError: not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(EXIF_ORIENTATION, 1) in _ON_ITS_SIDE else (width, height)
+    except _DAMAGE as error:
+        raise ImageError(f"cannot decode {len(data)} bytes as an image: {_cause(error)}") from error
 
 
 def stored_format(data: bytes) -> str | None:
     """Return the extension (webp, png or jpg) under which `data` can be stored unchanged, or None where it cannot.
 
-    Unchanged means that the file is of one of these formats and that `to_stored_mode` would only hand its pixels through:
+    Unchanged means that the file is of one of these formats and that `to_stored_mode` would leave its pixels as they are:
     mode RGB or, in a png, I;16; upright, opaque, one frame. Only the header is read.
     """
     try:
@@ -162,16 +201,16 @@ def to_pixels(
 
     Args:
         image: an image of any mode.
-        height: rows asked for, pixels.
-        width: columns asked for, pixels.
-        crop: where the crop lies in what the resized image has too much: (top to bottom, left to right), each in
+        height: rows of the result, pixels.
+        width: columns of the result, pixels.
+        crop: position of the crop within the surplus of the resized image: (top to bottom, left to right), each in
             [0, 1]; (0.5, 0.5) is the middle.
 
     Returns:
         float32 [3, height, width] in [-1, 1]; bicubic with antialiasing. An image of the right size passes exactly.
 
     Raises:
-        ValueError: the image is smaller than what is asked, in either direction; or `crop` is outside [0, 1].
+        ValueError: the image is smaller than the result, in either direction; or `crop` is outside [0, 1].
     """
     if not all(0 <= position <= 1 for position in crop):
         raise ValueError(f"crop={crop}: both positions must lie in [0, 1]")

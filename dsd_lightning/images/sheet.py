@@ -1,13 +1,14 @@
-"""What does a sheet of images look like? Headed columns, one row a sample, the caption below its row."""
+"""Draws sheets of images: headed columns, one row a sample, the caption below its row."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from dsd_lightning.files.atomic import replacing
 
 GIVEN, RECONSTRUCTED, GENERATED, TRUTH = "reference", "reconstructed reference", "generated", "truth"
 """Columns of a run's sheets, from left to right."""
@@ -25,10 +26,10 @@ LINE = 16
 """Height of a line of a caption, pixels."""
 
 MOST_LINES = 2
-"""Lines of a caption; what is longer ends in an ellipsis."""
+"""Lines of a caption; longer ones end in an ellipsis."""
 
 LEAST_SIDE = 128
-"""Images with a shorter side are magnified by whole numbers, pixel by pixel, until theirs is as long. Pixels."""
+"""Images with a shorter side are magnified by whole numbers, pixel by pixel, until it is as long. Pixels."""
 
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 99, 108)
 """Colours of the ground, of headings and of captions, sRGB."""
@@ -116,8 +117,6 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
 
 
 def save_whole(image: Image.Image, path: Path) -> None:
-    """Write a PNG beside its place and rename it, so that a reader never meets half an image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(beside, format="PNG")
-    os.replace(beside, path)
+    """Write a PNG atomically."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""How do a user's own images become pair shards? Folders, metadata tables and parquet sets; see `__main__`."""
+"""Packs a user's own images as pair shards, from folders, metadata tables and Parquet sets; see `__main__`."""
 
 from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
 from dsd_lightning.packing.pack import PackingReport, pack

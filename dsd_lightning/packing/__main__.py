@@ -1,4 +1,4 @@
-"""How does one pack one's own images from the command line?
+"""Packs a user's own images from the command line.
 
 python -m dsd_lightning.packing IMAGES OUT --task identity --reference-dir REFERENCES
 python -m dsd_lightning.packing FOLDER_WITH_METADATA_JSONL OUT --task identity --resolution 512
@@ -13,6 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsd_lightning.files.listing import FolderError
+from dsd_lightning.files.rows import TableError
+from dsd_lightning.files.text import TextError
 from dsd_lightning.packing.candidates import PackingError
 from dsd_lightning.packing.pack import PackingReport, pack
 from dsd_lightning.packing.sources import FORMATS, open_source
@@ -20,6 +23,7 @@ from dsd_lightning.packing.tables import KNOWN_COLUMNS
 from dsd_lightning.shards import ShardError
 
 _LISTED = 50
+_REFUSALS = (PackingError, ShardError, TableError, TextError, FolderError, OSError)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,13 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Pack your own pairs of images as shards to train from.",
         epilog="Exit code 2: something is missing or cannot be read, and nothing was written.",
     )
-    parser.add_argument("source", help="folder of target images, folder with metadata.jsonl/.csv/.parquet, or a table")
+    parser.add_argument("source", help="folder of target images, folder with a metadata table, or a table")
     parser.add_argument("out", help="folder for the shards")
     parser.add_argument("--task", required=True, help="identity, depth, relighting, or text_only (no references)")
     parser.add_argument("--reference-dir", help="folder of reference images with the targets' file stems")
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="what SOURCE is (default: look)")
-    for part, known in KNOWN_COLUMNS.items():
-        parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {known[0]}, ...)")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of SOURCE (default: by its content)")
+    for part, usual in KNOWN_COLUMNS.items():
+        parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {usual[0]}, ...)")
     parser.add_argument(
         "--resolution", type=int, metavar="N", help="shrink to a short side of N pixels (default: keep)"
     )
@@ -59,7 +63,7 @@ def _print_report(report: PackingReport, out: Path) -> None:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejections.items()))
     if report.index is None:
         print(
-            f"error: refused, nothing was written: {counts}. Mend them, or leave them out with --allow-orphans",
+            f"error: refused, nothing was written: {counts}. Fix them, or leave them out with --allow-orphans",
             file=stream,
         )
     else:
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; {options.out} is as it was", file=sys.stderr)
         return 130
-    except (PackingError, ShardError, OSError) as error:
+    except _REFUSALS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _print_report(report, Path(options.out))

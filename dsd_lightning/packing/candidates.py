@@ -1,4 +1,4 @@
-"""What does a source of pairs yield? Candidates, whose images are yet to be decoded, and orphans, which lack one."""
+"""Defines what a source of pairs yields: candidates, whose images are not yet decoded, and orphans, which lack a part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_STEM = 150
 
 
 class PackingError(ValueError):
-    """The source, or what is asked of it, cannot be packed; the message says what to do."""
+    """The source, or the options for it, cannot be packed; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Candidate:
     """A pair as its source describes it.
 
     Attributes:
-        name: where in the source it stands, for messages; its key is made from the last part of it.
+        name: its place in the source, for messages; its key is made from it.
         target: the target image.
         reference: the reference image; None where the task has none.
         caption: what the target shows.
@@ -47,9 +47,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Orphan:
-    """Something in the source that makes no pair: where it stands, and why (a word to count by, a sentence to read).
+    """Something in the source that makes no pair: its place, and why (a word to count by, a sentence to read).
 
-    `expected` marks what the user asked to leave out (a quality threshold): counted, but no reason to refuse.
+    `expected` marks what is left out on purpose (a quality threshold, files of other kinds): counted, but no reason to refuse.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Source(Protocol):
     """A user's images and captions, as pairs. Iterating it reads no image files."""
 
     orphans: list[Orphan]
-    """What names alone show to be orphaned, known before anything is read."""
+    """Orphans that file names alone show, before anything is read."""
 
     def __len__(self) -> int:
         """Return the number of things that iterating yields, to show progress."""
         ...
 
     def __iter__(self) -> Iterator[Candidate | Orphan]:
-        """Yield candidates, and orphans that come to light on the way, always in the same order."""
+        """Yield candidates, and orphans that only reading shows, always in the same order."""
         ...
 
 
@@ -78,21 +78,16 @@ class Keys:
     """Makes keys from names: readable, free of dots, slashes and blanks, unique; the same for the same sequence."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
         self._next: dict[str, int] = {}
 
     def make(self, name: str) -> str:
-        """Return a new key for `name`; where the plain one is taken it gets -2, -3, ..."""
+        """Return a new key for `name`; where the plain one is used already it gets -2, -3, ..."""
         plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
         plain = re.sub(r"[^A-Za-z0-9-]+", "_", plain).strip("_-")[:_LONGEST_STEM] or "pair"
         key, number = plain, self._next.get(plain, 2)
-        while key in self._taken:
+        while key in self._used:
             key, number = f"{plain}-{number}", number + 1
         self._next[plain] = number
-        self._taken.add(key)
+        self._used.add(key)
         return key
-
-
-def clean_text(value: Any) -> str | None:
-    """Return a caption without blanks around it; None for an empty one or for something that is not text."""
-    return value.strip() or None if isinstance(value, str) else None

@@ -1,14 +1,13 @@
-"""How do images become depth pairs? A depth model draws each one's map, once; a kill loses at most the map being drawn.
+"""Makes depth pairs of images: a depth model estimates each one's map, once; a kill loses at most the map in progress.
 
 A map is gray of 16 bits, of the image's size, near is bright (as `miniature.renderer.Rendering.depth_map`), stretched so
 that the farthest pixel is black and the nearest white. Maps are kept in a folder named after the model's weights, each
-under the hash of its image's file: whatever changes, a map is never taken for another's.
+under the hash of its image's file, so that no map is ever used for another image or model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_lightning.files.atomic import remove_leftovers, write_bytes
 from dsd_lightning.images.pixels import WHITE_16, ImageError, load_rgb, shrink
 from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
 from dsd_lightning.packing.sources import TASK_WITHOUT_REFERENCE, open_source
 from dsd_lightning.shards import DamagedSample, PairShards, encode_image
 
 _METRIC_TYPES = ("zoedepth", "glpn", "depth_pro")
-"""Types of transformers' models that answer with distances; the others answer with inverse depth."""
+"""Types of transformers' models that predict distances; the others predict inverse depth."""
 
 _SMALLEST = 1e-6
-"""Distances below are taken for this one before they are inverted."""
+"""Distances below are raised to this one before they are inverted."""
 
 
 def normalised(nearness: NDArray[np.float32]) -> Image.Image:
@@ -39,7 +39,7 @@ def normalised(nearness: NDArray[np.float32]) -> Image.Image:
     """
     values = nearness.astype(np.float64)
     if not np.isfinite(values).all():
-        raise ImageError("the depth model answered with values that are not finite")
+        raise ImageError("the depth model's prediction holds values that are not finite")
     spread = values.max() - values.min()
     share = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     return Image.fromarray(np.round(share * WHITE_16).astype(np.uint16))
@@ -51,9 +51,9 @@ class DepthEstimator:
     Args:
         model: hub id or folder, for `AutoModelForDepthEstimation` and `AutoImageProcessor`.
         revision: of the hub's repository; None for the newest.
-        near_is: whether near is "large" in the model's answers (inverse depth) or "small" (distances, which are inverted);
-            "auto" tells by its configuration.
-        device: torch's name of a device; "auto" takes CUDA where there is a device.
+        near_is: whether near is "large" in the model's predictions (inverse depth) or "small" (distances, which are inverted);
+            "auto" goes by its configuration.
+        device: torch's name of a device; "auto" is CUDA where there is a device.
         short_side: images with a longer short side (pixels) are shrunk before the model sees them; None lets its own
             preprocessing decide. The map has the image's size in any case.
 
@@ -102,12 +102,12 @@ class DepthEstimator:
         """Return the depth map of an RGB image, of its size.
 
         Raises:
-            ImageError: the model's answer is not finite.
+            ImageError: the model's prediction is not finite.
         """
         inputs = self.processor(images=shrink(image, self.short_side), return_tensors="pt").to(self.device)
-        answer = self.network(**inputs)
+        prediction = self.network(**inputs)
         size = (image.height, image.width)
-        depth = self.processor.post_process_depth_estimation(answer, target_sizes=[size])[0]["predicted_depth"]
+        depth = self.processor.post_process_depth_estimation(prediction, target_sizes=[size])[0]["predicted_depth"]
         values: NDArray[np.float32] = depth.float().cpu().numpy()
         if self.near_is == "small":
             values = np.reciprocal(np.maximum(values, np.float32(_SMALLEST)))
@@ -115,24 +115,25 @@ class DepthEstimator:
 
 
 class DepthMaps:
-    """Depth maps in a folder, each written whole or not at all, under the hash of its image's file.
+    """Depth maps in a folder, each written atomically under the hash of its image's file.
 
     Args:
-        folder: where they are; made where missing.
-        estimate: what draws the map of an RGB image.
+        folder: of the maps; created where missing.
+        estimate: returns the map of an RGB image.
     """
 
     def __init__(self, folder: Path, estimate: Callable[[Image.Image], Image.Image]) -> None:
         self.folder, self.estimate = folder, estimate
-        self.drawn = 0
+        self.estimated = 0
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
 
     def path(self, image: bytes) -> Path:
-        """Return where the map of an image's file is, or will be."""
+        """Return the path of the map of an image's file."""
         return self.folder / f"{hashlib.sha256(image).hexdigest()[:40]}.png"
 
     def make(self, image: bytes) -> Path:
-        """Return the file with an image's map, drawn now unless it is there.
+        """Return the file with an image's map, estimated now unless it is there.
 
         Raises:
             ImageError: the image cannot be decoded, or the model fails on it.
@@ -141,13 +142,8 @@ class DepthMaps:
         if path.exists():
             return path
         data = encode_image(self.estimate(load_rgb(image)), "png")
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        self.drawn += 1
+        write_bytes(path, data)
+        self.estimated += 1
         return path
 
 
@@ -155,8 +151,8 @@ class DepthPairSource:
     """A source of images as a source of pairs: to each image, as target, its depth map as reference.
 
     Args:
-        images: what gives the targets and their captions; references and instructions of its own are left out.
-        maps: what draws the maps.
+        images: source of the targets and their captions; its own references and instructions are left out.
+        maps: estimates and keeps the maps.
         model: the depth model's name, for the provenance.
     """
 
@@ -208,7 +204,7 @@ class ShardTargets:
 
 
 def open_images(source: str | Path) -> Source:
-    """Open images with captions: a folder of pair shards, or whatever the packing command takes for targets alone.
+    """Open images with captions: a folder of pair shards, or any source of the packing command, without references.
 
     Raises:
         PackingError, ShardError: nothing of that kind is there.

@@ -1,4 +1,4 @@
-"""How do images with captions become depth pairs? `python -m dsd_lightning.packing.depth_command source=IMAGES out=FOLDER`."""
+"""Makes depth pairs of images with captions: `python -m dsd_lightning.packing.depth_command source=IMAGES out=FOLDER`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _LISTED = 50
 def write_depth(config: DictConfig) -> Path:
     """Write the depth pairs that `conf/write_depth.yaml` asks for and return the set's folder.
 
-    Depth maps are drawn one by one into the folder `maps` and stay there until the set is whole, so that the same command
-    goes on after a kill. The set itself appears whole at the end.
+    Depth maps are estimated one by one into the folder `maps` and stay there until the set is complete, so that the same
+    command goes on after a kill. The set itself appears at the end, atomically.
 
     Raises:
         PackingError: no such source or model, a number out of range, or orphans that were not allowed.
@@ -69,11 +69,11 @@ def write_depth(config: DictConfig) -> Path:
             maps.rmdir()
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejections.items()))
     log.info(
-        "%s: %d pairs in %d tars, %d maps drawn now%s; train from them with task=%s data=shards data.root=%s",
+        "%s: %d pairs in %d tars, %d maps estimated now%s; train from them with task=%s data=shards data.root=%s",
         out,
         report.index.samples,
         len(report.index.shards),
-        finished.drawn,
+        finished.estimated,
         f", left out: {left_out}" if left_out else "",
         TASK,
         out,
@@ -92,17 +92,17 @@ def _is_remnant(out: Path) -> bool:
 
 
 def _refusal(orphans: Sequence[Orphan]) -> str:
-    """Return what to tell of orphans that were not allowed."""
+    """Return the message for orphans that were not allowed."""
     lines = [f"{orphan.reason}: {orphan.detail}" for orphan in orphans[:_LISTED]]
     if len(orphans) > _LISTED:
         lines.append(f"... and {len(orphans) - _LISTED} more")
-    lines.append("No shards were written. Mend these images, or leave them out with allow_orphans=true")
+    lines.append("No shards were written. Fix these images, or leave them out with allow_orphans=true")
     return "\n".join(lines)
 
 
 @hydra.main(config_path="../../conf", config_name="write_depth", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Write what the command line asks for."""
+    """Run the command."""
     write_depth(config)
 
 

@@ -1,4 +1,4 @@
-"""How do candidates become shards? Decode, check, convert, write; orphans are listed, and refused unless allowed."""
+"""Writes candidates as shards: decode, check, convert, store; orphans are listed, and refused unless allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.images.pixels import ImageError, load_image, shrink, stored_format
+from dsd_lightning.images.pixels import ImageError, load_image, require_side, shrink, stored_format
 from dsd_lightning.packing.candidates import Candidate, ImageSource, Keys, Orphan, PackingError, Source
 from dsd_lightning.shards import ShardIndex, ShardWriter, encode_image
 from dsd_lightning.shards.writer import ImageFormat
@@ -22,11 +22,11 @@ _IN_FLIGHT_PER_WORKER = 4
 
 @dataclass
 class PackingReport:
-    """What became of a source.
+    """The outcome for a source.
 
     Attributes:
         index: the index of the set that was written; None where orphans were refused.
-        orphans: everything that made no pair and was not expected to.
+        orphans: everything that is no pair and was not expected.
         rejections: how many things were left out, by reason.
     """
 
@@ -49,9 +49,10 @@ class _Prepared:
 
 
 def _prepare_image(source: ImageSource, resolution: int | None, image_format: ImageFormat) -> bytes:
-    """Return an image as it is to be stored: the file itself where nothing is to be done to it, else encoded anew."""
+    """Return an image as it is to be stored: the file itself where nothing is to be done to it, else encoded again."""
     data = source.read_bytes() if isinstance(source, Path) else source
     image = data if isinstance(data, Image.Image) else load_image(data)
+    require_side(image)
     smaller = shrink(image, resolution)
     if isinstance(data, bytes) and smaller is image and stored_format(data) is not None:
         return data
@@ -74,7 +75,7 @@ def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFo
 def _prepared(
     source: Source, resolution: int | None, image_format: ImageFormat, workers: int
 ) -> Generator[_Prepared | Orphan, None, None]:
-    """Yield what `source` yields, in order, with images ready to store; threads do it, as PIL lets go of the GIL."""
+    """Yield what `source` yields, in order, with images ready to store; prepared by threads, as PIL releases the GIL."""
     waiting: deque[Future[_Prepared | Orphan] | Orphan] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

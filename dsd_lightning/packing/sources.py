@@ -1,4 +1,4 @@
-"""Which kind of source is this? From a path and a few options to the `Source` that yields its pairs."""
+"""Opens a user's data: from a path and a few options to the `Source` that yields its pairs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from dsd_lightning.files.listing import list_files
+from dsd_lightning.files.rows import SUFFIXES, Table
 from dsd_lightning.packing.candidates import PackingError, Source
 from dsd_lightning.packing.folders import PairedFolders
 from dsd_lightning.packing.subjects200k import Subjects200K, is_composite_table
-from dsd_lightning.packing.tables import PairTables, Table, open_table
+from dsd_lightning.packing.tables import PairTables
 
 Format = Literal["auto", "folders", "metadata", "parquet", "subjects200k"]
 FORMATS: tuple[Format, ...] = ("auto", "folders", "metadata", "parquet", "subjects200k")
 TASK_WITHOUT_REFERENCE = "text_only"
-_METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in SUFFIXES)
 
 
 def _metadata_in(source: Path) -> list[Path]:
@@ -22,12 +24,11 @@ def _metadata_in(source: Path) -> list[Path]:
 
 
 def _parquet_in(source: Path) -> list[Path]:
-    found = sorted(path for path in source.rglob("*.parquet") if not path.name.startswith("."))
-    return [path for path in found if path.name not in _METADATA_NAMES]
+    return [path for path in list_files(source, [".parquet"]) if path.name not in _METADATA_NAMES]
 
 
 def _table_paths(source: Path, source_format: Format) -> list[Path]:
-    """Return the tables that `source` means under `source_format`; an empty list where it means none."""
+    """Return the tables of `source` under `source_format`; none where it is a folder of images."""
     if source.is_file():
         return [source]
     metadata = _metadata_in(source) if source_format in ("auto", "metadata") else []
@@ -51,16 +52,17 @@ def open_source(
     """Open a user's data.
 
     Args:
-        source: a folder of targets (or with `target` and `reference` in it), a folder with metadata.jsonl, .csv or
-            .parquet, a folder of parquet files, or one such file.
+        source: a folder of targets (or with `target` and `reference` in it), a folder with a table named metadata, a folder
+            of Parquet files, or one table.
         task: the task's name; "text_only" needs no references.
-        source_format: what `source` is; "auto" looks.
+        source_format: the kind of `source`; "auto" goes by its content.
         reference_dir: folder of references, for folders of images.
-        columns: names of a table's columns by part; the usual names are found by themselves.
+        columns: names of a table's columns by part; the usual names need not be given.
         min_quality: for Subjects200K, the lowest score (0 to 5) that each of a row's three must reach.
 
     Raises:
         PackingError: nothing of that kind is there.
+        TableError, TextError, FolderError: a table or folder that cannot be read.
     """
     source = Path(source)
     with_reference = task != TASK_WITHOUT_REFERENCE
@@ -79,7 +81,7 @@ def open_source(
         raise PackingError(
             f"--reference-dir is for folders of images, but {paths[0]} is a table of pairs; leave it out"
         )
-    return _open_tables([open_table(path) for path in paths], source_format, columns or {}, with_reference, min_quality)
+    return _open_tables([Table(path) for path in paths], source_format, columns or {}, with_reference, min_quality)
 
 
 def _open_folders(source: Path, reference_dir: str | Path | None, with_reference: bool) -> Source:

@@ -1,16 +1,16 @@
-"""Which pairs are in Subjects200K's composites? Each panel, with its own caption, and the other as its reference."""
+"""Reads pairs from Subjects200K's composites: each panel, with its own caption, and the other as its reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from dsd_lightning.files.rows import Row, Table, TableError
 from dsd_lightning.images.pixels import ImageError, load_rgb
-from dsd_lightning.packing.candidates import Candidate, Orphan, clean_text
-from dsd_lightning.packing.tables import Table, image_from, name_of
+from dsd_lightning.packing.candidates import Candidate, Orphan
+from dsd_lightning.packing.tables import image_from, name_of
 
 PADDING = 16
 """Pixels by which a composite is higher than its panels: 8 above and 8 below."""
@@ -18,14 +18,14 @@ _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
 
 
 def is_composite_table(table: Table) -> bool:
-    """Tell whether a table has the columns of Subjects200K."""
+    """Return whether a table has the columns of Subjects200K."""
     return {"image", "description", "quality_assessment"} <= set(table.columns)
 
 
 def split_composite(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Return the left and the right panel of a composite, both square.
 
-    The panels lie where the data set's authors cut them (src/dataset.py of Yuanshi9815/Subjects200K): of an image 528
+    The panels are cut where the data set's authors cut them (src/dataset.py of Yuanshi9815/Subjects200K): of an image 528
     pixels high the left is at columns 8 to 520, the right at 528 to 1040, both at rows 8 to 520.
 
     Raises:
@@ -58,33 +58,34 @@ class Subjects200K:
 
     def __iter__(self) -> Iterator[Candidate | Orphan]:
         for table in self.tables:
-            for number, row in enumerate(table):
-                yield from self._pairs(table.path, number, row)
+            for row in table:
+                yield from self._pairs(row)
 
-    def _pairs(self, path: Path, number: int, row: Mapping[str, Any]) -> Iterator[Candidate | Orphan]:
-        where = f"{path.name}, row {number}"
-        scores = row.get("quality_assessment") or {}
+    def _pairs(self, row: Row) -> Iterator[Candidate | Orphan]:
+        where = row.where
+        scores = row.cells.get("quality_assessment") or {}
         lowest = min((scores.get(name) or 0 for name in _SCORES), default=0)
         if lowest < self.min_quality:
             detail = f"{where}: lowest quality score {lowest} is below {self.min_quality}"
             yield from (Orphan(where, f"quality_below_{self.min_quality}", detail, expected=True) for _ in range(2))
             return
-        source = image_from(row["image"], path.parent)
         try:
+            source = image_from(row, "image")
             if source is None or (isinstance(source, Path) and not source.is_file()):
                 raise FileNotFoundError(f"no image {source or 'in column image'}")
             panels = split_composite(load_rgb(source) if not isinstance(source, Image.Image) else source)
         except (ImageError, FileNotFoundError, ValueError) as error:
-            reason = {ImageError: "unreadable_target", FileNotFoundError: "missing_target"}.get(type(error))
-            yield from (Orphan(where, reason or "no_composite", f"{where}: {error}") for _ in range(2))
+            unreadable = {ImageError: "unreadable_target", TableError: "unreadable_target"}
+            reason = (unreadable | {FileNotFoundError: "missing_target"}).get(type(error), "no_composite")
+            yield from (Orphan(where, reason, f"{where}: {error}") for _ in range(2))
             return
-        description = row.get("description") or {}
-        name = name_of(row["image"], path, number)
+        description = row.cells.get("description") or {}
+        name = name_of(row, "image")
         for index in (0, 1):
-            caption = clean_text(description.get(f"description_{index}"))
+            caption = Row(row.file, row.number, description).text(f"description_{index}")
             if caption is None:
                 yield Orphan(where, "missing_caption", f"{where}: description.description_{index} is empty")
                 continue
-            provenance = {"source": path.name, "row": number, "panel": index, "item": description.get("item")}
-            provenance["collection"] = row.get("collection")
+            provenance = {"source": row.file.name, "row": row.number, "panel": index, "item": description.get("item")}
+            provenance["collection"] = row.cells.get("collection")
             yield Candidate(f"{name}-{index}", panels[index], panels[1 - index], caption, provenance=provenance)

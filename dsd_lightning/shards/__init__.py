@@ -1,4 +1,4 @@
-"""What is a pair shard? The format between making pairs and training: write, read by position, verify, index."""
+"""Pair shards, the format between making pairs and training: write, read by position, verify, index."""
 
 from dsd_lightning.shards.format import DamagedSample, SampleRecord, ShardEntry, ShardError, ShardIndex
 from dsd_lightning.shards.inspection import index_shards, verify_shards

@@ -1,6 +1,6 @@
-"""Which questions about a set of shards does the command line answer?
+"""Verifies, lists and indexes sets of shards from the command line.
 
-python -m dsd_lightning.shards verify FOLDER     read everything; exit code 0: whole, 1: damaged, 2: no set
+python -m dsd_lightning.shards verify FOLDER     read everything; exit code 0: whole, 1: problems, 2: no set
 python -m dsd_lightning.shards list FOLDER       what is in it
 python -m dsd_lightning.shards index FOLDER      write index.json for webdataset tars that have none
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from dsd_lightning.shards.format import DamagedSample, ShardError
+from dsd_lightning.shards.format import INDEX_NAME, DamagedSample, ShardError
 from dsd_lightning.shards.inspection import describe_shards, index_shards, verify_shards
 from dsd_lightning.shards.reader import PairShards
 
@@ -35,23 +36,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 fine, 1 damage found, 2 refused."""
+    """Run one command and return its exit code: 0 fine, 1 problems, 2 refused."""
     options = build_parser().parse_args(arguments)
     try:
         if options.command == "verify":
             problems = verify_shards(options.folder, decode=not options.quick, progress=sys.stderr.isatty())
             for problem in problems:
                 print(problem)
-            print(f"{options.folder}: " + (f"{len(problems)} problems" if problems else "whole"))
+            unchecked = (
+                "" if (Path(options.folder) / INDEX_NAME).exists() else f" (no {INDEX_NAME}: no sha256 to compare)"
+            )
+            print(f"{options.folder}: " + (f"{len(problems)} problems" if problems else f"whole{unchecked}"))
             return 1 if problems else 0
         if options.command == "list":
             shards = PairShards(options.folder)
             print("\n".join(describe_shards(shards, None if options.all else 20)))
-            for line in shards.damage:
-                print(f"damaged: {line}")
-            return 1 if shards.damage else 0
+            for line in (*shards.damage, *shards.passed_over):
+                print(f"problem: {line}")
+            return 1 if shards.damage or shards.passed_over else 0
         index = index_shards(options.folder, task=options.task, overwrite=options.overwrite)
         print(f"{options.folder}: {index.samples} pairs in {len(index.shards)} tars, task {index.task or 'unknown'}")
+        for reason, count in index.rejections.items():
+            print(f"left out, {reason}: {count}")
         return 0
     except (ShardError, DamagedSample) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which samples does a set of pair shards hold, and where do their bytes lie? From the tars' headers and index.json alone."""
+"""Lists the samples of a set of pair shards and the place of their bytes, from the tars' headers and index.json alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from dsd_lightning.shards.format import PARTS, ShardError, ShardIndex, sha256_of
-from dsd_lightning.shards.scan import ScannedShard, find_shards, scan_shard
+from dsd_lightning.shards.scan import COMPRESSED, ScannedShard, compressed_tars, find_shards, scan_shard
 
 Verification = Literal["size", "sha256", "off"]
 
@@ -27,15 +27,17 @@ _FILE_OF_PART = {
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The samples of a set, ordered by the tars' names and, within a tar, as they lie.
+    """The samples of a set, ordered by the tars' names and, within a tar, by their place.
 
     Attributes:
         paths: the tars.
-        index: what index.json says; None without one.
+        index: the content of index.json; None without one.
         keys: the samples' keys, by position.
-        shard_of: in which of `paths` each sample lies.
+        shard_of: the number in `paths` of each sample's tar.
         spans: (offset, size) in bytes of each of a sample's `PARTS`; size -1 where it has no such part.
         damage: one line for each tar that is damaged or not as the index says; its readable samples are kept.
+        passed_over: one line for each tar with samples that cannot be read because of their names, or that is compressed.
+        dotted: number of samples whose keys hold dots.
     """
 
     paths: list[Path]
@@ -44,6 +46,8 @@ class Catalogue:
     shard_of: Int32[np.ndarray, " samples"]
     spans: Int64[np.ndarray, "samples parts 2"]
     damage: list[str]
+    passed_over: list[str]
+    dotted: int
 
 
 def read_catalogue(
@@ -58,8 +62,8 @@ def read_catalogue(
 
     Args:
         root: the set's folder.
-        task: refuse a set that was made for another task; None takes any.
-        encoding_key: refuse encodings that were made under another key; None does not ask for any.
+        task: refuse a set of another task; None accepts any.
+        encoding_key: refuse encodings under another key; None needs none.
         required: the parts without which a sample is refused; of the last sample of a damaged tar, left out.
         verify: compare the tars with index.json: their "size", their "sha256" (reads everything once), or "off".
         ignore_index: read the tars as though there were no index.json.
@@ -80,8 +84,17 @@ def read_catalogue(
     spans: list[list[tuple[int, int]]] = []
     damaged: list[str] = []
     first_seen: dict[str, Path] = {}
+    passed_over = [f"{path}: {COMPRESSED}" for path in compressed_tars(root)]
+    dotted = 0
     for number, path in enumerate(paths):
         scanned = scan_shard(path)
+        if scanned.dotted:
+            dotted += len(scanned.dotted)
+            first = next(iter(scanned.dotted))
+            passed_over.append(
+                f"{path}: {len(scanned.dotted)} samples are passed over because their keys hold dots, the first '{first}'; "
+                "rename these members"
+            )
         entry = entries.get(path.name)
         damage = [scanned.damage] if scanned.damage else []
         if entry is not None and verify != "off":
@@ -94,7 +107,7 @@ def read_catalogue(
         for key, parts in samples.items():
             if key in first_seen:
                 raise ShardError(
-                    f"{path}: key '{key}' is used in {first_seen[key].name} too; keys name samples for good and "
+                    f"{path}: key '{key}' is used in {first_seen[key].name} too; keys identify samples and "
                     f"must be unique in a set: rename the members, or keep the tars in folders of their own"
                 )
             first_seen[key] = path
@@ -106,26 +119,35 @@ def read_catalogue(
         if damage:
             damaged.append(f"{path}: " + "; ".join(damage))
     if not keys:
-        why = "; ".join(damaged) or "none of their members is named KEY.target.webp, .png or .jpg"
+        why = "; ".join([*damaged, *passed_over]) or "none of their members is named KEY.target.webp, .png or .jpg"
         raise ShardError(f"{root}: no sample in {len(paths)} tars: {why}")
-    return Catalogue(paths, index, keys, np.array(shard_of, dtype=np.int32), np.array(spans, dtype=np.int64), damaged)
+    return Catalogue(
+        paths,
+        index,
+        keys,
+        np.array(shard_of, dtype=np.int32),
+        np.array(spans, dtype=np.int64),
+        damaged,
+        passed_over,
+        dotted,
+    )
 
 
 def _check_index(root: Path, paths: Sequence[Path], index: ShardIndex, task: str | None) -> None:
-    named, found = {shard.name for shard in index.shards}, {path.name for path in paths}
-    if missing := sorted(named - found):
+    named, present = {shard.name for shard in index.shards}, {path.name for path in paths}
+    if missing := sorted(named - present):
         raise ShardError(
             f"{root}: index.json names {len(missing)} tars that are not there, first '{missing[0]}'; "
-            f"bring them back, or go on without: 'python -m dsd_lightning.shards index {root} --overwrite'"
+            f"restore them, or go on without: 'python -m dsd_lightning.shards index {root} --overwrite'"
         )
-    if surplus := sorted(found - named):
+    if surplus := sorted(present - named):
         raise ShardError(
             f"{root}: {len(surplus)} tars are not in index.json, first '{surplus[0]}'; move them away, or "
-            f"run 'python -m dsd_lightning.shards index {root} --overwrite' to take them in"
+            f"run 'python -m dsd_lightning.shards index {root} --overwrite' to add them"
         )
     if task is not None and index.task is not None and index.task != task:
         raise ShardError(
-            f"{root} holds pairs for task '{index.task}', but task '{task}' was asked for; choose "
+            f"{root} holds pairs for task '{index.task}', but the run's task is '{task}'; choose "
             f"task={index.task} or another folder"
         )
 
@@ -133,9 +155,9 @@ def _check_index(root: Path, paths: Sequence[Path], index: ShardIndex, task: str
 def _check_encodings(root: Path, index: ShardIndex | None, encoding_key: str | None) -> None:
     stored = index.encoding_key if index is not None else None
     if encoding_key is not None and stored != encoding_key:
-        made = "no encodings known by a key" if stored is None else f"encodings made under the key '{stored}'"
+        stored_as = "no encodings with a key" if stored is None else f"encodings under the key '{stored}'"
         raise ShardError(
-            f"{root} holds {made}, but '{encoding_key}' was asked for; encode the set again for this "
+            f"{root} holds {stored_as}, but '{encoding_key}' is needed; encode the set again for this "
             f"architecture and base, or train from its images"
         )
 
@@ -143,7 +165,7 @@ def _check_encodings(root: Path, index: ShardIndex | None, encoding_key: str | N
 def _whole_samples(
     root: Path, path: Path, scanned: ScannedShard, required: Sequence[str]
 ) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return the samples that have every part asked for; refuse a lack that damage does not explain."""
+    """Return the samples that have every required part; refuse a lack that damage does not explain."""
     samples = dict(scanned.samples)
     for key, parts in scanned.samples.items():
         missing = [part for part in required if part not in parts]

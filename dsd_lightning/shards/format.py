@@ -1,11 +1,11 @@
-"""What does a set of pair shards look like on disk? Names of members, the sample's record, index.json, and the errors.
+"""Defines pair shards on disk: names of members, the sample's record, index.json, and the errors.
 
 A set is a folder of plain webdataset tar files. A sample is the members that share a KEY (no dots in it):
 
     KEY.reference.webp      the reference image, or .png, .jpg; absent where the task has none
     KEY.target.webp         the target image, or .png, .jpg
     KEY.json                {"caption", "instruction", "task", "provenance", "facts"}; only "caption" is required
-    KEY.encoded.safetensors what an architecture made of the images (optional; see `encoding_key`)
+    KEY.encoded.safetensors an architecture's encodings of the images (optional; see `encoding_key`)
     KEY.text.safetensors    embeddings of the caption (optional)
 
 Beside the tars stands index.json: format_version, samples, task, resolution, encoding_key, shards (name, samples,
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dsd_lightning.files.atomic import rename, write_json
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -32,6 +33,7 @@ PARTS = ("reference", "target", "record", "encoded", "text")
 """The parts of a sample, in the order in which readers and writers list them."""
 
 _MEMBER = re.compile(r"^(?:\./)*((?:[^/]*/)*[^./][^./]*)\.([^/]+)$")
+_DOTTED = re.compile(rf"^(?:\./)*((?:[^/]*/)*[^./][^/]*)\.target\.(?:{'|'.join(IMAGE_EXTENSIONS)})$", re.IGNORECASE)
 _PART_OF_SUFFIX: dict[str, str] = {
     "json": "record",
     "encoded.safetensors": "encoded",
@@ -43,7 +45,7 @@ _LONGEST_KEY = 200
 
 
 class ShardError(ValueError):
-    """A set of shards is not what was asked for, or not in the format; the message says where and what to do."""
+    """A set of shards is another than required, or not in the format; the message names the place and the remedy."""
 
 
 class DamagedSample(RuntimeError):
@@ -65,14 +67,14 @@ class DamagedSample(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """The words of a sample and where it comes from: its KEY.json.
+    """The texts of a sample and its origin: its KEY.json.
 
     Attributes:
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where there is such a sentence.
         task: the task's name, or None where unknown.
         provenance: where the sample comes from; any JSON object.
-        facts: what probes may need to know about it, plain integers by name (the miniature's scenes); else empty.
+        facts: what probes need of it, plain integers by name (the miniature's scenes); else empty.
     """
 
     caption: str
@@ -91,7 +93,7 @@ class SampleRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes, shard: str, key: str) -> SampleRecord:
-        """Read a record; fields other than the known ones are ignored.
+        """Read a record; other fields are ignored.
 
         Raises:
             DamagedSample: not a JSON object.
@@ -129,7 +131,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json says about a set of shards.
+    """Content of index.json.
 
     Attributes:
         task: the task's name, or None where unknown.
@@ -147,24 +149,18 @@ class ShardIndex:
 
     @property
     def samples(self) -> int:
-        """Number of samples of the whole set."""
+        """Number of samples of the set."""
         return sum(shard.samples for shard in self.shards)
 
     def write_partial(self, root: Path) -> Path:
-        """Write index.json.partial and return it; renaming it makes the set whole."""
-        values = {"format_version": FORMAT_VERSION, "samples": self.samples, **asdict(self)}
+        """Write index.json.partial and return it; renaming it completes the set."""
         partial = root / (INDEX_NAME + PARTIAL)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(values, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(partial, {"format_version": FORMAT_VERSION, "samples": self.samples, **asdict(self)})
         return partial
 
     def write(self, root: Path) -> None:
-        """Write index.json in one step: at any moment there is the old one or the new one."""
-        self.write_partial(root).replace(root / INDEX_NAME)
-        sync_folder(root)
+        """Write index.json atomically."""
+        rename(self.write_partial(root), root / INDEX_NAME)
 
     @classmethod
     def read(cls, root: Path) -> ShardIndex | None:
@@ -200,6 +196,12 @@ def member_part(name: str) -> tuple[str, str] | None:
     return (match[1], part) if match and part else None
 
 
+def dotted_key(name: str) -> str | None:
+    """Return the key of a target image whose key holds dots, which webdataset would cut at the first; else None."""
+    match = _DOTTED.match(name)
+    return match[1] if match and member_part(name) is None else None
+
+
 def check_key(key: str) -> None:
     """Refuse a key that webdataset or a file system would misread.
 
@@ -220,12 +222,3 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Is a set of pair shards whole, and what is in it? Verifying every sample; making index.json for tars without one."""
+"""Verifies every sample of a set, describes it, and writes index.json for tars without one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsd_lightning.shards.reader import PairShards
 
 
 def verify_shards(root: str | Path, *, decode: bool = True, progress: bool = False) -> list[str]:
-    """Return what is wrong with the set in `root`, a line a problem; an empty list where nothing is.
+    """Return the problems of the set in `root`, a line each: damage, and samples that are passed over.
 
     Args:
         root: the set's folder.
@@ -24,7 +24,7 @@ def verify_shards(root: str | Path, *, decode: bool = True, progress: bool = Fal
     """
     index = ShardIndex.read(Path(root))
     shards = PairShards(root, encoding_key=index.encoding_key if index else None, verify="sha256")
-    problems = list(shards.damage)
+    problems = [*shards.damage, *shards.passed_over]
     for position in tqdm(range(len(shards)), desc="verifying", unit="pair", disable=not progress) if decode else ():
         try:
             shards[position]
@@ -38,8 +38,8 @@ def index_shards(root: str | Path, *, task: str | None = None, overwrite: bool =
 
     Args:
         root: the folder that holds the tars.
-        task: the task's name; None takes it from the samples' records where they all agree.
-        overwrite: replace an index.json that is there; what it says of task, resolution and rejections is kept.
+        task: the task's name; None reads it from the samples' records where they all agree.
+        overwrite: replace an index.json that is there; its task, resolution and rejections are kept.
 
     Raises:
         ShardError: there is an index already, no tar, a damaged tar, or the samples are of several tasks.
@@ -61,7 +61,7 @@ def index_shards(root: str | Path, *, task: str | None = None, overwrite: bool =
         shards=tuple(
             ShardEntry(path.name, counts[str(path)], path.stat().st_size, sha256_of(path)) for path in shards.paths
         ),
-        rejections=before.rejections if before else {},
+        rejections=(before.rejections if before else {}) | ({"key_with_dots": shards.dotted} if shards.dotted else {}),
     )
     index.write(root)
     return index

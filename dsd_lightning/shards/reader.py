@@ -1,8 +1,10 @@
-"""How is a set of pair shards read, by position? Random access, so that a run resumes at exactly the next sample."""
+"""Reads pair shards by position: random access, so that a run resumes at exactly the next sample.
+
+webdataset reads tars in sequence, and could not resume, shuffle or fill buckets exactly; hence a reader of our own.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from dsd_lightning.images.pixels import ImageError, load_image
+from dsd_lightning.images.pixels import ImageError, load_image, upright_size
 from dsd_lightning.shards.catalogue import Verification, read_catalogue
 from dsd_lightning.shards.format import PARTS, DamagedSample, SampleRecord
 
@@ -31,10 +33,10 @@ class RawPair:
         target: the target image, alike.
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where there is such a sentence.
-        provenance: where the sample comes from.
+        provenance: the sample's origin.
         facts: plain integers for probes; empty for images from the world.
-        encoded: encodings of the images by name; None unless asked for by `encoding_key`.
-        text: embeddings of the caption by name; None unless asked for, or where there are none.
+        encoded: encodings of the images by name; None unless `encoding_key` is given.
+        text: embeddings of the caption by name; None unless `encoding_key` is given, or where there are none.
     """
 
     key: str
@@ -52,25 +54,27 @@ class PairShards:
     """A set of pair shards as a sequence: `len(shards)`, `shards.keys`, `shards[position]`.
 
     The headers of all tars are read once, here; a sample is then read from its bytes alone. Samples are ordered by the
-    tars' names and, within a tar, as they lie. Picklable: a worker process opens its own files. A folder of webdataset
+    tars' names and, within a tar, by their place. Picklable: a worker process opens its own files. A folder of webdataset
     tars without index.json is read too; then `index` is None and nothing can be verified.
 
     Args:
         root: the set's folder.
-        task: refuse a set that was made for another task; None takes any.
-        encoding_key: read the stored encodings and refuse those made under another key; None leaves them unread.
+        task: refuse a set of another task; None accepts any.
+        encoding_key: read the stored encodings and refuse those under another key; None leaves them unread.
         require_reference: refuse samples without a reference image.
         verify: compare the tars with index.json: their "size", their "sha256" (reads everything once), or "off".
         ignore_index: read the tars as though there were no index.json.
 
     Attributes:
-        index: what index.json says; None without one.
+        index: the content of index.json; None without one.
         keys: the samples' keys, by position.
         damage: one line for each tar that is damaged or not as the index says; its readable samples are kept.
+        passed_over: one line for each tar with samples that cannot be read because of their names.
+        dotted: number of these samples.
 
     Raises:
         ShardError: no set in `root`, or one that is still being written; another task or encoding key; a tar that is
-            missing or in no index; a sample without a target, a record or another part asked for; a key used twice.
+            missing or in no index; a sample without a target, a record or another required part; a key used twice.
     """
 
     def __init__(
@@ -86,9 +90,10 @@ class PairShards:
         self.root, self.task, self.encoding_key = Path(root), task, encoding_key
         required = ["reference"] if require_reference else []
         required += ["target", "record"] + (["encoded"] if encoding_key is not None else [])
-        found = read_catalogue(self.root, task, encoding_key, required, verify, ignore_index)
-        self.paths, self.index, self.keys, self.damage = found.paths, found.index, found.keys, found.damage
-        self._shard_of, self._spans = found.shard_of, found.spans
+        catalogue = read_catalogue(self.root, task, encoding_key, required, verify, ignore_index)
+        self.paths, self.index, self.keys = catalogue.paths, catalogue.index, catalogue.keys
+        self.damage, self.passed_over, self.dotted = catalogue.damage, catalogue.passed_over, catalogue.dotted
+        self._shard_of, self._spans = catalogue.shard_of, catalogue.spans
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -122,7 +127,7 @@ class PairShards:
         )
 
     def record(self, position: int) -> SampleRecord:
-        """Read only the words of a sample. Raises as `shards[position]` does."""
+        """Read only the texts of a sample. Raises as `shards[position]` does."""
         data = self._bytes(position, "record")
         assert data is not None, "the scan keeps no sample without a record"
         return SampleRecord.from_bytes(data, self.shard_name(position), self.keys[position])
@@ -132,7 +137,7 @@ class PairShards:
         return self._tensors(position, "encoded"), self._tensors(position, "text")
 
     def shard_name(self, position: int) -> str:
-        """Return the path of the tar in which a sample lies."""
+        """Return the path of a sample's tar."""
         return str(self.paths[self._shard_of[position]])
 
     def sizes(self, position: int) -> dict[str, int]:
@@ -158,17 +163,15 @@ class PairShards:
         return data
 
     def target_size(self, position: int) -> tuple[int, int]:
-        """Return (width, height) of a sample's target image, from its header alone.
+        """Return (width, height) of a sample's target image, upright, from its header alone.
 
         Raises:
             DamagedSample: the image cannot be read.
         """
-        data = self._bytes(position, "target")
         try:
-            with Image.open(io.BytesIO(data or b"")) as image:
-                return image.size
-        except (OSError, ValueError) as error:
-            raise self._damaged(position, f"its target is no readable image: {error}") from error
+            return upright_size(self.target_bytes(position))
+        except ImageError as error:
+            raise self._damaged(position, f"its target: {error}") from error
 
     def _image(self, position: int, part: str) -> Image.Image | None:
         data = self._bytes(position, part)

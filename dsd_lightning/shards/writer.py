@@ -1,9 +1,8 @@
-"""How is a set of pair shards written? Whole or not at all, and the same bytes for the same samples."""
+"""Writes sets of pair shards: atomically, and the same bytes for the same samples."""
 
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from dsd_lightning.files.atomic import flush, rename
 from dsd_lightning.images.pixels import STORED_FORMATS, is_sixteen_bit, stored_format, to_stored_mode
 from dsd_lightning.shards.format import (
     INDEX_NAME,
@@ -25,7 +25,6 @@ from dsd_lightning.shards.format import (
     ShardIndex,
     check_key,
     sha256_of,
-    sync_folder,
 )
 
 ImageFormat = Literal["webp", "png"]
@@ -82,10 +81,9 @@ class _Tar:
         self.samples += 1
 
     def finish(self) -> ShardEntry:
-        """Bring everything to the disk and return the shard's line of the index; the name stays partial."""
+        """Flush the shard to the disk and return the shard's line of the index; the name stays partial."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        flush(self._file)
         self._file.close()
         return ShardEntry(self.path.name, self.samples, self.partial.stat().st_size, sha256_of(self.partial))
 
@@ -100,20 +98,20 @@ class _Tar:
 class ShardWriter:
     """Writes a set of pair shards: `with ShardWriter(root, task="identity", resolution=512) as writer: ...`.
 
-    The set appears at the end, all at once: until then there are `*.partial` files, which readers refuse. Leaving the
+    The set appears at the end, atomically: until then there are `*.partial` files, which readers refuse. Leaving the
     block by an exception (or Ctrl-C) removes what was written. Equal samples give equal bytes.
 
     Args:
-        root: the set's folder; made where missing.
+        root: the set's folder; created where missing.
         task: the task's name.
-        resolution: greatest short side of the images, pixels; None where they are stored as they come.
+        resolution: greatest short side of the images, pixels; None where they keep their sizes.
         max_bytes: a tar is closed before it grows beyond this many bytes (one sample always fits).
         image_format: how images are stored, "webp" or "png", both without loss; gray of 16 bits always as png.
-        encoding_key: what the stored encodings depend on; needed where samples bring `encoded` or `text`.
-        overwrite: replace the set that is in `root`; it stays until the new one is whole.
+        encoding_key: identifies what the stored encodings depend on; needed where samples have `encoded` or `text`.
+        overwrite: replace the set that is in `root`; it stays until the new one is complete.
 
     Raises:
-        ShardError: `root` already holds a set, or the rest of one, and `overwrite` is off.
+        ShardError: `root` already holds a set, or a part of one, and `overwrite` is off.
     """
 
     def __init__(
@@ -167,7 +165,7 @@ class ShardWriter:
             self.abort()
 
     def reject(self, reason: str, count: int = 1) -> None:
-        """Count samples that were left out, for the index."""
+        """Count samples that were left out; the index holds the counts."""
         self.rejections[reason] += count
 
     def write(
@@ -191,8 +189,8 @@ class ShardWriter:
                 stored as they are.
             caption: what the target shows.
             instruction: what to do to the reference to get the target.
-            provenance: where the sample comes from; plain JSON.
-            facts: what probes may need, plain integers by name.
+            provenance: the sample's origin; plain JSON.
+            facts: what probes need, plain integers by name.
             encoded: encodings of the images by name.
             text: embeddings of the caption by name.
 
@@ -207,7 +205,7 @@ class ShardWriter:
             raise ValueError(f"sample {key!r} has no caption")
         if (encoded is not None or text is not None) and self.encoding_key is None:
             raise ValueError(
-                f"sample {key!r} brings encodings, but ShardWriter was given no encoding_key to know them by"
+                f"sample {key!r} has encodings, but ShardWriter was given no encoding_key to identify them"
             )
         record = SampleRecord(caption, instruction, self.task, provenance or {}, facts or {})
         members: dict[str, bytes] = {}
@@ -272,10 +270,8 @@ class ShardWriter:
         for path in self._old:
             path.unlink()
         for tar in self._tars:
-            tar.partial.replace(tar.path)
-        sync_folder(self.root)
-        partial.replace(self.root / INDEX_NAME)
-        sync_folder(self.root)
+            rename(tar.partial, tar.path)
+        rename(partial, self.root / INDEX_NAME)
         self._closed = True
         return index
 

@@ -1,4 +1,4 @@
-"""Do pairs of photographs reach training as they should, never from elsewhere, and from where a stopped run left off?"""
+"""Pairs of photographs reach training cropped, counted and split as configured, and resume where a stopped run ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are stored encodings those that training would make, refused when they are others, and made only once?"""
+"""Stored encodings equal those of training, are refused under another key, and are computed only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from datamodules.base import DamagedDataError, PairData
 from datamodules.commands.encode_shards import encode_shards
 from datamodules.encodings import named_embeddings, text_of
 from datamodules.identity import IdentityPairs
-from datamodules.samples import Drawn
+from datamodules.samples import Sample
 from datamodules.sources.shards import Shards
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Task, TextEmbeddings
@@ -88,8 +88,8 @@ def test_they_are_what_the_module_makes_of_the_images(
     prompts = set()
     for epoch in (0, 1):
         for index_seen in range(PAIRS):
-            with_images: Drawn = seen[epoch, index_seen]
-            drawn: Drawn = stored[epoch, places[with_images.key]]
+            with_images: Sample = seen[epoch, index_seen]
+            drawn: Sample = stored[epoch, places[with_images.key]]
             assert (drawn.key, drawn.prompt, drawn.target) == (with_images.key, with_images.prompt, None)
             assert drawn.encoded is not None
             assert drawn.text is not None
@@ -149,7 +149,7 @@ def test_pairs_that_are_too_small_are_left_out(images: Path, tiny_base: Path, tm
     assert index.samples == PAIRS // 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_command_goes_on_and_the_set_trains(images: Path, tiny_base: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     encode(tiny_base, images, whole)

@@ -1,4 +1,4 @@
-"""Do pairs of the miniature world reach training alike: from the pool, as images, and from shards written of them?"""
+"""Pairs of the miniature world are the same from the pool, as images, and from shards written of them."""
 
 from __future__ import annotations
 

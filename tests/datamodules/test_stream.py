@@ -1,4 +1,4 @@
-"""Is every sample seen once an epoch, in batches of one size, and does a position tell all that resuming needs?"""
+"""Every sample is used once an epoch, in batches of one size, and a position is all that resuming needs."""
 
 from __future__ import annotations
 

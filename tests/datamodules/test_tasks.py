@@ -1,4 +1,4 @@
-"""Are the pairs of every task what the task says: fixed by their number, held out where promised, aligned, told in words?"""
+"""The pairs of every task are fixed by their number, held out, aligned and captioned as the task requires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do image files become the right pixels, whatever their mode, orientation and size?"""
+"""Image files become the right pixels, whatever their mode, orientation and size."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dsd_lightning.images.pixels import (
     to_gray16,
     to_image,
     to_pixels,
+    upright_size,
 )
 
 
@@ -55,7 +56,7 @@ def test_crop_positions_reach_the_edges_and_the_middle() -> None:
         assert torch.equal(to_pixels(image, 400, 400, crop=crop), to_pixels(expected, 400, 400))
 
 
-def test_resizing_covers_the_size_keeps_the_aspect_and_averages() -> None:
+def test_resizing_covers_the_size_keeps_the_aspect_and_antialiases() -> None:
     image = Image.fromarray(data.coffee())
     pixels = to_pixels(image, 100, 100)
     reference = torch.nn.functional.avg_pool2d(to_pixels(image, 400, 400)[None], 4)[0]
@@ -141,12 +142,14 @@ def test_gray_and_cmyk_become_rgb(astronaut: Image.Image) -> None:
 def test_exif_orientation_is_applied(astronaut: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    turned = load_rgb(encoded(astronaut.crop((0, 0, 300, 200)), "PNG", exif=exif))
+    file = encoded(astronaut.crop((0, 0, 300, 200)), "PNG", exif=exif)
+    turned = load_rgb(file)
+    assert upright_size(file) == turned.size == (200, 300)
     np.testing.assert_array_equal(np.asarray(turned), np.rot90(data.astronaut()[:200, :300], -1))
 
 
-def test_what_is_no_whole_image_is_refused(astronaut: Image.Image, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="5 bytes"):
+def test_what_is_no_complete_image_is_refused(astronaut: Image.Image, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"decode 5 bytes as an image: it is empty, cut short, or of no known format$"):
         load_rgb(b"hello")
     for file_format in ("PNG", "JPEG", "WEBP"):
         with pytest.raises(ImageError):

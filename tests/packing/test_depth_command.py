@@ -1,9 +1,10 @@
-"""Does the depth command make aligned pairs of real photographs, with a real model's code, and lose nothing to a kill?"""
+"""The depth command makes aligned pairs of real photographs with a real model's code, and loses nothing to a kill."""
 
 from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -104,7 +105,7 @@ def refusal(model: Path, source: Path, out: Path, *overrides: str) -> str:
     return message
 
 
-# --- What is made.
+# --- The pairs.
 
 
 def test_photographs_become_depth_pairs(model: Path, images: Path, tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_photographs_become_depth_pairs(model: Path, images: Path, tmp_path: Pat
     assert not (tmp_path / "out.maps").exists()
 
 
-def test_the_estimate_is_what_the_model_says_near_is_bright(model: Path) -> None:
+def test_the_estimate_is_the_models_and_near_is_bright(model: Path) -> None:
     image = photograph("coffee")
     network = DepthAnythingForDepthEstimation.from_pretrained(model).eval()
     processor = AutoImageProcessor.from_pretrained(model)
@@ -191,7 +192,7 @@ def test_depth_pairs_of_photographs_train(model: Path, images: Path, tiny_base: 
 # --- Going on.
 
 
-def test_no_map_is_drawn_twice_and_none_is_taken_for_another(images: Path, tmp_path: Path) -> None:
+def test_no_map_is_estimated_twice_and_none_is_used_for_another(images: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
     def estimate(image: Image.Image) -> Image.Image:
@@ -201,20 +202,23 @@ def test_no_map_is_drawn_twice_and_none_is_taken_for_another(images: Path, tmp_p
     files = [path.read_bytes() for path in sorted(images.glob("*.png"))]
     first = DepthMaps(tmp_path / "maps", estimate)
     made = [first.make(file) for file in [*files, *files]]
-    assert len(seen) == len(set(made)) == first.drawn == len(files)
+    assert len(seen) == len(set(made)) == first.estimated == len(files)
     again = DepthMaps(tmp_path / "maps", estimate)
     assert [again.make(file) for file in files] == made[: len(files)]
-    assert (again.drawn, len(seen)) == (0, len(files))
+    assert (again.estimated, len(seen)) == (0, len(files))
     for file, path in zip(files, made, strict=False):
         gray = np.asarray(load_image(file).convert("L"), dtype=np.float32)
         np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(normalised(gray)))
 
 
 def test_what_a_kill_leaves_half_written_is_no_map(images: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / f".a.png.{socket.gethostname()}-{ended.pid}-0.partial").write_bytes(b"half")
     maps = DepthMaps(tmp_path / "maps", lambda image: normalised(np.asarray(image.convert("L"), dtype=np.float32)))
     file = (images / "cat.png").read_bytes()
     path = maps.path(file)
-    path.with_name(path.name + ".partial").write_bytes(b"half")
     assert load_image(maps.make(file)).mode == "I;16"
     assert [each.name for each in (tmp_path / "maps").iterdir()] == [path.name]
 
@@ -232,8 +236,8 @@ def start(model: Path, source: Path, out: Path) -> subprocess.Popen[bytes]:
         )
 
 
-@pytest.mark.slow
-def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_killed_command_goes_on_without_estimating_any_finished_map_again(model: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     whole = {name: Image.fromarray(getattr(photographs, name)()) for name in NAMES}
@@ -263,7 +267,7 @@ def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: 
     after = {path.name: path.stat() for path in (tmp_path / "killed.maps").glob("*/*.png")}
     assert len(after) == 40
     assert all((after[name].st_ino, after[name].st_mtime_ns) == kept for name, kept in finished.items())
-    assert f"{40 - len(finished)} maps drawn now" in log.read_text()
+    assert f"{40 - len(finished)} maps estimated now" in log.read_text()
     straight, resumed = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("straight", "killed"))
     assert straight == resumed
 
@@ -271,7 +275,9 @@ def test_a_killed_command_goes_on_without_drawing_any_finished_map_again(model: 
 # --- Refused.
 
 
-def test_what_cannot_be_paired_is_listed_and_left_out_only_if_asked(model: Path, images: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_paired_is_listed_and_left_out_only_if_allowed(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
     (images / "cat.txt").unlink()
     (images / "rocket.png").write_bytes(b"no image")
     message = refusal(model, images, tmp_path / "out")

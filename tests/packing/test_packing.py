@@ -1,8 +1,9 @@
-"""Do a user's own images, in the layouts that people have, become shards, and is nothing lost in silence?"""
+"""A user's own images, in the layouts that people have, become shards; what is left out is listed and counted."""
 
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from skimage import data
 from support.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
 
+from dsd_lightning.files.listing import FolderError
+from dsd_lightning.files.rows import TableError
 from dsd_lightning.packing import PackingError, open_source, pack
 from dsd_lightning.packing.__main__ import main
 from dsd_lightning.packing.candidates import Keys
@@ -46,13 +49,13 @@ def test_two_folders_become_a_set(folders: Path, capsys: pytest.CaptureFixture[s
         np.testing.assert_array_equal(pixels(pair.reference), pixels(Image.open(folders / f"references/{name}.jpg")))
         assert (pair.caption, pair.provenance) == (f"a photograph of: {name}", {"source": name})
     stored = (folders / "references" / "cat.jpg").read_bytes()
-    assert stored in shards.paths[0].read_bytes(), "a plain file is stored as it is, not encoded anew"
+    assert stored in shards.paths[0].read_bytes(), "a plain file is stored as it is, not encoded again"
 
 
 def test_packing_twice_gives_the_same_bytes(folders: Path) -> None:
     assert run(folders, "--workers", "1") == 0
     first = ShardIndex.read(folders / "out")
-    assert run(folders, "--workers", "3") == 2, "a set that is there is not replaced without being told to"
+    assert run(folders, "--workers", "3") == 2, "a set that is there is only replaced with --overwrite"
     assert run(folders, "--workers", "3", "--overwrite") == 0
     assert ShardIndex.read(folders / "out") == first
 
@@ -65,10 +68,46 @@ def test_folders_within_folders_and_target_reference_layout(folders: Path) -> No
         (whole / frame / "more").mkdir()
         for path in list((whole / frame).glob("cat.*")):
             shutil.copy(path, whole / frame / "more" / path.name)
-    (whole / "target" / ".DS_Store").write_bytes(b"")
-    (whole / "target" / "._cat.png").write_bytes(b"")
+    for system_file in (".DS_Store", "._cat.png", "Thumbs.db"):
+        (whole / "target" / system_file).write_bytes(b"")
+    (whole / "target" / "notes.pdf").write_bytes(b"")
+    (whole / "target" / "cat.png").rename(whole / "target" / "cat.PNG")
     assert main([str(whole), str(folders / "out"), "--task", "identity"]) == 0
     assert PairShards(folders / "out").keys == ["astronaut", "cat", "coffee", "more_cat"]
+    index = ShardIndex.read(folders / "out")
+    assert index is not None
+    assert index.rejections == {"other_file": 1}
+
+
+def test_linked_folders_are_followed_in_natural_order_and_accents_compare_equal(folders: Path) -> None:
+    other = folders / "elsewhere"
+    other.mkdir()
+    for name in ("2", "10", "caf\u00e9"):
+        PHOTOGRAPHS[0].save(other / f"{name}.png")
+        (other / f"{unicodedata.normalize('NFD', name)}.txt").write_text("\ufeffa thing\r\n", encoding="utf-8")
+    for folder in ("images", "references"):
+        (folders / folder / "more").symlink_to(other)
+    assert run(folders) == 0
+    shards = PairShards(folders / "out")
+    assert shards.keys == ["astronaut", "cat", "coffee", "more_2", "more_10", "more_cafe"]
+    assert shards[3].caption == "a thing"
+    (other / "back").symlink_to(folders / "images")
+    assert run(folders, "--overwrite") == 2
+
+
+def test_tiny_huge_and_foreign_files_are_refused_by_name(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (300, 4)).save(folders / "images" / "cat.png")
+    (folders / "images" / "coffee.png").write_text("<html>")
+    assert run(folders) == 2
+    message = capsys.readouterr().err
+    assert "cat.png: an image of 300 x 4 pixels is too small: both sides need 16" in message
+    assert "coffee.png: cannot decode 6 bytes as an image: it is empty, cut short, or of no known format" in message
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert run(folders) == 2
+    assert "astronaut.jpg: cannot decode" in (message := capsys.readouterr().err)
+    assert "it has more than 2,000 pixels; shrink it first" in message
 
 
 def test_images_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,16 +234,16 @@ def test_sources_of_the_wrong_kind_are_refused(folders: Path) -> None:
     (folders / "no.parquet").write_text("no parquet")
     refused: list[tuple[str, Path, dict[str, Any]]] = [
         ("there is no", folders / "absent", {}),
-        ("holds no metadata.jsonl", folders / "images", {"source_format": "metadata"}),
+        ("holds no metadata.csv", folders / "images", {"source_format": "metadata"}),
         ("holds no parquet file", folders / "images", {"source_format": "parquet"}),
         ("holds no image", folders / "void", {"reference_dir": folders / "references"}),
-        ("is not a folder", folders / "images", {"reference_dir": folders / "absent"}),
-        (r"tables are \.jsonl, \.csv or \.parquet", folders / "notes.xlsx", {}),
+        ("there is no such folder", folders / "images", {"reference_dir": folders / "absent"}),
+        (r"a table ends in \.csv", folders / "notes.xlsx", {}),
         ("cannot be read as parquet", folders / "no.parquet", {}),
         ("needs a folder", folders / "notes.xlsx", {"source_format": "folders"}),
     ]
     for message, source, options in refused:
-        with pytest.raises(PackingError, match=message):
+        with pytest.raises((PackingError, TableError, FolderError), match=message):
             open_source(source, task="identity", **options)
 
 

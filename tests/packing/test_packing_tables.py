@@ -1,4 +1,4 @@
-"""Do tables of pairs (CSV, JSON lines, parquet, Subjects200K) become pair shards, and are their gaps named?"""
+"""Tables of pairs (CSV, JSON Lines, Parquet, Subjects200K) become pair shards; rows with gaps are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from support.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
 
-from dsd_lightning.packing import PackingError, open_source
+from dsd_lightning.files.rows import TableError
+from dsd_lightning.packing import open_source
 from dsd_lightning.packing.__main__ import main
 from dsd_lightning.packing.subjects200k import split_composite
 from dsd_lightning.shards import PairShards
@@ -91,19 +92,44 @@ def test_rows_that_lack_something_are_orphans(tmp_path: Path, capsys: pytest.Cap
         json.dumps({"image": "gone.png", "reference": "cat.png", "caption": "c"}),
         json.dumps({"image": "cat.png", "caption": "c"}),
         json.dumps({"image": "cat.png", "reference": "cat.png", "caption": None}),
+        json.dumps({"image": "cat.png", "reference": "cat.png", "caption": ["a", "b"]}),
+        json.dumps({"image": 7, "reference": "cat.png", "caption": "c"}),
+        json.dumps({"image": "https://a.b/c.png", "reference": "cat.png", "caption": "c"}),
     ]
     path.write_text("\n".join(lines))
     command = [str(path), str(tmp_path / "out"), "--task", "identity"]
     assert main(command) == 2
     message = capsys.readouterr().err
-    assert f"missing_target: metadata.jsonl, row 3: there is no file {path.parent / 'gone.png'}" in message
-    assert "missing_reference: metadata.jsonl, row 4: column 'reference' is empty" in message
-    assert "missing_caption: metadata.jsonl, row 5" in message
+    assert f"missing_target: {path}, row 4: there is no file {path.parent / 'gone.png'}" in message
+    assert f"missing_reference: {path}, row 5: column 'reference' is empty" in message
+    assert f"missing_caption: {path}, row 6" in message
+    assert f"unreadable_caption: {path}, row 7: column 'caption' holds a list" in message
+    assert f"unreadable_target: {path}, row 8: column 'image' holds a number (7)" in message
+    assert "row 9: column 'image' holds the URL" in message
     assert main([*command, "--allow-orphans"]) == 0
     path.write_text("{\n")
     assert main([*command, "--overwrite"]) == 2
-    assert "metadata.jsonl, line 1: not JSON" in capsys.readouterr().err
+    assert "metadata.jsonl, row 1 is not JSON" in capsys.readouterr().err
     assert len(PairShards(tmp_path / "out")) == 3, "a refused source leaves the set that was there"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,reference,caption\na.png,b.png,this character, large\n", "row 1 has 4 cells, and the header has 3"),
+        ('image,reference,caption\na.png,b.png,"open\n', "row 1: unexpected end of data; a quote is missing"),
+        (f"image,reference,caption\na.png,b.png,{'x' * 200_000}\n", "row 1: field larger than field limit"),
+        ("image,reference,caption\na.png,b.png,caf\xe9\n", "is not UTF-8 text"),
+        ("image,reference,caption\n", "the source is empty"),
+    ],
+)
+def test_broken_tables_are_refused_by_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content.encode("latin-1"))
+    assert main([str(tmp_path / "t.csv"), str(tmp_path / "out"), "--task", "identity", "--allow-orphans"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_official_parquet_layout(tmp_path: Path) -> None:
@@ -120,7 +146,7 @@ def test_the_official_parquet_layout(tmp_path: Path) -> None:
     write_parquet(tmp_path / "source/data/train-00001.parquet", rows[2:])
     assert main([str(tmp_path / "source"), str(tmp_path / "out"), "--task", "identity"]) == 0
     shards = PairShards(tmp_path / "out", require_reference=True)
-    assert shards.keys == ["train-00000-0000000", "train-00000-0000001", "train-00001-0000000"]
+    assert shards.keys == ["train-00000-0000001", "train-00000-0000002", "train-00001-0000001"]
     for pair, name, photograph in zip(shards, NAMES, PHOTOGRAPHS, strict=True):
         np.testing.assert_array_equal(pixels(pair.target), pixels(photograph))
         np.testing.assert_array_equal(pixels(pair.reference), pixels(photograph.rotate(180)))
@@ -130,7 +156,7 @@ def test_the_official_parquet_layout(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "bare.parquet", bare)
     assert main([str(path), str(tmp_path / "out2"), "--task", "identity"]) == 2
     assert main([str(path), str(tmp_path / "out2"), "--task", "identity", "--allow-orphans"]) == 0
-    assert PairShards(tmp_path / "out2").keys == ["bare-0000000", "bare-0000002"]
+    assert PairShards(tmp_path / "out2").keys == ["bare-0000001", "bare-0000003"]
 
 
 def composite(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -186,5 +212,5 @@ def test_a_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without_pyarrow)
-    with pytest.raises(PackingError, match=r"t.parquet needs pyarrow: pip install pyarrow .*\[parquet\]"):
+    with pytest.raises(TableError, match=r"t.parquet needs pyarrow: pip install pyarrow .*\[parquet\]"):
         open_source(path, task="identity")

@@ -1,4 +1,4 @@
-"""Do pair shards keep what is put into them, read by position, and say so when something is wrong?"""
+"""Pair shards keep their samples, give them by position, and are checked, listed and indexed by the commands."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from PIL import Image
 from support.shard_sets import PHOTOGRAPHS, add_tar, patch, plain_sample, same, write_set
 from torch.utils.data import DataLoader
 
+from dsd_lightning.images.pixels import EXIF_ORIENTATION
 from dsd_lightning.shards import PairShards, ShardError, ShardIndex, ShardWriter
 from dsd_lightning.shards.__main__ import main
-from dsd_lightning.shards.format import FORMAT_VERSION, check_key, member_part
+from dsd_lightning.shards.format import FORMAT_VERSION, check_key, dotted_key, member_part
 
 
 def test_what_is_written_is_read_by_position(tmp_path: Path) -> None:
@@ -144,7 +145,38 @@ def test_member_names_are_split_as_webdataset_splits_them() -> None:
     assert member_part("a.b/c.json") == ("a.b/c", "record")
     assert member_part("c.encoded.safetensors") == ("c", "encoded")
     for other in ("._c.target.png", "c.txt", "c.target.png.bak", "c", "folder/.json"):
-        assert member_part(other) is None
+        assert (member_part(other), dotted_key(other)) == (None, None)
+    assert dotted_key("a/b.v2.target.png") == "a/b.v2"
+    assert dotted_key("a.b/c.target.png") is None
+
+
+def test_samples_whose_keys_hold_dots_and_compressed_tars_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_tar(tmp_path / "t.tar", plain_sample("a") | plain_sample("b.v2") | plain_sample("c.v2"))
+    (tmp_path / "u.tar.gz").write_bytes(b"")
+    assert PairShards(tmp_path).keys == ["a"]
+    for command in ("verify", "list"):
+        assert main([command, str(tmp_path)]) == 1
+        output = capsys.readouterr().out
+        assert "t.tar: 2 samples are passed over because their keys hold dots, the first 'b.v2'" in output
+        assert "u.tar.gz: a compressed tar cannot be read by position" in output
+        assert "whole" not in output
+    assert main(["index", str(tmp_path)]) == 0
+    assert "left out, key_with_dots: 2" in capsys.readouterr().out
+    (tmp_path / "t.tar").unlink()
+    with pytest.raises(ShardError, match=r"u.tar.gz: a compressed tar .*gunzip"):
+        PairShards(tmp_path)
+
+
+def test_the_size_of_a_target_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    turned = io.BytesIO()
+    patch(0).resize((60, 40)).save(turned, "JPEG", exif=exif)
+    add_tar(tmp_path / "t.tar", {"a.target.jpg": turned.getvalue(), "a.json": b'{"caption": "c"}'})
+    shards = PairShards(tmp_path)
+    assert shards.target_size(0) == shards[0].target.size == (40, 60)
 
 
 class Captions(torch.utils.data.Dataset[tuple[str, int]]):
@@ -220,7 +252,7 @@ def test_image_files_are_stored_as_they_are(tmp_path: Path) -> None:
         assert stored.read() == jpeg.getvalue()
 
 
-def test_encodings_are_kept_and_known_by_their_key(tmp_path: Path) -> None:
+def test_encodings_are_kept_under_their_key(tmp_path: Path) -> None:
     clean, ids = torch.randn(16, 4, 8).to(torch.bfloat16), torch.arange(5)
     with ShardWriter(tmp_path, task="identity", resolution=48, encoding_key="parallel-v1") as writer:
         writer.write(
@@ -242,7 +274,7 @@ def test_encodings_are_kept_and_known_by_their_key(tmp_path: Path) -> None:
     assert (unread.encoded, unread.text) == (None, None)
     with pytest.raises(ShardError, match=r"'parallel-v1', but 'concat-v1'"):
         PairShards(tmp_path, encoding_key="concat-v1")
-    with pytest.raises(ShardError, match="no encodings known by a key, but 'concat-v1'"):
+    with pytest.raises(ShardError, match="no encodings with a key, but 'concat-v1'"):
         PairShards(write_set(tmp_path / "plain"), encoding_key="concat-v1")
 
 

@@ -1,4 +1,4 @@
-"""What harms a set of pair shards, and how much of it is still read? Damage, kills, and sets that must not be mixed."""
+"""Damaged, interrupted and mixed sets of pair shards are refused or read as far as they are intact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsd_lightning.shards import DamagedSample, PairShards, ShardError, ShardWri
 
 def test_the_wrong_set_is_refused(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
-    with pytest.raises(ShardError, match="'identity', but task 'depth'"):
+    with pytest.raises(ShardError, match="'identity', but the run's task is 'depth'"):
         PairShards(root, task="depth")
     with pytest.raises(ShardError, match="not a folder"):
         PairShards(tmp_path / "absent")
@@ -116,7 +116,7 @@ def test_a_truncated_tar_keeps_its_readable_samples(tmp_path: Path) -> None:
     assert "breaks off" in PairShards(root, ignore_index=True).damage[0]
 
 
-def test_a_broken_header_keeps_what_lies_before(tmp_path: Path) -> None:
+def test_a_broken_header_keeps_the_samples_before_it(tmp_path: Path) -> None:
     add_tar(tmp_path / "t.tar", plain_sample("a") | plain_sample("b", 1))
     with tarfile.open(tmp_path / "t.tar") as tar:
         offset = tar.getmember("b.reference.png").offset
@@ -135,7 +135,7 @@ def test_a_compressed_tar_is_reported(tmp_path: Path) -> None:
         PairShards(tmp_path)
 
 
-def test_a_flipped_bit_is_found_by_its_sha256_alone(tmp_path: Path) -> None:
+def test_the_sha256_alone_shows_a_flipped_bit(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     shards = PairShards(root)
     content = bytearray(shards.paths[0].read_bytes())
@@ -177,16 +177,16 @@ def test_an_interrupted_set_never_passes_for_whole(tmp_path: Path) -> None:
 
 
 def test_every_step_of_finishing_is_safe_to_be_killed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = Path.replace
+    rename = os.replace
     seen: list[str] = []
 
-    def watched(self: Path, target: Path) -> Path:
+    def watched(source: Path, target: Path) -> None:
         with pytest.raises(ShardError, match="still being written"):
             PairShards(tmp_path)
         seen.append(target.name)
-        return rename(self, target)
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "replace", watched)
+    monkeypatch.setattr(os, "replace", watched)
     write_set(tmp_path, count=4)
     assert seen[-1] == "index.json"
     assert len(seen) > 2

@@ -1,4 +1,4 @@
-"""What do tests of data sources share: shards of real photographs, and datamodules as a trainer would set them up?"""
+"""Shards of real photographs, and datamodules as a trainer would set them up, for tests of data sources."""
 
 from __future__ import annotations
 

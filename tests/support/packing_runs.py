@@ -1,4 +1,4 @@
-"""How do tests write images and run the packing command?"""
+"""Photographs, and their bytes and pixels, for tests of packing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pair shards do tests work with? Written sets, foreign tars, and whether two samples are the same."""
+"""Pair shards for tests: written sets, foreign tars, and the comparison of two samples."""
 
 from __future__ import annotations
 
