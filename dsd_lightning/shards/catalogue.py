@@ -121,16 +121,8 @@ def read_catalogue(
     if not keys:
         why = "; ".join([*damaged, *passed_over]) or "none of their members is named KEY.target.webp, .png or .jpg"
         raise ShardError(f"{root}: no sample in {len(paths)} tars: {why}")
-    return Catalogue(
-        paths,
-        index,
-        keys,
-        np.array(shard_of, dtype=np.int32),
-        np.array(spans, dtype=np.int64),
-        damaged,
-        passed_over,
-        dotted,
-    )
+    places = np.array(shard_of, dtype=np.int32), np.array(spans, dtype=np.int64)
+    return Catalogue(paths, index, keys, *places, damaged, passed_over, dotted)
 
 
 def _check_index(root: Path, paths: Sequence[Path], index: ShardIndex, task: str | None) -> None:

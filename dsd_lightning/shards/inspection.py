@@ -54,6 +54,9 @@ def index_shards(root: str | Path, *, task: str | None = None, overwrite: bool =
         raise ShardError("a damaged tar is not indexed; replace or remove it first: " + "; ".join(shards.damage))
     counts = Counter(shards.shard_name(position) for position in range(len(shards)))
     task = task or (before.task if before else None) or _common_task(shards)
+    rejections = dict(before.rejections) if before else {}
+    if shards.dotted:
+        rejections["key_with_dots"] = shards.dotted
     index = ShardIndex(
         task=task,
         resolution=before.resolution if before else None,
@@ -61,7 +64,7 @@ def index_shards(root: str | Path, *, task: str | None = None, overwrite: bool =
         shards=tuple(
             ShardEntry(path.name, counts[str(path)], path.stat().st_size, sha256_of(path)) for path in shards.paths
         ),
-        rejections=(before.rejections if before else {}) | ({"key_with_dots": shards.dotted} if shards.dotted else {}),
+        rejections=rejections,
     )
     index.write(root)
     return index

@@ -54,7 +54,7 @@ def test_photographs_train(photograph_shards: Path, tiny_base: Path, tmp_path: P
     assert summary["steps"] == 2
     assert summary["train/loss"] > 0
     assert summary["val/loss_right"] > 0
-    # What only the miniature can tell is left out.
+    # Metrics that need the miniature's facts are left out.
     assert {name for name in metrics if name != "seconds_per_pair"} == {
         "reference_psnr",
         "reference_psnr_before",
@@ -145,7 +145,7 @@ def test_workers_change_nothing(photograph_shards: Path) -> None:
     assert all(same(one, other) for one, other in zip(alone, helped, strict=True))
 
 
-# --- What is never trained on.
+# --- Held-out samples.
 
 
 def test_samples_set_aside_are_never_trained_on(photograph_shards: Path) -> None:
@@ -198,16 +198,16 @@ def test_held_out_identities_are_never_trained_on() -> None:
         assert all(Identity(*each["identity"]).held_out for each in batch.facts)
 
 
-# --- Going on.
+# --- Resuming.
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_from_its_saved_position(photograph_shards: Path, workers: int) -> None:
     whole = batches(opened(pairs_of(shards_of(photograph_shards)), steps=7))
     first = opened(pairs_of(shards_of(photograph_shards, workers=workers)), steps=7).train_dataloader()
-    handed_out = iter(first)
+    yielded = iter(first)
     for _ in range(3):
-        next(handed_out)
+        next(yielded)
     state = json.loads(json.dumps(first.state_dict()))  # plain, as a checkpoint wants it
     second: PairLoader = opened(pairs_of(shards_of(photograph_shards, workers=workers)), steps=7).train_dataloader()
     second.load_state_dict(state)

@@ -48,13 +48,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def asked(base: Path, root: Path, out: Path, *overrides: str) -> list[str]:
+def arguments_of(base: Path, root: Path, out: Path, *overrides: str) -> list[str]:
     kinds = ["task.relation.captions.caption=0.5", "task.relation.captions.instruction=0.5"]
     return [f"base.model.path={base}", f"root={root}", f"out={out}", "workers=0", "batch_size=2", *kinds, *overrides]
 
 
 def encode(base: Path, root: Path, out: Path, *overrides: str) -> ShardIndex:
-    return encode_shards(compose_train(out, *asked(base, root, out, *overrides), name="encode_shards"))
+    return encode_shards(compose_train(out, *arguments_of(base, root, out, *overrides), name="encode_shards"))
 
 
 def module_of(base: Path, run_dir: Path, *overrides: str) -> DiffusionSelfDistillation:
@@ -69,40 +69,42 @@ def samples_of(root: Path, module: DiffusionSelfDistillation, **changes: Any) ->
     return source.training(data)
 
 
-@pytest.mark.parametrize("arch", ["parallel", "concat", "ip_adapter"])
-@pytest.mark.parametrize("buckets", [None, [(64, 64), (64, 96)]])
-def test_they_are_what_the_module_makes_of_the_images(
+@pytest.mark.parametrize(
+    ("arch", "buckets"),
+    [("parallel", None), ("parallel", [(64, 64), (64, 96)]), ("concat", [(64, 64), (64, 96)]), ("ip_adapter", None)],
+)
+def test_they_equal_the_modules_encodings_of_the_images(
     images: Path, tiny_base: Path, tmp_path: Path, arch: str, buckets: Any
 ) -> None:
-    said = "null" if buckets is None else str([list(size) for size in buckets])
-    index = encode(tiny_base, images, tmp_path / "out", f"arch={arch}", f"buckets={said}")
+    setting = "null" if buckets is None else str([list(size) for size in buckets])
+    index = encode(tiny_base, images, tmp_path / "out", f"arch={arch}", f"buckets={setting}")
     assert index.samples == PAIRS
     assert verify_shards(tmp_path / "out") == []
     assert not Path(f"{tmp_path}/out.waiting").exists()
     factors = ["+arch/lora=all_linear"] if arch == "ip_adapter" else []  # which it has not by default
     module = module_of(tiny_base, tmp_path, f"arch={arch}", *factors)
     stored = samples_of(tmp_path / "out", module, encoded=True, buckets=buckets)
-    seen = samples_of(images, module, buckets=buckets)
-    assert len(stored) == len(seen) == PAIRS
+    from_images = samples_of(images, module, buckets=buckets)
+    assert len(stored) == len(from_images) == PAIRS
     places = {stored.shards.keys[position]: index for index, position in enumerate(stored.positions)}
     prompts = set()
     for epoch in (0, 1):
-        for index_seen in range(PAIRS):
-            with_images: Sample = seen[epoch, index_seen]
-            drawn: Sample = stored[epoch, places[with_images.key]]
-            assert (drawn.key, drawn.prompt, drawn.target) == (with_images.key, with_images.prompt, None)
-            assert drawn.encoded is not None
-            assert drawn.text is not None
+        for index_of_image in range(PAIRS):
+            with_images: Sample = from_images[epoch, index_of_image]
+            sample: Sample = stored[epoch, places[with_images.key]]
+            assert (sample.key, sample.prompt, sample.target) == (with_images.key, with_images.prompt, None)
+            assert sample.encoded is not None
+            assert sample.text is not None
             assert with_images.target is not None
             assert with_images.reference is not None
             expected = module.architecture.encode(with_images.reference[None], with_images.target[None], module.codec)
             # Batches of other sizes round otherwise.
-            assert_close(drawn.encoded.clean, expected.clean, rtol=0, atol=1e-4)
-            assert_close(dict(drawn.encoded.reference), dict(expected.reference), rtol=0, atol=1e-4)
-            text = module.text_encoder.encode([drawn.prompt])
-            assert_close(drawn.text.sequence, text.sequence, rtol=0, atol=1e-4)
-            assert_close(drawn.text.pooled, text.pooled, rtol=0, atol=1e-4)
-            prompts.add(drawn.prompt)
+            assert_close(sample.encoded.clean, expected.clean, rtol=0, atol=1e-4)
+            assert_close(dict(sample.encoded.reference), dict(expected.reference), rtol=0, atol=1e-4)
+            text = module.text_encoder.encode([sample.prompt])
+            assert_close(sample.text.sequence, text.sequence, rtol=0, atol=1e-4)
+            assert_close(sample.text.pooled, text.pooled, rtol=0, atol=1e-4)
+            prompts.add(sample.prompt)
     assert "let her smile" in prompts
     assert any(prompt.startswith("astronaut") for prompt in prompts)
 
@@ -143,17 +145,21 @@ def test_bad_input_is_refused(images: Path, tiny_base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "a" / "index.json").exists()
 
 
-def test_pairs_that_are_too_small_are_left_out(images: Path, tiny_base: Path, tmp_path: Path) -> None:
-    index = encode(tiny_base, images, tmp_path / "out", "resolution=[80,96]")
-    # Every second image is 90 pixels wide.
-    assert index.samples == PAIRS // 2
+def test_pairs_left_out_before_a_kill_count_after_it(images: Path, tiny_base: Path, tmp_path: Path) -> None:
+    out, limits = tmp_path / "out", ("resolution=[80,96]", "max_damaged=3")
+    with pytest.raises(DamagedDataError, match="4 pairs cannot be used, more than max_damaged=3"):
+        encode(tiny_base, images, out, *limits)
+    with pytest.raises(DamagedDataError, match="4 pairs cannot be used"):
+        encode(tiny_base, images, out, *limits)
+    index = encode(tiny_base, images, out, "resolution=[80,96]")
+    assert (index.samples, index.rejections) == (PAIRS // 2, {"unusable": 4})
 
 
 @pytest.mark.long
 def test_a_killed_command_goes_on_and_the_set_trains(images: Path, tiny_base: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     encode(tiny_base, images, whole)
-    arguments = asked(tiny_base, images, killed, "batch_size=1")
+    arguments = arguments_of(tiny_base, images, killed, "batch_size=1")
     process = subprocess.Popen(command(*arguments, module=MODULE), cwd=ROOT, env=environment())
     try:
         while len(list(Path(f"{killed}.waiting").glob("*/*.safetensors"))) < 2:

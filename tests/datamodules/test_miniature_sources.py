@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def module(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Diffusi
     return build_module(compose_train(tmp_path_factory.mktemp("run"), *tiny(tiny_base)))
 
 
-def test_a_pool_holds_what_the_images_encode_to(module: DiffusionSelfDistillation) -> None:
+def test_a_pool_holds_the_encodings_of_the_images(module: DiffusionSelfDistillation) -> None:
     pooled, fresh = (
         opened(pairs_of(Miniature(pairs=10, validation_pairs=2, pool=pool)), 6, module) for pool in (True, False)
     )
@@ -63,7 +62,7 @@ def test_pairs_depend_on_their_number_and_the_sources_seed_alone() -> None:
         assert not torch.equal(short[index].target, other[index].target)
 
 
-def test_few_identities_take_turns_in_many_contexts() -> None:
+def test_few_identities_alternate_in_many_contexts() -> None:
     pairs = MiniaturePairs(pairs_of(Miniature(7, 0)), 7, 0, "training", identities=3)
     shown = [tuple(pair.facts["identity"]) for pair in pairs]
     assert len(set(shown)) == 3
@@ -75,20 +74,13 @@ def test_few_identities_take_turns_in_many_contexts() -> None:
         MiniaturePairs(pairs_of(Miniature(7, 0)), 7, 0, "training", identities=0)
 
 
-def write(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(f"out={out}", *arguments, module=("-m", "datamodules.commands.write_shards"))
-
-
 @pytest.fixture(scope="module")
 def miniature_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("miniature") / "shards"
-    written = write(out, "task=identity", "count=10", "seed=3")
-    assert written.returncode == 0, written.stderr
-    assert f"{out}: 10 pairs" in written.stdout + written.stderr
+    assert write_shards(compose_train(out, f"out={out}", "count=10", "seed=3", name="write_shards")).samples == 10
     return out
 
 
-@pytest.mark.slow
 def test_written_shards_hold_the_pairs_of_the_pool(miniature_shards: Path) -> None:
     data = pairs_of(Miniature(10, 0, seed=3))
     pairs = MiniaturePairs(data, 10, 3, "training")
@@ -132,20 +124,19 @@ def test_shards_of_every_task_hold_the_pairs_of_the_miniature(task: str, tmp_pat
         assert (to_pixels(raw.target, 64, 64) - pair.target).abs().max() <= 1 / 255 + 1e-6
 
 
-@pytest.mark.slow
 def test_written_shards_train_on_the_pixels_of_the_pool(
     miniature_shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    drawn = opened(pairs_of(Miniature(10, 0, seed=3, pool=False)))
+    generated = opened(pairs_of(Miniature(10, 0, seed=3, pool=False)))
     stored = opened(pairs_of(shards_of(miniature_shards, validation_pairs=0)))
-    for one, other in zip(batches(drawn), batches(stored), strict=True):
+    for one, other in zip(batches(generated), batches(stored), strict=True):
         assert one.keys == other.keys
         assert one.prompts == other.prompts
         torch.testing.assert_close(one.target, other.target, atol=1 / 255 + 1e-6, rtol=0)
         torch.testing.assert_close(one.reference, other.reference, atol=1 / 255 + 1e-6, rtol=0)
     overrides = ["data=shards", f"data.root={miniature_shards}", f"{SOURCE}.workers=0", "trainer.max_steps=2"]
     config = compose_train(tmp_path, *tiny(tiny_base, *overrides, "callbacks.probe.samples=4", "logger=csv"))
-    # The facts come along, so that the exact metrics are there.
+    # The shards hold the facts, which the exact metrics need.
     assert {"identity_accuracy", "prompt_accuracy", "copy_paste"} <= set(train(config, tmp_path))
 
 
@@ -176,7 +167,7 @@ def test_write_shards_refuses_what_it_cannot_write(tmp_path: Path, photograph_sh
 
 @pytest.mark.slow
 def test_the_command_that_writes_shards_refuses_without_a_traceback(miniature_shards: Path) -> None:
-    refused = write(miniature_shards)
+    refused = run(f"out={miniature_shards}", module=("-m", "datamodules.commands.write_shards"))
     assert refused.returncode == REFUSED
     assert f"out={miniature_shards} is not empty" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -19,7 +19,7 @@ BUCKETS = [SIZES[i % 7 % 3] for i in range(53)]
 
 
 class Numbers(Dataset[Draw]):
-    """Answers (epoch, index) with itself."""
+    """Returns (epoch, index) itself."""
 
     def __getitem__(self, draw: Draw) -> Draw:
         return draw
@@ -115,8 +115,7 @@ def test_the_devices_slices_make_up_the_global_batch(devices: int) -> None:
         assert sorted(draw for part in mine for draw in part) == sorted(batch)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("position", [0, 1, 9, 19])
+@pytest.mark.parametrize(("workers", "position"), [(0, 0), (0, 1), (0, 9), (2, 9), (0, 19)])
 def test_a_resumed_loader_goes_on_exactly(workers: int, position: int) -> None:
     resumed = loader(20, workers=workers)
     resumed.load_state_dict({"position": position})
@@ -125,11 +124,11 @@ def test_a_resumed_loader_goes_on_exactly(workers: int, position: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_position_counts_what_was_handed_out_and_not_what_was_read_ahead(workers: int) -> None:
+def test_the_position_counts_yielded_batches_and_not_those_read_ahead(workers: int) -> None:
     stopped, straight = loader(20, workers=workers), list(loader(20))
-    for taken, batch in enumerate(islice(stopped, 7), start=1):
-        assert batch == straight[taken - 1]
-        assert stopped.state_dict() == {"position": taken}
+    for count, batch in enumerate(islice(stopped, 7), start=1):
+        assert batch == straight[count - 1]
+        assert stopped.state_dict() == {"position": count}
     resumed = loader(20, workers=workers)
     resumed.load_state_dict(stopped.state_dict())
     assert list(resumed) == straight[7:]

@@ -44,7 +44,7 @@ def pairs_of(task: str, split: str = "training", seed: int = 0) -> MiniaturePair
     return MiniaturePairs(data, COUNT, seed, split)
 
 
-def drawn(facts: dict[str, list[int]], which: str) -> Rendering:
+def rendered(facts: dict[str, list[int]], which: str) -> Rendering:
     return render(Scene(Identity(*facts["identity"]), Context(*facts[which])))
 
 
@@ -71,10 +71,10 @@ def test_held_out_identities_stay_held_out(task: str, split: str, held_out: bool
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_target_is_the_scene_that_the_facts_tell(task: str) -> None:
+def test_the_target_is_the_scene_of_the_facts(task: str) -> None:
     pairs = pairs_of(task)
     for index in range(5):
-        assert torch.equal(pairs[index].target, to_pixels(drawn(pairs[index].facts, "target")))
+        assert torch.equal(pairs[index].target, to_pixels(rendered(pairs[index].facts, "target")))
 
 
 @pytest.mark.parametrize("task", ALIGNED)
@@ -83,7 +83,7 @@ def test_aligned_tasks_show_the_same_silhouette_in_both_images(task: str) -> Non
     assert pairs.data.task.aligned
     for index in range(COUNT):
         facts = pairs[index].facts
-        one, other = drawn(facts, "reference"), drawn(facts, "target")
+        one, other = rendered(facts, "reference"), rendered(facts, "target")
         assert np.array_equal(one.mask, other.mask)
         assert np.array_equal(one.depth, other.depth)
 
@@ -95,7 +95,7 @@ def test_a_depth_map_is_the_true_depth_near_is_bright() -> None:
     pairs = pairs_of("depth")
     for index in range(10):
         pair = pairs[index]
-        truth = drawn(pair.facts, "target")
+        truth = rendered(pair.facts, "target")
         assert pair.reference is not None
         assert pair.reference.shape == (3, 64, 64)
         assert -1 <= float(pair.reference.min()) < float(pair.reference.max()) <= 1
@@ -120,7 +120,7 @@ def test_the_vae_is_trained_on_depth_maps_of_the_same_convention() -> None:
     assert float(maps[:, :, 0].mean()) < float(maps[:, :, -1].mean())
 
 
-def test_a_depth_caption_tells_who_and_the_surroundings_but_neither_size_nor_place_nor_rotation() -> None:
+def test_a_depth_caption_names_the_subject_and_the_surroundings_but_neither_size_nor_place_nor_rotation() -> None:
     pairs = pairs_of("depth")
     geometry = {*PLACES, "large", "small", "tilted", "upright"}
     for index in range(COUNT):
@@ -129,7 +129,7 @@ def test_a_depth_caption_tells_who_and_the_surroundings_but_neither_size_nor_pla
         for name in ("shape", "color", "second_color", "pattern", "accessory"):
             assert identity.word(name) in pair.caption
         assert f"{context.word('background_kind')} {context.word('background_color')} background" in pair.caption
-        # "light from the left" tells the light, not the place.
+        # "light from the left" describes the light, not the place.
         before_light = pair.caption.partition(" background")[0]
         assert not geometry & set(before_light.replace(",", " ").split())
         assert pair.instruction is None
@@ -142,8 +142,10 @@ def test_scenes_that_differ_in_placement_alone_have_the_same_depth_captions() ->
     for _ in range(10):
         other = draw_context(rng)
         context = Context(other.place, other.size, other.rotation, *scene.context.values()[3:])
-        told = {depth_caption(each, numpy_generator("template")) for each in (scene, Scene(scene.identity, context))}
-        assert len(told) == 1
+        captions = {
+            depth_caption(each, numpy_generator("template")) for each in (scene, Scene(scene.identity, context))
+        }
+        assert len(captions) == 1
 
 
 # --- Relighting.
@@ -159,7 +161,7 @@ def test_only_the_light_changes_and_it_always_does() -> None:
         assert changed
         assert set(changed) <= {"light_direction", "light_color"}
         assert pair.reference is not None
-        assert torch.equal(pair.reference, to_pixels(drawn(pair.facts, "reference")))
+        assert torch.equal(pair.reference, to_pixels(rendered(pair.facts, "reference")))
         assert not torch.equal(pair.reference, pair.target)
         seen.add((after.light_direction, after.light_color))
     assert len(seen) > 10
@@ -169,8 +171,8 @@ def test_every_other_light_is_as_likely() -> None:
     rng = numpy_generator("lights")
     context = draw_context(rng)
     assert len(set(lights(context))) == len(LIGHT_DIRECTIONS) * len(LIGHT_COLORS) == 15
-    drawn_lights = [change_light(context, rng) for _ in range(1400)]
-    counts = [drawn_lights.count(light) for light in lights(context)]
+    sampled_lights = [change_light(context, rng) for _ in range(1400)]
+    counts = [sampled_lights.count(light) for light in lights(context)]
     assert counts[lights(context).index(context)] == 0
     others = [count for light, count in zip(lights(context), counts, strict=True) if light != context]
     assert 60 < min(others) <= max(others) < 140
@@ -190,11 +192,11 @@ def test_captions_and_instructions_name_the_new_light_and_nothing_of_the_scene()
             assert "style" not in words
 
 
-# --- Words that the encoders know.
+# --- The vocabulary.
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_all_words_are_known_to_the_tiny_base_and_fit_its_text_length(task: str) -> None:
+def test_all_words_are_in_the_tiny_bases_vocabulary_and_fit_its_text_length(task: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(CONF.parent / "assets" / "tiny-flux" / "tokenizer_2")
     length = compose_train(Path("run"), f"task={task}").base.model.text_length
     pairs = pairs_of(task)
