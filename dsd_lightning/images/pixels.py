@@ -25,7 +25,11 @@ EXIF_ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 STORED_FORMATS = {"WEBP": "webp", "PNG": "png", "JPEG": "jpg"}
 """PIL's name of each file format that pair shards hold, with its extension."""
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_DAMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, LookupError, ArithmeticError, MemoryError),
+)
+"""Errors of PIL's decoders on damaged files."""
 
 
 LEAST_SIDE = 16

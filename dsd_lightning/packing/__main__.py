@@ -17,12 +17,11 @@ from dsd_lightning.files.listing import FolderError
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
 from dsd_lightning.packing.candidates import PackingError
-from dsd_lightning.packing.pack import PackingReport, pack
+from dsd_lightning.packing.pack import PackingReport, listed, pack
 from dsd_lightning.packing.sources import FORMATS, open_source
 from dsd_lightning.packing.tables import KNOWN_COLUMNS
 from dsd_lightning.shards import ShardError
 
-_LISTED = 50
 _REFUSALS = (PackingError, ShardError, TableError, TextError, FolderError, OSError)
 
 
@@ -56,11 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _print_report(report: PackingReport, out: Path) -> None:
     stream = sys.stdout if report.index is not None else sys.stderr
-    for orphan in report.orphans[:_LISTED]:
-        print(f"{orphan.reason}: {orphan.detail}", file=stream)
-    if len(report.orphans) > _LISTED:
-        print(f"... and {len(report.orphans) - _LISTED} more", file=stream)
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejections.items()))
+    for line in listed(report.orphans):
+        print(line, file=stream)
+    counts = report.summary()
     if report.index is None:
         print(
             f"error: refused, nothing was written: {counts}. Fix them, or leave them out with --allow-orphans",

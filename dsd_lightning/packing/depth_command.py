@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TASK = "depth"
-_LISTED = 50
 
 
 def write_depth(config: DictConfig) -> Path:
@@ -67,14 +66,13 @@ def write_depth(config: DictConfig) -> Path:
         shutil.rmtree(finished.folder)
         if not any(maps.iterdir()):
             maps.rmdir()
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejections.items()))
     log.info(
         "%s: %d pairs in %d tars, %d maps estimated now%s; train from them with task=%s data=shards data.root=%s",
         out,
         report.index.samples,
         len(report.index.shards),
         finished.estimated,
-        f", left out: {left_out}" if left_out else "",
+        f", left out: {report.summary()}" if report.rejections else "",
         TASK,
         out,
     )
@@ -93,11 +91,10 @@ def _is_remnant(out: Path) -> bool:
 
 def _refusal(orphans: Sequence[Orphan]) -> str:
     """Return the message for orphans that were not allowed."""
-    lines = [f"{orphan.reason}: {orphan.detail}" for orphan in orphans[:_LISTED]]
-    if len(orphans) > _LISTED:
-        lines.append(f"... and {len(orphans) - _LISTED} more")
-    lines.append("No shards were written. Fix these images, or leave them out with allow_orphans=true")
-    return "\n".join(lines)
+    from dsd_lightning.packing.pack import listed
+
+    remedy = "No shards were written. Fix these images, or leave them out with allow_orphans=true"
+    return "\n".join([*listed(orphans), remedy])
 
 
 @hydra.main(config_path="../../conf", config_name="write_depth", version_base="1.3")

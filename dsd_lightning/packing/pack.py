@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from dsd_lightning.shards import ShardIndex, ShardWriter, encode_image
 from dsd_lightning.shards.writer import ImageFormat
 
 _IN_FLIGHT_PER_WORKER = 4
+_LISTED = 50
 
 
 @dataclass
@@ -39,6 +40,16 @@ class PackingReport:
         self.rejections[orphan.reason] += 1
         if not orphan.expected:
             self.orphans.append(orphan)
+
+    def summary(self) -> str:
+        """Return how many were left out, by reason; empty if none."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejections.items()))
+
+
+def listed(orphans: Sequence[Orphan]) -> list[str]:
+    """Return a line for each of the first orphans, as messages list them."""
+    more = [f"... and {len(orphans) - _LISTED} more"] if len(orphans) > _LISTED else []
+    return [f"{orphan.reason}: {orphan.detail}" for orphan in orphans[:_LISTED]] + more
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ _PART_OF_SUFFIX: dict[str, str] = {
 }
 _FORBIDDEN_IN_KEY = re.compile(r"[./\\\s\x00-\x1f\x7f]")
 _LONGEST_KEY = 200
+_TEXTS, _OBJECTS = ("instruction", "task"), ("provenance", "facts")
+"""Optional fields of a record, by the kind of their values."""
 
 
 class ShardError(ValueError):
@@ -96,12 +98,12 @@ class SampleRecord:
         """Read a record; other fields are ignored.
 
         Raises:
-            DamagedSample: not a JSON object.
+            DamagedSample: not a JSON object, or a field of another kind.
             ShardError: there is no caption in it.
         """
         try:
             values = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedSample(shard, key, f"{key}.json is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise DamagedSample(shard, key, f"{key}.json is not a JSON object but {type(values).__name__}")
@@ -110,6 +112,12 @@ class SampleRecord:
                 f"{shard}: sample '{key}': '{key}.json' has no text field 'caption' "
                 f"(it has: {', '.join(values) or 'none'}); write the set again with one"
             )
+        for name, kind, needed in (
+            *((name, str, "text") for name in _TEXTS),
+            *((name, dict, "object") for name in _OBJECTS),
+        ):
+            if not isinstance(values.get(name), kind | None):
+                raise DamagedSample(shard, key, f"{key}.json: field '{name}' is no {needed} but {values[name]!r}")
         return cls(
             caption=values["caption"],
             instruction=values.get("instruction"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
@@ -23,6 +26,8 @@ from dsd_lightning.images.pixels import (
     to_pixels,
     upright_size,
 )
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -158,6 +163,16 @@ def test_what_is_no_complete_image_is_refused(astronaut: Image.Image, tmp_path: 
         load_rgb(encoded(Image.new("F", (4, 4)), "TIFF"))
     with pytest.raises(FileNotFoundError):
         load_rgb(tmp_path / "absent.png")
+
+
+@given(st.data())
+def test_changed_bytes_give_an_image_or_its_refusal(draw: st.DataObject) -> None:
+    file = bytearray(draw.draw(st.sampled_from([encoded(Image.new("RGB", (24, 20), 1), name) for name in FORMATS])))
+    for place, value in draw.draw(st.lists(st.tuples(st.integers(0, len(file) - 1), st.integers(0, 255)), max_size=6)):
+        file[place] = value
+    for read in (load_image, stored_format, upright_size):
+        with suppress(ImageError):
+            read(bytes(file))
 
 
 def test_only_plain_files_are_stored_as_they_are(astronaut: Image.Image) -> None:

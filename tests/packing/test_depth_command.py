@@ -19,7 +19,6 @@ from transformers import AutoImageProcessor, DepthAnythingConfig, DepthAnythingF
 
 from dsd_lightning.cli.errors import message_for_user
 from dsd_lightning.images.pixels import ImageError, load_image, to_pixels
-from dsd_lightning.packing.candidates import PackingError
 from dsd_lightning.packing.depth import DepthEstimator, DepthMaps, normalised
 from dsd_lightning.packing.depth_command import write_depth
 from dsd_lightning.shards import PairShards, ShardWriter
@@ -278,8 +277,10 @@ def test_a_killed_command_goes_on_without_estimating_any_finished_map_again(mode
 def test_what_cannot_be_paired_is_listed_and_left_out_only_if_allowed(
     model: Path, images: Path, tmp_path: Path
 ) -> None:
-    (images / "cat.txt").unlink()
     (images / "rocket.png").write_bytes(b"no image")
+    assert "unreadable_target" in refusal(model, images, tmp_path / "out")
+    assert len(list((tmp_path / "out.maps").glob("*/*.png"))) == 3, "finished maps survive a refusal"
+    (images / "cat.txt").unlink()
     message = refusal(model, images, tmp_path / "out")
     assert "cat.png has no caption" in message
     assert "allow_orphans=true" in message
@@ -290,16 +291,10 @@ def test_what_cannot_be_paired_is_listed_and_left_out_only_if_allowed(
     assert rejections == {"missing_caption": 1, "unreadable_target": 1}
 
 
-def test_maps_survive_a_refusal(model: Path, images: Path, tmp_path: Path) -> None:
-    (images / "rocket.png").write_bytes(b"no image")
-    message = refusal(model, images, tmp_path / "out")
-    assert "unreadable_target" in message
-    assert len(list((tmp_path / "out.maps").glob("*/*.png"))) == 3
-
-
 def test_bad_arguments_are_refused_by_name(model: Path, images: Path, tmp_path: Path) -> None:
-    out = write(model, images, tmp_path / "out")
-    before = (out / "index.json").read_bytes()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.json").write_bytes(before := b"{}")
     assert "holds a set of shards already" in refusal(model, images, out)
     assert (out / "index.json").read_bytes() == before
     assert f"there is no {tmp_path / 'nowhere'}" in refusal(model, tmp_path / "nowhere", tmp_path / "new")
@@ -308,19 +303,11 @@ def test_bad_arguments_are_refused_by_name(model: Path, images: Path, tmp_path: 
     message = refusal(tmp_path / "empty_model", images, tmp_path / "new")
     assert "empty_model" in message
     assert "Depth-Anything" in message
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_foreign_tar_is_not_overwritten(model: Path, images: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.tar").write_bytes(b"something")
-    assert "already holds 'mine.tar'" in refusal(model, images, tmp_path / "out")
-    assert (tmp_path / "out" / "mine.tar").read_bytes() == b"something"
-
-
-def test_the_estimator_refuses_what_is_no_depth_model(tmp_path: Path) -> None:
-    with pytest.raises(PackingError, match="cannot be loaded as a depth model"):
-        DepthEstimator(str(tmp_path), device="cpu")
+    assert "cannot be loaded as a depth model" in message
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine.tar").write_bytes(b"something")
+    assert "already holds 'mine.tar'" in refusal(model, images, tmp_path / "new")
+    assert (tmp_path / "new" / "mine.tar").read_bytes() == b"something"
 
 
 def test_a_map_has_its_images_pixels_whatever_the_models_patch(model: Path) -> None:

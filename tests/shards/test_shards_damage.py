@@ -89,6 +89,15 @@ def test_a_record_without_caption_is_refused(tmp_path: Path) -> None:
         PairShards(tmp_path)[0]
 
 
+@pytest.mark.parametrize("field", ['"instruction": 7', '"task": ["identity"]', '"provenance": "x"', '"facts": [1]'])
+def test_a_field_of_another_kind_is_named(tmp_path: Path, field: str) -> None:
+    add_tar(tmp_path / "t.tar", plain_sample("a") | {"a.json": f'{{"caption": "c", {field}}}'.encode()})
+    with pytest.raises(
+        DamagedSample, match=rf"'a' is damaged: a.json: field {field.partition(':')[0]}".replace('"', "'")
+    ):
+        PairShards(tmp_path)[0]
+
+
 def test_a_truncated_tar_keeps_its_readable_samples(tmp_path: Path) -> None:
     root = write_set(tmp_path, max_bytes=1e9)
     whole = PairShards(root)
