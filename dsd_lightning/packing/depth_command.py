@@ -44,8 +44,9 @@ def write_depth(config: DictConfig) -> Path:
     if maps.resolve() == out.resolve():
         raise ShardError(f"maps={maps} is the folder of the shards; give another one")
     images = open_images(config.source)
-    if images.orphans and not config.allow_orphans:
-        raise PackingError(_refusal(images.orphans))
+    orphans = [orphan for orphan in images.orphans if not orphan.expected]
+    if orphans and not config.allow_orphans:
+        raise PackingError(_refusal(orphans))
     estimator = instantiate(config.estimator)
     finished = DepthMaps(maps / estimator.fingerprint(), estimator)
     report = pack(

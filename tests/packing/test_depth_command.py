@@ -85,6 +85,7 @@ def photograph(name: str, long_side: int = 120) -> Image.Image:
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
+    (folder / "notes.pdf").touch()
     for name in NAMES:
         photograph(name).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"a photograph of {name}")
@@ -288,7 +289,7 @@ def test_what_cannot_be_paired_is_listed_and_left_out_only_if_allowed(
     out = write(model, images, tmp_path / "out", "allow_orphans=true")
     assert sorted(PairShards(out).keys) == ["astronaut", "coffee"]
     rejections = json.loads((out / "index.json").read_text())["rejections"]
-    assert rejections == {"missing_caption": 1, "unreadable_target": 1}
+    assert rejections == {"missing_caption": 1, "other_file": 1, "unreadable_target": 1}
 
 
 def test_bad_arguments_are_refused_by_name(model: Path, images: Path, tmp_path: Path) -> None:
