@@ -55,7 +55,7 @@ def pop_subcommand(arguments: list[str]) -> Subcommand:
     if subcommand is None:
         names = ", ".join(" ".join(key) for key in SUBCOMMANDS if key)
         sys.stderr.write(
-            f"error: evaluate.py {' '.join(words)}: there is no such command; there are {names}, and none\n"
+            f"error: evaluate.py {' '.join(words)}: there is no such command; choose one of {names}, or none\n"
         )
         sys.exit(REFUSED)
     del arguments[1 : 1 + len(words)]
