@@ -1,6 +1,6 @@
 """Loads the officially released weights into the parallel architecture.
 
-Two files, as users download them from primecai/dsd_model: the folder `transformer/`, FLUX's whole transformer with the
+Two files, as users download them from primecai/dsd_model: the folder `transformer/`, FLUX's transformer with the
 reference's linear layer `c_embedder` beside `x_embedder`; and `pytorch_lora_weights.safetensors`, keys
 `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, no alpha, an effective scale of 1.
 """
@@ -100,7 +100,7 @@ def load_official(
         _load_lora(architecture, Path(lora), scale)
 
 
-# --- The whole transformer.
+# --- The transformer.
 
 
 def _load_transformer(architecture: Parallel, folder: Path) -> None:
@@ -186,7 +186,7 @@ def _load_lora(architecture: Parallel, file: Path, scale: float) -> None:
         theirs, ours = (pair["B"].shape[0], pair["A"].shape[1]), tuple(linear[name].weight.shape)
         if theirs != ours:
             raise OfficialWeightsError(f"{file}: the factors of {name!r} make {theirs}, but the layer has {ours}")
-    # A pattern of whole names, for a bare list of them would match by their endings: `proj_out`, the output head, is also
+    # A pattern of full names, for a bare list of them would match by their endings: `proj_out`, the output head, is also
     # how the single blocks' last layers end.
     settings = Lora(rank=rank, targets="|".join(re.escape(name) for name in sorted(factors)))
     settings.attach(architecture.transformer)

@@ -40,7 +40,7 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
     """
     require_combinable(config)
     base = base or build_base(config)
-    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are told at once.
+    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are reported at once.
     build: Any = instantiate(config.arch)
     torch.manual_seed(config.seed)
     transformer = base.transformer()
@@ -59,16 +59,16 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
 
 
 def require_combinable(config: DictConfig) -> None:
-    """Refuse settings that are sound by themselves and do not go together: 8 or 4 bits with what is trained or divided.
+    """Refuse settings that are sound by themselves and do not go together: 8 or 4 bits with trained or sharded weights.
 
     Raises:
         QuantizationError: naming both settings and the remedy.
     """
-    divides = OmegaConf.select(config, "trainer.strategy.shard_frozen")  # None: every device has the whole model
-    if divides is not None and "8bit" in config.optimizer["_target_"].lower():
+    shards_frozen = OmegaConf.select(config, "trainer.strategy.shard_frozen")  # None: nothing is sharded
+    if shards_frozen is not None and "8bit" in config.optimizer["_target_"].lower():
         raise QuantizationError(
-            "an optimizer with moments of 8 bits, and a strategy that divides them: blocks of moments that share a scale "
-            "cannot be put together; choose trainer/strategy=single or ddp, or optimizer=adamw"
+            "an optimizer with moments of 8 bits, and a strategy that shards them: blocks of moments that share a scale "
+            "cannot be all-gathered; choose trainer/strategy=single or ddp, or optimizer=adamw"
         )
     kind = config.base.get("quantize")
     if kind is None:
@@ -79,9 +79,9 @@ def require_combinable(config: DictConfig) -> None:
             f"base.quantize={kind} with arch.train_base=true: what is trained cannot be stored in so few bits; set "
             "base.quantize=null, or arch.train_base=false"
         )
-    if divides:
+    if shards_frozen:
         raise QuantizationError(
-            f"base.quantize={kind} with a strategy that divides the base: quantised weights stay whole; choose "
+            f"base.quantize={kind} with a strategy that shards the base: quantised weights cannot be sharded; choose "
             "trainer/strategy=single, ddp or adapter_shard, or base.quantize=null"
         )
 

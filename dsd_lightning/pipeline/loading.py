@@ -174,7 +174,7 @@ def _parts(
 
 
 def _label(path: str | Path) -> str:
-    """Return a name that tells a model but not where on this machine it lies; hub ids stay as they are."""
+    """Return a name that identifies a model but not its place on this machine; hub ids stay as they are."""
     return Path(path).name if Path(path).exists() else str(path)
 
 

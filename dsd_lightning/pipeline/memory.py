@@ -36,7 +36,7 @@ def quantize(architecture: Architecture, kind: Quantization) -> None:
 
 
 def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.device | str | None) -> Offload | None:
-    """Put a pipeline on `device` (the GPU where there is one, if None), whole or part by part.
+    """Put a pipeline on `device` (the GPU where there is one, if None), at once or part by part.
 
     Offload without a GPU does nothing and is warned of: the weights are in main memory already. Returns the offload that
     is in effect.

@@ -27,15 +27,15 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: Float[Tensor, "n rows columns"], iterations: int = 5) -> BFloat16[Tensor, "n rows columns"]:
     """Return `U S' V^T` of each matrix `U S V^T`, S' within about 0.5 and 1.5: Newton and Schulz's iteration in bfloat16."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    found = matrices.bfloat16()
-    found = found.mT if tall else found
-    found = found / found.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    result = matrices.bfloat16()
+    result = result.mT if tall else result
+    result = result / result.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     first, second, third = NEWTON_SCHULZ
     for _ in range(iterations):
-        gram = found @ found.mT
+        gram = result @ result.mT
         gram = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
-        found = torch.baddbmm(found, gram, found, beta=first)
-    return found.mT if tall else found
+        result = torch.baddbmm(result, gram, result, beta=first)
+    return result.mT if tall else result
 
 
 class BatchedMuon(Muon):

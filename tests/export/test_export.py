@@ -1,4 +1,4 @@
-"""Can others load what a run has learned, each in the layout of their program, and does it compute the same there?"""
+"""Exports load in other programs, each in its own layout, and compute the same there."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Made
 
 
 def copied(file: Path) -> dict[str, Tensor]:
-    """Return tensors that no longer lie in the file, which may then be written anew."""
+    """Return tensors that are not mapped to the file, which may then be replaced."""
     return {name: value.clone() for name, value in load_file(file).items()}
 
 
@@ -98,7 +98,7 @@ def test_the_official_layout_computes_the_same(parallel: MadeRun, tmp_path: Path
     folders.verify(out)
 
 
-def test_comfyui_dsd_finds_what_it_needs(parallel: MadeRun, tmp_path: Path) -> None:
+def test_an_export_has_what_comfyui_dsd_needs(parallel: MadeRun, tmp_path: Path) -> None:
     """One transformer file with every key, its configuration, and always factors: of full names, without alpha."""
     for name, options in {"factors": (), "merged": ("--merged",)}.items():
         out = export(parallel, tmp_path / name, "--format", "comfyui", *options)
@@ -134,9 +134,9 @@ def test_factors_load_into_stock_diffusers(
             save_file(copied(out / LORA_FILE), out / LORA_FILE)
         diffusers.utils.logging.enable_propagation()
         pipeline.load_lora_weights(out, weight_name=LORA_FILE)
-        told = [record.getMessage() for record in caplog.records]
-        # What diffusers says of a text encoder without factors is no matter.
-        assert not [each for each in told if "keys found in the model" in each or "FluxTransformer2DModel" in each]
+        messages = [record.getMessage() for record in caplog.records]
+        # What diffusers logs of a text encoder without factors is no matter.
+        assert not [each for each in messages if "keys found in the model" in each or "FluxTransformer2DModel" in each]
         assert_same(stock_prediction(transformer.eval(), text_only), predict(text_only.architecture))
         factors = {key for key in transformer.state_dict() if ".lora_" in key}
         assert len(factors) == len(load_file(out / LORA_FILE))
@@ -167,20 +167,20 @@ def test_the_merged_transformer_is_a_stock_one(
 ) -> None:
     run: MadeRun = request.getfixturevalue(kind)
     out = export(run, tmp_path / "out", "--format", "transformer")
-    transformer, told = FluxTransformer2DModel.from_pretrained(out, output_loading_info=True)
-    assert not any(told.values()), told
+    transformer, problems = FluxTransformer2DModel.from_pretrained(out, output_loading_info=True)
+    assert not any(problems.values()), problems
     assert transformer.config.out_channels == 64
     assert_same(stock_prediction(transformer.eval(), run), predict(run.architecture))
 
 
 @torch.no_grad()
-def test_a_stock_pipeline_draws_what_our_sampler_draws(parallel: MadeRun, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_stock_pipeline_generates_what_our_sampler_does(parallel: MadeRun, tiny_base: Path, tmp_path: Path) -> None:
     out = export(parallel, tmp_path / "out", "--format", "diffusers")
     pipeline = FluxControlPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     noisy, condition = inputs(parallel.architecture)
     height, width = noisy.shape[-2:]
-    drawn = pipeline(
+    latents = pipeline(
         prompt_embeds=condition.text.sequence,
         pooled_prompt_embeds=condition.text.pooled,
         control_image=tokens.pack(condition.reference["canvas"]),
@@ -193,7 +193,7 @@ def test_a_stock_pipeline_draws_what_our_sampler_draws(parallel: MadeRun, tiny_b
     ).images
     shift = FluxBase(path=str(tiny_base)).resolution_shift()
     ours = sample(parallel.architecture, condition, condition.text, noisy, SamplerSettings(3), shift)
-    assert_same(tokens.unpack(drawn, height, width), ours, atol=1e-4)
+    assert_same(tokens.unpack(latents, height, width), ours, atol=1e-4)
 
 
 def test_a_pipeline_folder_of_a_model_without_reference(text_only: MadeRun, tmp_path: Path) -> None:

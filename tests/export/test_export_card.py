@@ -1,4 +1,4 @@
-"""What goes along with an export, what is refused, and what reaches the hub?"""
+"""An export has its card and companions, is refused where it makes no sense, and reaches the hub complete."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Made
     return make_run(tmp_path_factory.mktemp("text_only"), tiny_base, "arch=text_only", *LORA)
 
 
-# --- What goes along, and refusals.
+# --- Companions and refusals.
 
 
-def test_a_model_card_goes_along(parallel: MadeRun, tmp_path: Path) -> None:
+def test_an_export_has_a_model_card(parallel: MadeRun, tmp_path: Path) -> None:
     for layout in ("official", "adapter"):
         out = export(parallel, tmp_path / layout, "--format", layout, "--base-model", "black-forest-labs/FLUX.1-dev")
         front = yaml.safe_load((out / "README.md").read_text().split("---")[1])
@@ -155,7 +155,7 @@ def test_an_adapter_is_pushed_to_a_private_repository(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     out = export(parallel, tmp_path / "out")
-    (out / ".adapter.safetensors.partial").write_text("half")
+    (out / ".adapter.safetensors.partial").write_text("incomplete")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

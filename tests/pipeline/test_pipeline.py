@@ -1,4 +1,4 @@
-"""Does the pipeline take what diffusers' users give, in the fewest passes, and refuse what it cannot do?"""
+"""The pipeline accepts what diffusers' users give, in the fewest passes, and refuses what it cannot do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsd_lightning.sampler import SamplerSettings, evaluations
     [
         (1.0, 1.0, 2, 4),
         (1.3, 1.0, 2, 2 + 2 * 3),
-        (1.0, 2.0, 2, 2 + 2 * 2),  # the null pass has no part in it
+        (1.0, 2.0, 2, 2 + 2 * 2),  # needs no null pass
         (1.5, 1.5, 2, 2 + 2 * 2),  # the middle one cancels
         (1.3, 2.0, 2, 2 + 2 * 3),
         (1.3, 2.0, 0, 4 * 3),
@@ -58,22 +58,22 @@ def test_a_batch_is_its_images_one_by_one() -> None:
         torch.testing.assert_close(both[index : index + 1], one, rtol=0, atol=1e-4)
 
 
-def test_one_image_serves_several_prompts_and_each_may_be_drawn_several_times() -> None:
-    drawn = draw(
+def test_one_image_serves_several_prompts_and_each_may_be_used_several_times() -> None:
+    latents = draw(
         official(),
         prompt=["a hat", "a coat"],
         num_images_per_prompt=2,
         generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 5, 6)],
     )
-    assert drawn.shape[0] == 4
+    assert latents.shape[0] == 4
     again = draw(official(), prompt="a coat", generator=torch.Generator().manual_seed(6))
-    torch.testing.assert_close(drawn[3:], again, rtol=0, atol=1e-4)
+    torch.testing.assert_close(latents[3:], again, rtol=0, atol=1e-4)
 
 
 def test_embeddings_stand_for_prompts() -> None:
     text, null = official().encode_prompt([PROMPT]), official().encode_prompt(["blurred"])
     guidance = {"image_guidance": 1.3, "text_guidance": 2.0}
-    drawn = draw(
+    latents = draw(
         official(),
         prompt=None,
         prompt_embeds=text.sequence,
@@ -83,25 +83,25 @@ def test_embeddings_stand_for_prompts() -> None:
         **guidance,
     )
     expected = draw(official(), negative_prompt="blurred", **guidance)
-    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
 
 
-def test_the_generator_draws_noise_and_before_it_the_condition_if_that_is_asked_for() -> None:
+def test_the_generator_samples_noise_and_before_it_the_condition_if_requested() -> None:
     mode = draw(official(), generator=torch.Generator().manual_seed(3))
-    given = draw(official(), latents=official().draw_latents(1, None, None, torch.Generator().manual_seed(3)))
-    assert torch.equal(mode, given)
+    same = draw(official(), latents=official().draw_latents(1, None, None, torch.Generator().manual_seed(3)))
+    assert torch.equal(mode, same)
     generator = torch.Generator().manual_seed(3)
     sampled = draw(official(), generator=generator, condition_sample="sample")
     order = torch.Generator().manual_seed(3)
     for _ in range(2):
         torch.randn((1, 4, SIDE // 8, SIDE // 4), generator=order)
-    assert torch.equal(generator.get_state(), order.get_state()), "two canvases are drawn, and nothing else"
+    assert torch.equal(generator.get_state(), order.get_state()), "two canvases are sampled, and nothing else"
     assert (sampled - mode).abs().max() > 0.01
-    torch.manual_seed(3)  # as the official code, which knows the global generator only
+    torch.manual_seed(3)  # as the official code, which uses the global generator only
     assert torch.equal(draw(official(), generator=None, condition_sample="sample"), sampled)
 
 
-def test_sizes_outputs_and_the_redrawn_reference() -> None:
+def test_sizes_outputs_and_the_reconstructed_reference() -> None:
     given = {"image": IMAGE, "prompt": PROMPT, "num_inference_steps": 1, "height": 32, "width": 96}
     result = official()(**given, return_reference=True)
     assert [result.images[0].size, result.references[0].size] == [(96, 32), (96, 32)]
@@ -128,18 +128,18 @@ def test_strength_of_the_reference_by_step() -> None:
     assert (late - plain).abs().max() > 1e-3
 
 
-def test_a_callback_sees_each_step_may_change_it_and_may_stop() -> None:
-    seen: list[tuple[int, float]] = []
+def test_a_callback_is_called_at_each_step_and_may_change_it_or_stop() -> None:
+    calls: list[tuple[int, float]] = []
 
     def callback(pipe: TwoFramePipeline, step: int, time: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        seen.append((step, time))
+        calls.append((step, time))
         pipe._interrupt = step == 2
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else tensors
 
-    drawn = draw(official(), callback_on_step_end=callback)
-    assert [step for step, _ in seen] == [0, 1, 2]
-    assert seen[0][1] == pytest.approx(1000)
-    assert not drawn.any()
+    latents = draw(official(), callback_on_step_end=callback)
+    assert [step for step, _ in calls] == [0, 1, 2]
+    assert calls[0][1] == pytest.approx(1000)
+    assert not latents.any()
     assert torch.equal(draw(official(), callback_on_step_end=lambda *_: {}), draw(official()))
 
 

@@ -1,4 +1,4 @@
-"""Is a pipeline saved, loaded from any run, placed and offloaded without a change in what it draws?"""
+"""A pipeline is saved, loaded from any run, placed and offloaded without a change in what it generates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dsd_lightning.runs.folder import write_config
 
 
 @pytest.mark.parametrize("lora", ["merged", "unmerged"])
-def test_saved_and_loaded_it_draws_the_same(tmp_path: Path, lora: str) -> None:
+def test_saved_and_loaded_it_generates_the_same(tmp_path: Path, lora: str) -> None:
     official(lora).save_pretrained(tmp_path)
     loaded = TwoFramePipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
@@ -49,7 +49,7 @@ def test_a_scheduler_holds_every_shift(shift: NoShift | FixedShift | ResolutionS
 
 @pytest.fixture
 def make_run(tiny_base: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that makes the folder of a run of an architecture, its averages unlike its last weights."""
+    """Return a function that makes the folder of a run of an architecture, its EMA weights unlike its last ones."""
 
     def make(arch: str) -> Path:
         task = "text_to_image" if arch == "text_only" else "identity"
@@ -57,11 +57,11 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[[str], Path]:
         config = compose_train(run, f"arch={arch}", f"task={task}", f"base.model.path={tiny_base}", "shift=fixed")
         write_config(config, run)
         architecture = instantiate(config.arch)(transformer=instantiate(config.base.model).transformer())
-        weights, averages = (
+        weights, ema = (
             {name: 0.05 * normal(value.shape, kind, name) for name, value in architecture.trainable()}
-            for kind in ("weights", "averages")
+            for kind in ("weights", "ema")
         )
-        checkpoint = {"state_dict": weights, "ema": averages, "adapter": header_of(architecture)}
+        checkpoint = {"state_dict": weights, "ema": ema, "adapter": header_of(architecture)}
         FolderCheckpointIO().save_checkpoint(checkpoint, run / "checkpoints" / "step_00000004")
         return run
 
@@ -76,23 +76,23 @@ def test_a_run_of_any_architecture(make_run: Callable[[str], Path], arch: str) -
         TwoFramePipeline.from_run(run / "checkpoints" / "step_00000004", merge_lora=False, device="cpu"),
         TwoFramePipeline.from_run(run, ema=False, device="cpu"),
     ]
-    drawn = []
+    outputs = []
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
         assert pipeline.config.default_size == 64
         assert shift_of(pipeline.scheduler) == FixedShift(3.0)
         latents = pipeline.draw_latents(1, 32, 32, torch.Generator().manual_seed(0))
         assert latents.shape == ((1, 8, 64) if arch == "parallel" else (1, 4, 64))
-        drawn.append(draw(pipeline, latents=latents, height=32, width=32))
-    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-4)
-    assert (drawn[0] - drawn[2]).abs().max() > 1e-3, "averages by default"
+        outputs.append(draw(pipeline, latents=latents, height=32, width=32))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-4)
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-3, "EMA weights by default"
 
 
 # accelerate's hooks layer by layer want a device other than the one that keeps the weights.
 @pytest.mark.parametrize("kind", ["model", pytest.param("sequential", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("factors", [None, "merged", "unmerged"])
-def test_offload_hooks_change_nothing(kind: str, factors: str | None) -> None:
-    choices: dict[str, Any] = {} if factors is None else {"lora": LORA, "merge_lora": factors == "merged"}
+@pytest.mark.parametrize("factors", ["merged", "unmerged"])
+def test_offload_hooks_change_nothing(kind: str, factors: str) -> None:
+    choices: dict[str, Any] = {"lora": LORA, "merge_lora": factors == "merged"}
     pipeline = TwoFramePipeline.load(BASE, TRANSFORMER, dtype=torch.float32, default_size=SIDE, device="cpu", **choices)
     expected = draw(pipeline, output_type="np")
     pipeline.set_progress_bar_config(disable=True)
@@ -117,7 +117,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "library"), [("fp8", "torchao"), ("int8", "torchao"), ("nf4", "bitsandbytes")])
-def test_quantisation_says_what_it_needs(kind: Any, library: str) -> None:
+def test_quantisation_names_the_library_it_needs(kind: Any, library: str) -> None:
     if importlib.util.find_spec(library) is not None:
         pytest.skip(f"{library} is installed")
     with pytest.raises(QuantizationError, match=f"pip install {library}"):

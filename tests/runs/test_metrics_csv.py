@@ -1,4 +1,4 @@
-"""Does metrics.csv hold every metric once, in the order of steps, whatever a run went through?"""
+"""metrics.csv holds every metric once, in the order of steps, whatever happened to the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a sweep outlive the failure of one of its runs, and say at the end which failed?"""
+"""A sweep goes on after the failure of one of its runs, and lists at the end which failed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_other_runs_go_on_and_every_failure_is_named(tmp_path: Path) -> None
     assert "x3: file-3: in the way" in end
     assert "FileExistsError" in (sweep / "x2" / FAILURE).read_text()
 
-    # What was mended does not fail any more, and what this command did not ask for is not its failure.
+    # What was fixed does not fail any more, and what is not part of this command is not its failure.
     told = run(tmp_path, "-m", "x=2,4")
     assert told.returncode == 0, told.stderr
     assert "failed" not in told.stderr

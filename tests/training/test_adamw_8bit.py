@@ -1,4 +1,4 @@
-"""Does AdamW with moments of 8 bits train as AdamW does, and go on after a stop as if there had been none?"""
+"""AdamW with moments of 8 bits trains as AdamW does, and goes on after a stop as if there had been none."""
 
 from __future__ import annotations
 

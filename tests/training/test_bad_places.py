@@ -1,4 +1,4 @@
-"""Is what cannot be gone on from, written to or reached refused at start, and how are errors told?"""
+"""Checkpoints, folders and services that cannot be used are refused at the start, with value and remedy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_of_another_architecture_rank_or_base_is_refused_before_the
     message = refusal(tmp_path, f"base.model.path={tiny_base}", "trainer.accelerator=cpu", *lora, override, *overrides)
     for fragment in fragments:
         assert fragment in message
-    assert "train anew" in message or "use the" in message
+    assert "train from the start" in message or "use the" in message
 
 
 def test_ckpt_last_without_an_earlier_run_is_refused(tiny_base: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_metrics_that_cannot_be_written_are_refused(tiny_base: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_unavailable_wandb_is_told_with_the_way_around_it(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_unavailable_wandb_is_refused_with_the_way_around_it(tiny_base: Path, tmp_path: Path) -> None:
     # In a process of its own: W&B remembers its server for the life of a process, and would refuse later tests too.
     overrides = ["logger=default", "logger.wandb.settings.init_timeout=2", "callbacks=minimal"]
     refused = run(
@@ -122,7 +122,7 @@ def test_an_unavailable_wandb_is_told_with_the_way_around_it(tiny_base: Path, tm
         assert fragment in refused.stderr
 
 
-# --- How errors are told.
+# --- How errors are reported.
 
 
 def test_a_refusal_ends_with_its_message_and_exit_code_2(
@@ -132,9 +132,9 @@ def test_a_refusal_ends_with_its_message_and_exit_code_2(
     with pytest.raises(SystemExit) as ended:
         run_command(train_wrong_rank)
     assert ended.value.code == REFUSED
-    told = capsys.readouterr().err
-    assert "error: arch.lora.rank=0" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert "error: arch.lora.rank=0" in message
+    assert "Traceback" not in message
 
 
 def train_wrong_rank() -> None:
@@ -143,7 +143,7 @@ def train_wrong_rank() -> None:
     Lora(rank=0, targets="x")
 
 
-def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FULL_ERROR, "1")
     with pytest.raises(ValueError, match=r"arch\.lora\.rank=0"):
         run_command(train_wrong_rank)

@@ -1,4 +1,4 @@
-"""Do the two optimizers behind one do what each would do alone, and go on from a saved state as if never stopped?"""
+"""The two optimizers behind one do what each would do alone, and go on from a saved state as if never stopped."""
 
 from __future__ import annotations
 
