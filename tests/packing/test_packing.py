@@ -110,6 +110,26 @@ def test_tiny_huge_and_foreign_files_are_refused_by_name(
     assert "it has more than 2,000 pixels; shrink it first" in message
 
 
+def test_a_folder_of_every_oddity_is_packed_with_what_is_left_out_listed(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orphan_everything(folders)
+    images = folders / "images"
+    Image.new("RGB", (1, 1)).save(images / "dot.png")
+    (images / "broken.png").symlink_to(folders / "absent.png")
+    for name in ("notes.pdf", "letter.docx", ".hidden.png"):
+        (images / name).touch()
+    for stem in ("dot", "broken"):
+        (images / f"{stem}.txt").write_text("a thing")
+        PHOTOGRAPHS[0].save(folders / "references" / f"{stem}.png")
+    assert run(folders, "--allow-orphans") == 0
+    output = capsys.readouterr().out
+    for line in ("unreadable_target: dot: ", "unreadable_target: broken: ", "unreadable_caption: ", "2 other_file"):
+        assert line in output
+    assert "object at" not in output
+    assert PairShards(folders / "out").keys == sorted(NAMES)
+
+
 def test_images_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folders / "images"), str(folders / "out"), "--task", "identity"]) == 2
     assert "--reference-dir" in capsys.readouterr().err
