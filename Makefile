@@ -7,7 +7,6 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-WHEELS ?= wheels
 PYTEST_ARGS ?= -n 2 --dist worksteal
 ARGS ?=
 
@@ -63,10 +62,6 @@ contracts: $(VENV)/.dev ## import-linter: who may import whom
 format: $(VENV)/.dev ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-.PHONY: wheels
-wheels: $(VENV)/.dev ## collect in wheels/ the pure-Python packages for a GPU machine without a package index
-	$(BIN)/python launch/wheels.py $(WHEELS) $(ARGS)
 
 .PHONY: constraints
 constraints: ## rewrite constraints.txt: the newest releases that setup.cfg admits beside the pinned torch and lightning

@@ -1,1 +1,1 @@
-"""What is claimed about speed and memory, as commands."""
+"""Commands that measure what the documentation claims about speed and memory."""

@@ -1,4 +1,4 @@
-"""How many bytes and seconds does a checkpoint take, against the values that it must hold?
+"""Measures bytes and seconds of a checkpoint, against the values that it must hold.
 
 python -m benchmarks.checkpoint [--rank 64] [--rounds 5] [--out FILE.json]
 

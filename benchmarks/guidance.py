@@ -1,4 +1,4 @@
-"""What do batched guidance passes and merged LoRA factors gain? Ratios of one run; the turns alternate.
+"""Measures what batched guidance passes and merged LoRA factors gain. Ratios of one run; the turns alternate.
 
 python -m benchmarks.guidance [--run RUN_DIR] [--sizes 64 128 256] [--steps 4] [--repeats 5] [--device cuda] [--compile]
 """

@@ -1,4 +1,4 @@
-"""How much time does it save to keep the reference's keys and values over all sampling steps?
+"""Measures the time saved by keeping the reference's keys and values over all sampling steps.
 
     python -m benchmarks.kept_reference                                       the miniature, 64 px, 16 steps, on the CPU
     python -m benchmarks.kept_reference --size 512 --steps 28 base=flux_dev   the real one, on its GPU

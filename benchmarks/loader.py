@@ -1,4 +1,4 @@
-"""How many pairs a second are read: stored encodings, images, and images through plain webdataset?
+"""Measures how many pairs a second are read: stored encodings, images, and images through plain webdataset.
 
 python -m benchmarks.loader [--size 512] [--pairs 32] [--workers 0] [--rounds 7] [--out FILE.json]
 

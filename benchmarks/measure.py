@@ -1,4 +1,4 @@
-"""How are two ways of doing the same work compared fairly, and what goes along with the metrics?"""
+"""Compares two ways of doing the same work fairly, and records the machine with the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often is the miniature's oracle wrong on blurred images, and how often does it say that it cannot tell?
+"""Measures how often the miniature's oracle is wrong on blurred images, and how often it is undecided.
 
 python -m benchmarks.oracle --grids 60
 

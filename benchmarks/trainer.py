@@ -1,4 +1,4 @@
-"""What do Lightning's trainer and our callbacks cost, against a bare loop on the same module and batches?
+"""Measures what Lightning's trainer and our callbacks cost, against a bare loop on the same module and batches.
 
 python -m benchmarks.trainer [--base small|flux_dev] [--batch 2] [--rounds 40] [--no-callbacks] [--out FILE.json]
 

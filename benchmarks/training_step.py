@@ -1,4 +1,4 @@
-"""Is our training step as fast as a plain loop on diffusers and peft? The same work, in turns, in one process.
+"""Compares our training step with a plain loop on diffusers and peft: the same work, alternating, in one process.
 
 python -m benchmarks.training_step [--base small|flux_dev] [--batch 2] [--rounds 40] [--levers] [--out FILE.json]
 

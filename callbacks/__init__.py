@@ -1,1 +1,1 @@
-"""What happens beside the training step: averages, checkpoints, metrics. Each is a Lightning callback of its own."""
+"""Lightning callbacks: EMA weights, checkpoints, sample sheets, probes, metrics."""

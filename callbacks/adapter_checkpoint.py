@@ -1,4 +1,4 @@
-"""When is the run saved, how many checkpoints are kept, and how does a stopped run lose nothing?"""
+"""Saves checkpoints while a run trains, keeps the latest, and saves once more when the run is stopped or fails."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.rng_state import generator_states, restore_generators
 from callbacks.stopping import Diverged, Stopped, StopRequest
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO, list_steps
-from dsd_lightning.files.atomic import PARTIAL
+from dsd_lightning.files.atomic import PARTIAL, rename
 
 log = logging.getLogger(__name__)
 
 SUPERSEDED = ".superseded"
-"""Ending of the names of checkpoints that lie after the one a run was resumed from."""
+"""Ending of the names of checkpoints later than the one a run was resumed from."""
 
 
 class AdapterCheckpoint(Checkpoint):
     """Saves a checkpoint folder every so many optimizer steps, when training ends, and when it is stopped or fails.
 
-    Needs `Trainer(plugins=[FolderCheckpointIO(...)])`, which says how. Lightning runs it after all other callbacks (it is
+    Needs `Trainer(plugins=[FolderCheckpointIO(...)])`, which writes them. Lightning runs it after all other callbacks (it is
     a `Checkpoint`).
 
     - What is saved is the state at the end of an optimizer step, whenever it is saved; a checkpoint from before that
@@ -35,13 +35,13 @@ class AdapterCheckpoint(Checkpoint):
       a run killed meanwhile does it again.
     - SIGTERM and Ctrl-C stop at the end of the step (of the batch, in validation): save, then exit with 143 or 130. A
       second Ctrl-C stops at once. On several devices all of them stop if any one got the signal.
-    - After an error the end of the last whole step is saved, if its weights are still there unchanged and no other
-      device has to be waited for.
+    - After an error the end of the last complete step is saved, if its weights are still unchanged and no other device
+      has to be waited for.
 
     Args:
         folder: where the `step_...` folders go.
         every_n_steps: optimizer steps between two checkpoints.
-        keep: number of checkpoints that stay; older ones are removed after a newer one is whole on the disk.
+        keep: number of checkpoints that stay; older ones are removed once a newer one is complete on the disk.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int, keep: int = 2) -> None:
@@ -57,11 +57,11 @@ class AdapterCheckpoint(Checkpoint):
     # --- Before the first step.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a folder that cannot be written, or that is another one in each process.
+        """Refuse a folder that cannot be written, or that differs between processes.
 
         Raises:
             PermissionError: naming the folder and the remedy.
-            ValueError: alike.
+            ValueError: likewise.
         """
         first = trainer.strategy.broadcast(str(self.folder))
         if first != str(self.folder):
@@ -87,11 +87,11 @@ class AdapterCheckpoint(Checkpoint):
             FileExistsError: naming the folder and the remedy.
         """
         resumed = trainer.ckpt_path is not None
-        taken = [] if resumed else list(list_steps(self.folder).values())
-        if taken:
+        existing = [] if resumed else list(list_steps(self.folder).values())
+        if existing:
             raise FileExistsError(
-                f"{self.folder} holds checkpoints already (up to {taken[-1].name}), and this run starts anew: resume "
-                "with ckpt=last, choose another run folder, or remove them"
+                f"{self.folder} holds checkpoints already (up to {existing[-1].name}), and this run starts from scratch: "
+                "resume with ckpt=last, choose another run folder, or remove them"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -111,13 +111,13 @@ class AdapterCheckpoint(Checkpoint):
                 aside = folder.with_name(folder.name + SUPERSEDED)
                 if aside.exists():
                     shutil.rmtree(aside)
-                folder.rename(aside)
-                log.warning("%s step %d: %s lies after it and was renamed to %s", why, step, folder, aside.name)
+                rename(folder, aside)
+                log.warning("%s step %d: %s is later and was renamed to %s", why, step, folder, aside.name)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the generators' states back once more: making the data iterator draws from them."""
+        """Restore the generators' states once more: creating the data iterator uses them."""
         if self._generators is not None:
             restore_generators(self._generators)
             self._generators = None
@@ -127,20 +127,20 @@ class AdapterCheckpoint(Checkpoint):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here to the end of the batch the weights belong to no step."""
+        """Note that until the end of the batch the weights belong to no step."""
         self._stepping = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the state of the loops if an optimizer step was made; save if it is time; stop if asked to."""
+        """Note the state of the loops after an optimizer step; save if due; stop if requested."""
         if trainer.global_step == self._step:
             return
         self._step, self._stepping = trainer.global_step, False
         self._boundary = {"loops": _loops_now(trainer), "generators": generator_states()}
         if self._step >= trainer.max_steps > 0:
             return
-        stopping = self._asked_to_stop(trainer)
+        stopping = self._stop_requested(trainer)
         if stopping or self._step % self.every_n_steps == 0:
             self._save(trainer)
         if stopping:
@@ -155,10 +155,10 @@ class AdapterCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop if asked to; the last step's validation is finished first."""
+        """Stop if requested; the last step's validation is finished first."""
         if self._boundary is None or self._step >= trainer.max_steps > 0:
             return
-        stopping = self._asked_to_stop(trainer)
+        stopping = self._stop_requested(trainer)
         if stopping:
             raise Stopped(128 + stopping)
 
@@ -177,32 +177,32 @@ class AdapterCheckpoint(Checkpoint):
         self._save(trainer)
         self._finish(trainer)
         self._stop.remove()
-        self._say(trainer)
+        self._log_last(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the end of the last whole step, if that is possible; go back to the last good one, if training diverged."""
+        """Save the end of the last complete step, if possible; go back to the last good one, if training diverged."""
         self._stop.remove()
         if isinstance(exception, Diverged):
             self._finish(trainer)
             if trainer.is_global_zero:
                 self._tidy(exception.last_good, "diverged after")
-            self._say(trainer)
+            self._log_last(trainer)
             return
-        everyone_is_here = trainer.world_size == 1 or isinstance(exception, Stopped)
-        if self._boundary is not None and not self._stepping and not self._saving and everyone_is_here:
+        all_devices_are_here = trainer.world_size == 1 or isinstance(exception, Stopped)
+        if self._boundary is not None and not self._stepping and not self._saving and all_devices_are_here:
             try:
                 self._save(trainer)
                 self._finish(trainer)
             except (OSError, RuntimeError) as error:
                 log.error("the state before the error could not be saved: %s", error)
         if self._boundary is not None:
-            self._say(trainer)
+            self._log_last(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stop listening for signals."""
         self._stop.remove()
 
-    def _say(self, trainer: L.Trainer) -> None:
+    def _log_last(self, trainer: L.Trainer) -> None:
         steps = list_steps(self.folder)
         if trainer.is_global_zero and steps:
             log.info("checkpoint: %s; the same command with ckpt=last goes on from it", list(steps.values())[-1])
@@ -224,10 +224,10 @@ class AdapterCheckpoint(Checkpoint):
                 trainer.strategy.remove_checkpoint(folder)
 
     def _finish(self, trainer: L.Trainer) -> None:
-        """Wait until all is on the disk, on every device; a checkpoint may be written in the background."""
-        written = trainer.strategy.checkpoint_io
-        if isinstance(written, FolderCheckpointIO):
-            written.wait()
+        """Wait until every device has written everything; a checkpoint may be written in the background."""
+        checkpoint_io = trainer.strategy.checkpoint_io
+        if isinstance(checkpoint_io, FolderCheckpointIO):
+            checkpoint_io.wait()
         # A process that ends early may make its launcher end the others.
         trainer.strategy.barrier("checkpoint")
 
@@ -248,7 +248,7 @@ class AdapterCheckpoint(Checkpoint):
         states = checkpoint.get("generators", [])
         self._generators = states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
-    def _asked_to_stop(self, trainer: L.Trainer) -> int:
+    def _stop_requested(self, trainer: L.Trainer) -> int:
         received = self._stop.received
         if trainer.world_size > 1:
             highest = trainer.strategy.reduce(

@@ -1,4 +1,4 @@
-"""What does one training step cost, in arithmetic and in memory?"""
+"""Measures what one training step costs, in operations and in memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 class StepCost(L.Callback):
     """Puts `flops_per_pair` and `peak_memory_gib` into the summary, measured on one real training step.
 
-    After a process's first optimizer step, when the optimizer's state is there, the batch just seen goes forward and
-    backward once more under torch's counters. The training does not notice: gradients are dropped, random states put back.
+    After a process's first optimizer step, when the optimizer's state is there, the last batch goes forward and
+    backward once more under torch's counters. Gradients are then dropped and random states
+    restored, so that the training is unchanged.
 
     - `flops_per_pair`: floating-point operations of forward and backward, a multiplication and an addition counting as
       two: matrix products, convolutions and attention, as executed (so recomputation counts; encoding counts where
-      batches do not bring their encodings). Not the optimizer's. Known to `torch.utils.flop_counter`;
+      batches do not bring their encodings). Not the optimizer's. Counted by `torch.utils.flop_counter`;
       attention kernels from elsewhere count as nothing.
     - `peak_memory_gib`: most memory at any moment of the step, GiB, of one device. On CUDA all that is allocated. On the
       CPU, where a process's size says little, the tensors alive: all weights (frozen ones too, but not parked encoders'),
@@ -47,7 +48,7 @@ class StepCost(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
-        """Measure, once the first optimizer step is made."""
+        """Measure, after the first optimizer step."""
         if self._measured or trainer.global_step == self._step:
             return
         self._measured = True
@@ -66,7 +67,7 @@ def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterable[torch.Tens
 
 
 def measure(trainer: L.Trainer, module: DiffusionSelfDistillation, batch: PairBatch) -> dict[str, float]:
-    """Return `flops_per_pair` and `peak_memory_gib` of a training step on `batch`, which lies on the module's device."""
+    """Return `flops_per_pair` and `peak_memory_gib` of a training step on `batch`, which is on the module's device."""
     on_cuda = module.device.type == "cuda"
     operations = Operations(CPU_ATTENTION)
     module.zero_grad()

@@ -1,4 +1,4 @@
-"""How does a callback draw from a model in training without leaving a trace on the training?"""
+"""Lets a callback generate images with a model in training, without a trace on the training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Clock(Protocol):
 
 
 @contextmanager
-def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> Iterator[None]:
-    """Hold the module in evaluation mode without gradients, its encoders at hand, with its averaged weights if asked.
+def isolated_sampling(trainer: L.Trainer, module: L.LightningModule, ema: bool) -> Iterator[None]:
+    """Hold the module in evaluation mode without gradients, its encoders on its device, with its EMA weights if `ema`.
 
     On exit every part is in the mode it was in (frozen parts are never in training mode), and the global random states
     are what they were.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
-    weights = ema_weights(trainer) if averaged else nullcontext()
+    weights = ema_weights(trainer) if ema else nullcontext()
     encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
     try:
         with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders:
@@ -45,16 +45,16 @@ def drawing(trainer: L.Trainer, module: L.LightningModule, averaged: bool) -> It
 
 
 def leave_out(trainer: L.Trainer) -> None:
-    """Tell the callbacks that measure training time that the time since the last step was spent on something else."""
+    """Exclude the time since the last step from what the trainer's clocks measure."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Clock):
             callback.leave_out()
 
 
 class EveryNSteps:
-    """Says once a step whether it is time: after every `interval` optimizer steps, not at the run's last one.
+    """Is due after every `interval` optimizer steps, except the run's last one.
 
-    The run's last step is left to `on_train_end`, when all callbacks (the averages among them) have seen the step.
+    The run's last step is left to `on_train_end`, when all callbacks (EMA among them) have handled the step.
     """
 
     def __init__(self, interval: int | None, name: str) -> None:
@@ -68,7 +68,7 @@ class EveryNSteps:
         self.last_step = trainer.global_step
 
     def due(self, trainer: L.Trainer) -> bool:
-        """Return whether the optimizer has just made a step after which it is time."""
+        """Return whether the optimizer has just made such a step."""
         step = trainer.global_step
         is_new, self.last_step = step != self.last_step, step
         return bool(self.interval and is_new and step % self.interval == 0 and step != trainer.max_steps)

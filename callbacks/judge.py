@@ -1,4 +1,4 @@
-"""What does a judge say of the model by now? A small fixed part of a benchmark, drawn, judged and logged, under a cost cap."""
+"""Generates a small fixed part of a benchmark during training, and logs a judge's scores, under a cost cap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.isolated_sampling import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
 from dsd_lightning.agents import Agent, AgentFailure
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
 from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
@@ -33,20 +33,20 @@ PREFIX = "judge/"
 class JudgeProbe(L.Callback):
     """Judges the model every N steps and at the end, by the same few cases and the same noise each time.
 
-    Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, drawn images to W&B. The averaged weights
-    are drawn with if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Several devices wait
-    while the first draws. When the judge's budget, quota or key ends, judging ends, and training goes on.
+    Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, generated images to W&B. EMA weights are
+    used if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Other devices wait while the first
+    generates. When the judge's budget, quota or key ends, judging ends, and training goes on.
 
     Args:
-        agent: who judges; its `budget_usd` caps what all judging may cost.
-        benchmark: of which subjects are taken.
-        sampling: how images are drawn.
+        agent: the judge; its `budget_usd` caps the cost of all judging.
+        benchmark: that subjects come from.
+        sampling: how images are generated.
         folder: where images and judgements go, a folder a step.
         subjects: subjects of the benchmark, from all categories in their proportions.
         every_n_steps: optimizer steps between judgings; None for none before the end.
-        batch_size: images drawn at once.
+        batch_size: images generated at once.
         seed: of the noise.
-        measures: what is judged.
+        measures: that are judged.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class JudgeProbe(L.Callback):
         self.judge(trainer, pl_module)
 
     def judge(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, judge and log, on the first device, unless judging has ended."""
+        """Generate, judge and log, on the first device, unless judging has ended."""
         if trainer.is_global_zero and not self.ended:
-            with drawing(trainer, pl_module, averaged=trainer.global_step > 0):
+            with isolated_sampling(trainer, pl_module, ema=trainer.global_step > 0):
                 self._judge(trainer, cast(DiffusionSelfDistillation, pl_module))
         trainer.strategy.barrier()
 
@@ -96,16 +96,16 @@ class JudgeProbe(L.Callback):
         record = Record(samples.folder / "judgements.jsonl")
         try:
             with self.agent as agent:
-                made = Judging(agent, self.rubrics, self.protocol, record).run(samples, self.cases, estimate=False)
+                records = Judging(agent, self.rubrics, self.protocol, record).run(samples, self.cases, estimate=False)
         except AgentFailure as failure:
             log.warning("the model is not judged any more in this run: %s", failure)
             self.ended = True
             return
-        row = collect(made, "sample")
-        found = {PREFIX + name: estimate.value for name, estimate in estimates(row).items() if "/" not in name}
-        found[f"{PREFIX}coverage"] = min(row.coverage.values())
+        row = collect(records, "sample")
+        metrics = {PREFIX + name: estimate.value for name, estimate in estimates(row).items() if "/" not in name}
+        metrics[f"{PREFIX}coverage"] = min(row.coverage.values())
         for logger in trainer.loggers:
-            logger.log_metrics(found, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
             if isinstance(logger, WandbLogger):
                 shown = [(case, file) for case in self.cases if (file := samples.image(case)) is not None]
                 logger.log_image(
@@ -114,7 +114,9 @@ class JudgeProbe(L.Callback):
                     step=trainer.global_step,
                     caption=[case.prompt.text for case, _ in shown],
                 )
-        log.info("step %d: %s", trainer.global_step, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+        log.info(
+            "step %d: %s", trainer.global_step, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        )
 
 
 def _pipeline(module: DiffusionSelfDistillation, side: int) -> TwoFramePipeline:

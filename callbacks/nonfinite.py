@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not a number? All devices leave the step out; several in a row end the run."""
+"""Skips steps with an infinite or NaN loss or gradient, on all devices; ends the run after several in a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from callbacks.stopping import Diverged
-from dsd_lightning.compute.dtensors import whole
+from dsd_lightning.compute.dtensors import full_tensor
 from dsd_lightning.files.atomic import write_json
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ class NonFiniteGuard(L.Callback):
     Weights and moments stay as they are; the step counts, as do its batches. Logs `optimizer/skipped_steps`, the number of
     such steps in the whole run. Each one's samples are written to `folder`, by device, with the losses.
 
-    After `in_a_row` of them the run ends with `Diverged`, and its folder is as it was before the first of them: the last
-    checkpoint is one from before (`callbacks.adapter_checkpoint` sees to it), and `ckpt=last` goes on from there.
+    After `in_a_row` of them the run ends with `Diverged`, and its folder is restored to before the first of them: the last
+    checkpoint is an earlier one (`callbacks.adapter_checkpoint` does this), and `ckpt=last` goes on from there.
 
     Args:
         folder: for `step_<8 digits>_device_<n>.json`.
@@ -42,7 +42,7 @@ class NonFiniteGuard(L.Callback):
         self._skipping = False
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Note, without waiting for the device, whether this batch's loss is a number."""
+        """Note, without waiting for the device, whether this batch's loss is finite."""
         bad = ~torch.isfinite(loss.detach())
         self._bad = bad if self._bad is None else self._bad | bad
         self._losses.append(loss.detach())
@@ -56,9 +56,9 @@ class NonFiniteGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Drop the gradients of all devices if any device's loss, or the norm of all gradients, is not a number."""
+        """Drop the gradients of all devices if any device's loss, or the norm of all gradients, is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         bad = ~torch.isfinite(norm)
         if self._bad is not None:
             bad = bad | self._bad

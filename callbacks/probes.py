@@ -1,4 +1,4 @@
-"""How well does the model draw held-out samples? By the metrics that the task names; what the data cannot tell is left out."""
+"""Scores images generated from held-out pairs by the task's metrics; metrics that the data does not allow are left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning as L
 from torch import Tensor
 
-from callbacks.isolated_sampling import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
 from callbacks.summary import summarise
 from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.module import DiffusionSelfDistillation
@@ -24,29 +24,29 @@ BEFORE = "_before"
 """Suffix, in the summary, of the metrics of the untrained state."""
 
 CEILING = "_ceiling"
-"""Suffix, in the summary, of the metrics of the truth passed through the VAE: what a perfect drawing would score."""
+"""Suffix, in the summary, of the metrics of the truth passed through the VAE: what a perfect model would score."""
 
-Draw = Callable[[DiffusionSelfDistillation, PairBatch], Mapping[str, Tensor]]
-"""What draws the frames of a batch, as pixels by name."""
+Generate = Callable[[DiffusionSelfDistillation, PairBatch], Mapping[str, Tensor]]
+"""Returns the frames generated for a batch, as pixels by name."""
 
 
 class MiniatureProbe(L.Callback):
-    """Draws the datamodule's probe pairs and scores them: before training, every N steps if asked, and at the end.
+    """Generates the datamodule's probe pairs and scores them: before training, every N steps if set, and at the end.
 
     The pairs and their noise are the same every time. Metrics go to the loggers as `probe/<name>` and to the module's
     `summary` (a dict) under their bare names, those of the untrained state with the suffix `_before`. The summary also
-    gets, with the suffix `_ceiling`, what the truth itself scores once it has passed through the VAE, encoded and decoded
-    as the architecture's canvas is. After the first step the averaged weights are used if a callback keeps them. Metrics
+    gets, with the suffix `_ceiling`, what the truth itself scores after a pass through the VAE, encoded and decoded
+    as the architecture's canvas is. After the first step EMA weights are used if a callback keeps them. Metrics
     that the data or the architecture cannot give are left out: without the miniature's facts only `reference_psnr`
-    remains, and that needs an architecture that reconstructs the reference. In the list of callbacks it stands behind
-    `callbacks.ema`, so that the averages have seen the step, and before `callbacks.summary`.
+    remains, and that needs an architecture that reconstructs the reference. In the list of callbacks it comes after
+    `callbacks.ema`, so that EMA has handled the step, and before `callbacks.summary`.
 
     Several devices share the samples among them.
 
     Args:
-        metrics: what the drawn pairs are scored by, by name; the task's (`task.metrics`).
-        samples: held-out pairs drawn, from `trainer.datamodule.probe_batches`.
-        batch_size: samples drawn at once.
+        metrics: metrics of the generated pairs, by name; the task's (`task.metrics`).
+        samples: held-out pairs, from `trainer.datamodule.probe_batches`.
+        batch_size: samples generated at once.
         every_n_steps: optimizer steps between probes; None for none before the end.
         before: whether the untrained state is probed too.
         ceiling: whether the truth passed through the VAE is scored too, once, at the start.
@@ -68,7 +68,7 @@ class MiniatureProbe(L.Callback):
         self.samples, self.batch_size, self.before, self.ceiling = samples, batch_size, before, ceiling
         self.clock = EveryNSteps(every_n_steps, "every_n_steps")
 
-    # --- When.
+    # --- Schedule.
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the truth and the untrained state, unless the run is resumed; then the checkpoint has their metrics."""
@@ -77,53 +77,55 @@ class MiniatureProbe(L.Callback):
         if trainer.global_step > 0:
             return
         if self.ceiling:
-            metrics = self._score(trainer, pl_module, _through_the_vae, averaged=False)
+            metrics = self._score(trainer, pl_module, _through_the_vae, ema=False)
             summarise(pl_module, {name + CEILING: value for name, value in metrics.items()})
         if self.before:
-            metrics = self.probe(trainer, pl_module, averaged=False)
+            metrics = self.probe(trainer, pl_module, ema=False)
             summarise(pl_module, {name + BEFORE: value for name, value in metrics.items()})
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Probe every N optimizer steps."""
         if self.clock.due(trainer):
-            self.probe(trainer, pl_module, averaged=True)
+            self.probe(trainer, pl_module, ema=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the trained state, for the summary too."""
-        summarise(pl_module, self.probe(trainer, pl_module, averaged=True))
+        summarise(pl_module, self.probe(trainer, pl_module, ema=True))
 
-    # --- What.
+    # --- Scoring.
 
-    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, averaged: bool) -> dict[str, float]:
-        """Draw and score the probe pairs, log the metrics and return them by name; empty where nothing can be told."""
-        metrics = self._score(trainer, pl_module, _by_the_model, averaged)
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ema: bool) -> dict[str, float]:
+        """Generate and score the probe pairs, log the metrics and return them by name; empty where none can be computed."""
+        metrics = self._score(trainer, pl_module, _by_the_model, ema)
         if not metrics:
             return {}
         for logger in trainer.loggers:
             logger.log_metrics({PREFIX + name: value for name, value in metrics.items()}, step=trainer.global_step)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        log.info("step %d: %s", trainer.global_step, told)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        log.info("step %d: %s", trainer.global_step, values)
         for name in metrics:
             if details := self.metrics[name].details():
                 log.info("%s, attributes mistaken: %s", name, dict(details))
         return metrics
 
-    def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, averaged: bool) -> dict[str, float]:
-        """Return the metrics of what `draw` makes of the probe pairs, by name."""
+    def _score(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, generate: Generate, ema: bool
+    ) -> dict[str, float]:
+        """Return the metrics of what `generate` returns for the probe pairs, by name."""
         module = cast(DiffusionSelfDistillation, pl_module)
-        with drawing(trainer, module, averaged):
-            # Reading the batches may draw from the global generators, too.
+        with isolated_sampling(trainer, module, ema):
+            # Reading the batches may use the global generators, too.
             batches = self._batches(trainer)
             metrics = self._possible(module, batches)
             if not metrics:
                 return {}
             for index in range(trainer.global_rank, len(batches) + trainer.global_rank, trainer.world_size):
-                # All devices draw equally often, as sharded weights demand; a surplus drawing is not counted.
+                # All devices generate equally often, as sharded weights demand; a surplus batch is not counted.
                 batch = batches[min(index, len(batches) - 1)].to(module.device)
-                drawn = draw(module, batch)
+                generated = generate(module, batch)
                 if index < len(batches):
                     for metric in metrics.values():
-                        metric.score(drawn, batch)
+                        metric.score(generated, batch)
             return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _batches(self, trainer: L.Trainer) -> list[PairBatch]:
@@ -144,7 +146,7 @@ class MiniatureProbe(L.Callback):
             if all(metric.can_score(batch, frames) for batch in batches)
         }
         if not possible:
-            log.info("none of the metrics %s can be told of these samples by arch=%s: nothing is probed",
+            log.info("none of the metrics %s can be computed on these samples with arch=%s: nothing is probed",
                      list(self.metrics), module.architecture.name)  # fmt: skip
         for metric in possible.values():
             metric.to(module.device)
@@ -153,11 +155,11 @@ class MiniatureProbe(L.Callback):
 
 
 def _by_the_model(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
-    """Return what the model draws."""
-    return module.draw(batch)
+    """Return what the model generates."""
+    return module.generate(batch)
 
 
 def _through_the_vae(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
-    """Return the true frames as a model without fault would draw them."""
+    """Return the true frames as a perfect model would generate them."""
     assert batch.target is not None
     return module.decode_frames(module.architecture.encode_clean(batch.reference, batch.target, module.codec))

@@ -1,4 +1,4 @@
-"""What are the states of the global random generators? Few things draw from them (dropout inside layers), but those do."""
+"""Saves and restores the states of the global random generators, from which dropout inside layers draws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Put the states back that `generator_states` returned."""
+    """Restore the states that `generator_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -1,10 +1,8 @@
-"""What does the model draw by now? Sheets of fixed held-out pairs, and of a user's own references and prompts."""
+"""Writes sheets of images generated from fixed held-out pairs, and from a user's own references and prompts."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,9 @@ from jaxtyping import Float
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from callbacks.isolated_sampling import EveryNSteps, drawing
+from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
+from dsd_lightning.files.atomic import write_json
+from dsd_lightning.files.rows import Table
 from dsd_lightning.images.pixels import load_rgb, to_image, to_pixels
 from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, RECONSTRUCTED, ROWS, TRUTH, Row, draw_sheet, save_whole
 from dsd_lightning.module import DiffusionSelfDistillation
@@ -32,12 +32,12 @@ SHEET, TABLE = "samples/sheet", "samples/table"
 
 
 class PromptsFileError(ValueError):
-    """A file of prompts and references that cannot be used; the message names the line and the remedy."""
+    """A file of prompts and references that cannot be used; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user wants drawn: a reference image's file and a prompt."""
+    """A user's request: a reference image's file and a prompt."""
 
     image: Path
     prompt: str
@@ -47,24 +47,12 @@ def read_requests(path: Path) -> list[Request]:
     """Return the requests of a JSONL file, one `{"image": path, "prompt": text}` a line; paths relative to the file.
 
     Raises:
-        PromptsFileError: no such file, a line of another form, or images that do not exist (all of them named).
+        PromptsFileError: no such file, or images that do not exist (all of them named).
+        TableError: a row of another form.
     """
     if not path.is_file():
         raise PromptsFileError(f"prompts_file={path}: no such file; give a JSONL file, or null for none")
-    requests: list[Request] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptsFileError(f"{path}, line {number} is no JSON: {error}") from error
-        texts = [entry.get("image"), entry.get("prompt")] if isinstance(entry, dict) else []
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise PromptsFileError(
-                f'{path}, line {number}: expected {{"image": "file", "prompt": "text"}}, got {line[:80]!r}'
-            )
-        requests.append(Request(path.parent / entry["image"], entry["prompt"]))
+    requests = [Request(path.parent / row.required_text("image"), row.required_text("prompt")) for row in Table(path)]
     missing = [str(request.image) for request in requests if not request.image.is_file()]
     if missing:
         raise PromptsFileError(f"{path} names {len(missing)} images that do not exist: {', '.join(missing)}")
@@ -72,17 +60,17 @@ def read_requests(path: Path) -> list[Request]:
 
 
 class SampleSheets(L.Callback):
-    """Draws sheets `samples/step_<8 digits>.png`: before training, every N optimizer steps and at the end.
+    """Writes sheets `samples/step_<8 digits>.png`: before training, every N optimizer steps and at the end.
 
     A row is a held-out pair (reference, reconstructed reference, generated, truth); pairs and noise are the same every time, so
-    that sheets can be compared. Rows of a user's file follow, without a truth. After the first step the averaged weights
-    are used if a callback keeps them (`callbacks.ema`, which stands before this one in the list). Each sheet goes to W&B
+    that sheets can be compared. Rows of a user's file follow, without a truth. After the first step EMA weights are used
+    if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Each sheet goes to W&B
     too if a WandbLogger is there, with a table of captions and images at the end.
 
     Args:
-        count: pairs a sheet, from `trainer.datamodule.probe_batches`; also the most samples drawn at once.
+        count: pairs a sheet, from `trainer.datamodule.probe_batches`; also the most samples generated at once.
         every_n_steps: optimizer steps between sheets; None for none before the end.
-        at_start: whether the untrained state is drawn too.
+        at_start: whether the untrained state is shown too.
         prompts_file: a JSONL file of `{"image": path, "prompt": text}` with paths relative to it; its images are cut to
             the datamodule's `resolution` (height, width).
         folder: where the sheets go; `samples/` in the run folder (the trainer's `default_root_dir`) if None.
@@ -110,7 +98,7 @@ class SampleSheets(L.Callback):
         self.requests = [] if self.prompts_file is None else read_requests(self.prompts_file)
         self.references: list[Float[Tensor, "3 h w"]] = []
 
-    # --- When.
+    # --- Schedule.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the user's images, so that a bad one is refused before anything is trained."""
@@ -118,7 +106,7 @@ class SampleSheets(L.Callback):
             return
         resolution = getattr(getattr(trainer, "datamodule", None), "resolution", None)
         if resolution is None:
-            raise PromptsFileError(f"prompts_file={self.prompts_file} needs a datamodule that tells its resolution")
+            raise PromptsFileError(f"prompts_file={self.prompts_file} needs a datamodule with a `resolution`")
         height, width = resolution
         self.references = []
         for request in self.requests:
@@ -128,30 +116,30 @@ class SampleSheets(L.Callback):
                 raise PromptsFileError(f"{self.prompts_file} names {request.image}: {error}") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the untrained state, unless the run is resumed."""
+        """Show the untrained state, unless the run is resumed."""
         self.clock.start(trainer)
         if self.at_start and trainer.global_step == 0:
-            self.draw(trainer, pl_module, averaged=False)
+            self.write_sheet(trainer, pl_module, ema=False)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Draw every N optimizer steps."""
+        """Write a sheet every N optimizer steps."""
         if self.clock.due(trainer):
-            self.draw(trainer, pl_module, averaged=True)
+            self.write_sheet(trainer, pl_module, ema=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the trained state, keep its images one by one, and hand the table to W&B."""
-        rows = self.draw(trainer, pl_module, averaged=True)
+        """Show the trained state, keep its images one by one, and log the table to W&B."""
+        rows = self.write_sheet(trainer, pl_module, ema=True)
         if rows and trainer.is_global_zero:
             _keep(rows, self.path(trainer, trainer.global_step).parent / FINAL)
             self._log_table(trainer, rows)
 
-    # --- What.
+    # --- Sheets.
 
-    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule, averaged: bool) -> list[Row]:
-        """Draw one sheet, write and log it, and return its rows; no row where there is nothing to draw."""
+    def write_sheet(self, trainer: L.Trainer, pl_module: L.LightningModule, ema: bool) -> list[Row]:
+        """Generate one sheet, write and log it, and return its rows; none where there is nothing to generate."""
         module = cast(DiffusionSelfDistillation, pl_module)
-        # Every device draws, as sharded weights demand; the first one writes.
-        with drawing(trainer, module, averaged):
+        # Every device generates, as sharded weights demand; the first one writes.
+        with isolated_sampling(trainer, module, ema):
             rows = self._pair_rows(trainer, module) + self._request_rows(module)
         if not rows:
             log.info("the data has no probe_batches and no prompts_file is given: no sample sheet")
@@ -177,8 +165,8 @@ class SampleSheets(L.Callback):
         if first is None:
             return []
         batch = first.to(module.device)
-        drawn = module.draw(batch)
-        return _rows({GIVEN: batch.reference, **_named(drawn), TRUTH: batch.target}, batch.prompts, batch.keys)
+        generated = module.generate(batch)
+        return _rows({GIVEN: batch.reference, **_named(generated), TRUTH: batch.target}, batch.prompts, batch.keys)
 
     def _request_rows(self, module: DiffusionSelfDistillation) -> list[Row]:
         rows: list[Row] = []
@@ -187,7 +175,7 @@ class SampleSheets(L.Callback):
             prompts = [request.prompt for request in self.requests[chosen]]
             reference = torch.stack(self.references[chosen]).to(module.device)
             keys = [f"request {index}" for index in range(start, start + len(prompts))]
-            rows += _rows({GIVEN: reference, **_named(module.draw_from(reference, prompts, keys))}, prompts, keys)
+            rows += _rows({GIVEN: reference, **_named(module.generate_from(reference, prompts, keys))}, prompts, keys)
         return rows
 
     def _log_table(self, trainer: L.Trainer, rows: Sequence[Row]) -> None:
@@ -205,9 +193,9 @@ class SampleSheets(L.Callback):
             logger.log_table(key=TABLE, columns=["caption", *columns], data=data, step=trainer.global_step)
 
 
-def _named(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+def _named(frames: dict[str, Tensor]) -> dict[str, Tensor]:
     titles = {REFERENCE: RECONSTRUCTED, TARGET: GENERATED}
-    return {titles[name]: images for name, images in drawn.items()}
+    return {titles[name]: images for name, images in frames.items()}
 
 
 def _rows(images: dict[str, Tensor | None], captions: Sequence[str], keys: Sequence[str]) -> list[Row]:
@@ -225,9 +213,7 @@ def _keep(rows: Sequence[Row], folder: Path) -> None:
         for column, name in files.items():
             save_whole(row.images[column], folder / name)
         listed.append({"key": row.key, "caption": row.caption, "images": files})
-    beside = folder / f".{ROWS}.partial"
-    beside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, folder / ROWS)
+    write_json(folder / ROWS, listed, indent=1)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

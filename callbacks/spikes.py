@@ -1,4 +1,4 @@
-"""Which batches made the loss jump? Those far above the running mean are counted and listed with their samples."""
+"""Counts batches whose loss is far above the running mean, and lists their samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class LossSpikes(L.Callback):
-    """Counts batches whose loss is far above what it was lately, as `train/loss_spikes`, and lists their samples.
+    """Counts batches whose loss is far above its running mean, as `train/loss_spikes`, and lists their samples.
 
     A loss is a spike when it exceeds the running mean by `deviations` running standard deviations. It then moves both only as
-    far as a loss at that limit would, so that one jump hides no other, and a lasting change is soon no news. Every device
+    far as a loss at that limit would, so that one jump hides no other, and a lasting change is soon no spike. Every device
     judges its own batches and writes its own list; the metric is the first device's count.
 
-    Losses stay on the device until every `every_n_batches` batches, when all of them are looked at together, so that no
+    Losses stay on the device until every `every_n_batches` batches, when all of them are checked together, so that no
     step waits for them.
 
     Args:
@@ -29,7 +29,7 @@ class LossSpikes(L.Callback):
         deviations: how far above the mean, in standard deviations.
         decay: of the running mean and variance, a batch.
         warm_up: batches before any is called a spike.
-        every_n_batches: how often the losses are looked at.
+        every_n_batches: how often the losses are checked.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class LossSpikes(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch's loss, and look at all that are kept when there are enough."""
+        """Keep the batch's loss, and check all that are kept when there are enough."""
         samples = list(zip(batch.keys, batch.epochs, strict=True))
         self._waiting.append((trainer.global_step, outputs["loss"].detach(), samples))
         if len(self._waiting) >= self.every_n_batches:
-            self._look()
+            self._check()
             pl_module.log("train/loss_spikes", float(self.count), rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the rest."""
-        self._look()
+        """Check the rest."""
+        self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for step, loss, samples in self._waiting:
             # Lightning hands out the loss divided by the batches that are accumulated.
             value = float(loss) * self._accumulated
             if not math.isfinite(value):
-                continue  # callbacks.nonfinite tells of it
+                continue  # callbacks.nonfinite reports it
             deviation = math.sqrt(self.variance)
             limit = self.mean + self.deviations * deviation
             if self.batches >= self.warm_up and value > limit:
@@ -83,7 +83,7 @@ class LossSpikes(L.Callback):
                 self._report(step, value, deviation, samples)
                 value = limit
             self.batches += 1
-            # As though all batches so far weighed alike, until the decay takes over.
+            # As though all batches so far had the same weight, until the decay takes over.
             share = max(1 - self.decay, 1 / self.batches)
             difference = value - self.mean
             self.mean += share * difference
@@ -97,13 +97,13 @@ class LossSpikes(L.Callback):
         with path.open("a") as file:
             file.write(json.dumps(facts | {"samples": [{"key": key, "epoch": epoch} for key, epoch in samples]}) + "\n")
         log.warning(
-            "the loss of step %d is %.4g, after %.4g +- %.2g lately (samples: %s)",
+            "the loss of step %d is %.4g, after a running mean of %.4g +- %.2g (samples: %s)",
             *(step, loss, self.mean, deviation, path),
         )
 
     def state_dict(self) -> dict[str, float]:
-        """Return the counts and the running mean and variance, after a look at the losses that wait."""
-        self._look()
+        """Return the counts and the running mean and variance, after checking the losses that wait."""
+        self._check()
         return {"count": self.count, "batches": self.batches, "mean": self.mean, "variance": self.variance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

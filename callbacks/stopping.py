@@ -1,4 +1,4 @@
-"""How does a run end in order when it is told to stop (SIGTERM from a scheduler, Ctrl-C from a person)?"""
+"""Lets a run end in order when it is stopped (SIGTERM from a scheduler, Ctrl-C from a person)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopRequest:
     """Notes SIGTERM and Ctrl-C, and does nothing else in the handler; a second Ctrl-C stops at once.
 
     Lightning's own SIGTERM handler talks to the other processes from inside the handler, which hangs when a process other
-    than the first gets the signal; this one stands in for it from `install` to `remove`.
+    than the first gets the signal; this one replaces it from `install` to `remove`.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,8 @@
-"""What came out of a run, as one small file of metrics?"""
+"""Writes the last metrics of a run to one small file."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import Any, cast
 
 import lightning as L
 
+from dsd_lightning.files.atomic import write_json
+
 
 def summarise(pl_module: L.LightningModule, metrics: Mapping[str, float]) -> None:
-    """Hand metrics to the summary: add them to the module's `summary`, a dict that is made if there is none."""
+    """Add metrics to the module's `summary`, a dict that is created if there is none."""
     if not hasattr(pl_module, "summary"):
         pl_module.summary = {}  # type: ignore[assignment]
     cast(dict[str, Any], pl_module.summary).update(metrics)
@@ -32,10 +32,10 @@ class Summary(L.Callback):
     - `seconds`: wall-clock time of training, validation included, over all resumes;
     - `parameters_trained`: number of trained values.
 
-    Values that are not finite are written as null. Place it behind callbacks that add metrics in `on_train_end`.
+    Values that are not finite are written as null. Place it after callbacks that add metrics in `on_train_end`.
 
     Args:
-        path: of the file; its folder is made.
+        path: of the file; its folder is created.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -109,7 +109,4 @@ class Summary(L.Callback):
             "seconds": round(self.seconds, 3),
             "parameters_trained": sum(p.numel() for _, p in pl_module.architecture.trainable()),  # type: ignore[operator, union-attr]
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.path, metrics)

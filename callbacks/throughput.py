@@ -1,4 +1,4 @@
-"""How fast is training, what does it wait for, and how large are its steps?"""
+"""Logs how fast training is, how long it waits for data, gradient norm and learning rate."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.summary import summarise
-from dsd_lightning.compute.dtensors import whole
+from dsd_lightning.compute.dtensors import full_tensor
 
 
 class Throughput(L.Callback):
     """Logs metrics at the trainer's logging interval.
 
-    - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation, drawing
+    - `throughput/pairs_per_second`: training pairs of all devices per second since the last time. Validation, sampling
       and saving are not counted as time.
     - `throughput/data_share`: share of that time spent between the batches, which is waiting for data; in [0, 1].
-    - `throughput/mfu`: share of `peak_tflops` of all devices that the operations of those pairs come to, recomputed ones
+    - `throughput/mfu`: share of `peak_tflops` of all devices that the operations of those pairs amount to, recomputed ones
       included; only with `peak_tflops`, and where `callbacks.cost.StepCost` has counted a pair's operations.
     - `throughput/memory_gib`: peak of the memory allocated on this device; CUDA only.
     - `optimizer/grad_norm`: L2 norm of all gradients of the step, before clipping.
@@ -48,7 +46,7 @@ class Throughput(L.Callback):
         self._pairs, self._busy, self._waited = 0, 0.0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._reset()
         self._ended, self._step = None, trainer.global_step
         self._first = True
@@ -69,7 +67,7 @@ class Throughput(L.Callback):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # The reduction stays on the device; the logger fetches the number.
-        pl_module.log("optimizer/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+        pl_module.log("optimizer/grad_norm", full_tensor(torch.nn.utils.get_total_norm(gradients)))
         pl_module.log("optimizer/lr", float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(
@@ -100,7 +98,7 @@ class Throughput(L.Callback):
         self._ended = now
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hand the time a pair to the summary."""
+        """Add the time a pair to the summary."""
         if self._counted["pairs"]:
             summarise(pl_module, {"seconds_per_pair": self._counted["seconds"] / self._counted["pairs"]})
 
@@ -109,57 +107,14 @@ class Throughput(L.Callback):
         self._ended = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the time until the next batch out."""
+        """Exclude the time until the next batch."""
         self.leave_out()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the time so far, and leave that until the next batch out."""
+        """Save the time so far, and exclude that until the next batch."""
         checkpoint["throughput"] = dict(self._counted)
         self.leave_out()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue counting."""
         self._counted |= checkpoint.get("throughput", {})
-
-
-class ProgressBar(TQDMProgressBar):
-    """Shows the loss of every frame, pairs per second and the time left for the whole run.
-
-    Args:
-        refresh_rate: batches between two updates.
-    """
-
-    BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Open the bar where a resumed run goes on: Lightning starts an epoch's bar only at its first batch."""
-        super().on_train_start()
-        bar: Tqdm = self.train_progress_bar
-        bar.set_description("training")
-        bar.total = self._batches_of_the_run(trainer)
-        # The time left is judged by the batches of this process alone.
-        bar.initial = bar.n = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        bar.refresh()
-
-    def _batches_of_the_run(self, trainer: L.Trainer) -> int | None:
-        # Lightning's own metric is what remains after a resume, while its count goes on from where the run stopped.
-        batches = float(trainer.num_training_batches)
-        if trainer.max_steps > 0:
-            batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
-        return None if batches == float("inf") else int(batches)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Keep the bar of the run; an epoch of the trainer has no meaning of its own here."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return what stands behind the bar, under short names and without the logger's version number."""
-        shown = {}
-        for name, value in super().get_metrics(trainer, pl_module).items():
-            if name == "v_num":
-                continue
-            if name == "throughput/pairs_per_second":
-                name = "pairs/s"
-            elif name.startswith("train/"):
-                name = name.removeprefix("train/")
-            shown[name] = value
-        return shown

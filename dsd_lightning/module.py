@@ -126,13 +126,13 @@ class DiffusionSelfDistillation(L.LightningModule):
     def frame_noise(self, shape: Sequence[int], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
         """Return float32 noise for a canvas of frames of latent `shape` (c, h, w).
 
-        It is drawn frame by frame: a frame's noise is the same in every architecture.
+        It is drawn one frame at a time: a frame's noise is the same in every architecture.
         """
-        drawn = {
+        frames = {
             name: torch.stack([normal(shape, self.seed, *key, name, "noise") for key in keys])
             for name in self.architecture.frames
         }
-        return self.architecture.join(drawn)
+        return self.architecture.join(frames)
 
     # --- Training.
 
@@ -166,7 +166,7 @@ class DiffusionSelfDistillation(L.LightningModule):
         """Return the embeddings of "no text" (batch 1) on the device and in the dtype of `like`."""
         return self.text_encoder.null(like.sequence.shape[1]).to(like.sequence.device, like.sequence.dtype)
 
-    # --- Validation: is the reference used at all?
+    # --- Validation, which shows whether the reference is used.
 
     def validation_step(self, batch: PairBatch, _: int) -> None:
         """Accumulate losses a timestep bin with the right, a shuffled and the null reference, at fixed noise."""
@@ -205,8 +205,10 @@ class DiffusionSelfDistillation(L.LightningModule):
     # --- Sampling, for previews and probes.
 
     @torch.no_grad()
-    def draw(self, batch: PairBatch, settings: SamplerSettings | None = None) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return the frames that the model draws for a batch, as pixels by name, from noise keyed by the samples."""
+    def generate(
+        self, batch: PairBatch, settings: SamplerSettings | None = None
+    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """Return the frames that the model generates for a batch, as pixels by name, from noise keyed by the samples."""
         text = batch.text if batch.text is not None else self.text_encoder.encode(batch.prompts)
         if batch.encoded is not None:
             reference = batch.encoded.reference
@@ -215,20 +217,20 @@ class DiffusionSelfDistillation(L.LightningModule):
             assert batch.target is not None
             reference = self.architecture.encode_reference(batch.reference, self.codec)
             shape = self.frame_shape(*batch.target.shape[-2:])
-        return self._draw(reference, text, shape, batch.keys, settings)
+        return self._generate(reference, text, shape, batch.keys, settings)
 
     @torch.no_grad()
-    def draw_from(
+    def generate_from(
         self,
         reference: Float[Tensor, "b 3 h w"],
         prompts: Sequence[str],
         keys: Sequence[str],
         settings: SamplerSettings | None = None,
     ) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return what `draw` would, where no target is known: the target frame takes the reference's size."""
+        """Return what `generate` would, without a target: the target frame has the reference's size."""
         inputs = self.architecture.encode_reference(reference, self.codec)
         shape = self.frame_shape(*reference.shape[-2:])
-        return self._draw(inputs, self.text_encoder.encode(prompts), shape, keys, settings)
+        return self._generate(inputs, self.text_encoder.encode(prompts), shape, keys, settings)
 
     def frame_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the latent shape (c, h, w) of a frame of `height` x `width` pixels.
@@ -239,7 +241,7 @@ class DiffusionSelfDistillation(L.LightningModule):
         self.codec.require_size(height, width)
         return self.codec.channels, height // self.codec.downsampling, width // self.codec.downsampling
 
-    def _draw(
+    def _generate(
         self,
         reference: Mapping[str, Tensor],
         text: TextEmbeddings,
@@ -256,13 +258,13 @@ class DiffusionSelfDistillation(L.LightningModule):
         return self.decode_frames(canvas)
 
     def decode_frames(self, canvas: Float[Tensor, "b c lh lw"]) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return the frames of a canvas as pixels; the canvas is decoded whole, as it was encoded."""
+        """Return the frames of a canvas as pixels; the canvas is decoded as one image, as it was encoded."""
         return self.architecture.split(self.codec.decode(canvas))
 
     # --- Optimisation.
 
     def configure_model(self) -> None:
-        """Divide the architecture among the devices, if the strategy asks for it."""
+        """Shard the architecture, if the strategy does."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.architecture)
 
@@ -277,7 +279,7 @@ class DiffusionSelfDistillation(L.LightningModule):
     # --- Checkpoints hold what is trained, never the base.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the whole state by the trained parameters, and say whose they are."""
+        """Replace the full state by the trained parameters and the header of their architecture."""
         checkpoint["state_dict"] = {name: value.detach() for name, value in self.architecture.trainable()}
         checkpoint["adapter"] = header_of(self.architecture)
 

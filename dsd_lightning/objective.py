@@ -1,4 +1,4 @@
-"""What a training step minimises: the velocity error of every frame, each with its own weight."""
+"""The training objective: the velocity error of every frame, each with its own weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the benchmarks run, and do they measure what they say?"""
+"""The benchmarks run, and measure what they say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a training step drop, weigh and key as configured, and do validation losses tell whether the reference is used?"""
+"""A training step drops, weighs and keys as configured; validation losses show whether the reference is used."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_one_frame_without_a_reference_validates_the_target_alone() -> None:
 def test_a_drawn_sample_does_not_depend_on_its_batch() -> None:
     module = make_module()
     use_reference(module)
-    together, alone = module.draw(batch_of("a", "b")), module.draw(batch_of("b", epoch=5))
+    together, alone = module.generate(batch_of("a", "b")), module.generate(batch_of("b", epoch=5))
     assert list(together) == [REFERENCE, TARGET]
     for name, frames in together.items():
         assert frames.shape == (2, 3, 4, 4)

@@ -1,4 +1,4 @@
-"""Is the loss the weighted mean of the frames' velocity errors, whatever the frames?"""
+"""The loss is the weighted mean of the frames' velocity errors, whatever the frames."""
 
 from __future__ import annotations
 

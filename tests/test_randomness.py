@@ -1,4 +1,4 @@
-"""Does every random draw depend on its key, the whole key and nothing but the key?"""
+"""Every random draw depends on its key, the whole key and nothing but the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the mathematics FLUX's: interpolant, densities with the distributions they name, and the scheduler's times?"""
+"""Interpolant, timestep densities and scheduler times are FLUX's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does sampling follow the velocity to its end, combine predictions as the official code does, and compute no others?"""
+"""Sampling follows the velocity to its end, combines predictions as the official code does, and computes no others."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Architectures: one file for each answer to "where does the reference enter the transformer?"."""
+"""Architectures: one file for each way in which the reference enters the transformer."""

@@ -1,4 +1,4 @@
-"""What do the architectures share whose reference enters at the image embedder, added token by token?"""
+"""Shared by architectures that add the reference token by token at the image embedder."""
 
 from __future__ import annotations
 

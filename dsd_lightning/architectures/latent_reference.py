@@ -1,4 +1,4 @@
-"""What do the architectures share that denoise the target alone and are given the reference's latents?"""
+"""Shared by architectures that denoise the target alone and read the reference's latents."""
 
 from __future__ import annotations
 

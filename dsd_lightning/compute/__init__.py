@@ -1,1 +1,1 @@
-"""How is one training step divided among devices, and what is kept or recomputed within it?"""
+"""How a step runs on the hardware: strategies, sharding, gradient checkpointing, precision, compiling."""

@@ -1,4 +1,4 @@
-"""Which blocks compute their activations once more in the backward pass, instead of keeping them?"""
+"""Gradient checkpointing: chosen blocks compute their activations again in the backward pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_checkpointed(index: int, choice: str | int) -> bool:
 
 
 class _CheckpointedBlocks:
-    """What diffusers' models call for each of their blocks (their `gradient_checkpointing_func`)."""
+    """The `gradient_checkpointing_func` of diffusers' models: they call it for each of their blocks."""
 
     def __init__(self, blocks: set[nn.Module]) -> None:
         self.blocks = blocks
@@ -41,9 +41,9 @@ class _CheckpointedBlocks:
 
 
 def checkpoint_blocks(architecture: Architecture, choice: str | int) -> None:
-    """Let the chosen blocks of `architecture` be computed again in the backward pass; values do not change.
+    """Checkpoint the chosen blocks of `architecture`; values do not change.
 
-    Call it before blocks are compiled or divided.
+    Call it before blocks are compiled or sharded.
 
     Args:
         architecture: its `shard_units()` are the blocks.

@@ -1,4 +1,4 @@
-"""What does this machine do fast: half precision, compiled blocks, memory used again?"""
+"""Chooses what is fast on this machine: precision, compiled blocks, memory that is reused."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_memory(top_pad: int = 256 * 2**20) -> bool:
     """Let the C library keep what PyTorch frees on the CPU, and return whether it does.
 
-    By default large tensors are mapped anew each time and faulted in page by page, which on virtual machines can cost more
+    By default large tensors are mapped again each time and faulted in page by page, which on virtual machines can cost more
     than the arithmetic of a small model. Linux with glibc only; elsewhere nothing happens.
 
     Args:
-        top_pad: bytes asked of the system at once.
+        top_pad: bytes requested from the system at once.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -45,7 +45,7 @@ def keep_memory(top_pad: int = 256 * 2**20) -> bool:
 
 
 def fastest_precision() -> str:
-    """Return "bf16-mixed" where matrices are multiplied in bfloat16 by hardware made for it, "32-true" elsewhere.
+    """Return "bf16-mixed" where matrices are multiplied in bfloat16 by hardware built for it, "32-true" elsewhere.
 
     That is every CUDA device that PyTorch supports bfloat16 on, and CPUs with AMX (Intel Xeon since 2023). Other CPUs
     compute bfloat16 no faster than float32, many of them far slower.
@@ -92,7 +92,7 @@ def _works(compiler: Callable[..., Callable[[Tensor], Tensor]]) -> bool:
 def uncompiled() -> AbstractContextManager[object]:
     """Return a context in which compiled modules run as written.
 
-    For calls whose shapes differ from those of training: each new shape would be compiled anew, which takes longer than
-    validation or drawing itself.
+    For calls whose shapes differ from those of training: each new shape would be compiled again, which takes longer than
+    validation or sampling itself.
     """
     return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""How is an architecture divided among devices? FSDP2, block by block."""
+"""Shards an architecture among devices with FSDP2, block by block."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def shard(
     shard_frozen: bool = True,
     reshard_after_forward: bool = True,
 ) -> None:
-    """Replace the parameters of `architecture` by their pieces, in place; twice does nothing more.
+    """Shard the parameters of `architecture`, in place; a second call does nothing.
 
-    Each of `architecture.shard_units()` is put together for its own computation, and the rest for the whole step.
+    Each of `architecture.shard_units()` is all-gathered for its own computation, and the rest for the whole step.
 
     Args:
         architecture: complete, with equal values on every device.
-        mesh: of one dimension; or of two, over the first of which the pieces are replicated.
-        policy: in which dtypes weights are put together and gradients added up.
-        shard_frozen: False leaves frozen parameters whole on every device; only what is trained is divided. (Frozen parts
-            beside the transformer, which read images before the forward pass, always stay whole.)
-        reshard_after_forward: False keeps a block together between its forward and its backward pass.
+        mesh: of one dimension; or of two, over the first of which the shards are replicated.
+        policy: dtypes in which weights are all-gathered and gradients reduced.
+        shard_frozen: False leaves frozen parameters unsharded; only what is trained is sharded. (Frozen parts beside the
+            transformer, which read images before the forward pass, are never sharded.)
+        reshard_after_forward: False keeps a block gathered between its forward and its backward pass.
 
     Raises:
-        ValueError: if the architecture cannot be divided, naming the remedy.
+        ValueError: if the architecture cannot be sharded, naming the remedy.
     """
     if isinstance(architecture, FSDPModule):
         return
     architecture.require_shardable()
-    stays_whole = {parameter for parameter in architecture.parameters() if not parameter.requires_grad}
+    unsharded = {parameter for parameter in architecture.parameters() if not parameter.requires_grad}
     if shard_frozen:
-        stays_whole -= set(architecture.transformer.parameters())
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": stays_whole}
+        unsharded -= set(architecture.transformer.parameters())
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": unsharded}
     for unit in architecture.shard_units():
         if shard_frozen or any(parameter.requires_grad for parameter in unit.parameters()):
             fully_shard(unit, reshard_after_forward=reshard_after_forward, **options)
@@ -52,7 +52,7 @@ def shard(
 
 
 def _reshard(architecture: nn.Module, *_: Any) -> None:
-    """Let go of what was put together and that no backward pass will let go of."""
+    """Free what was all-gathered and what no backward pass will free."""
     if not torch.is_grad_enabled():
         for module in architecture.modules():
             if isinstance(module, FSDPModule):

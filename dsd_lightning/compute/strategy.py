@@ -1,4 +1,4 @@
-"""How does Lightning train a model that lies in pieces, with checkpoints that any number of devices can read?"""
+"""A Lightning strategy for sharded models, whose checkpoints any number of devices can read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices, on Lightning's ModelParallelStrategy.
 
-    Checkpoints are those of a single device: `Trainer.save_checkpoint` puts trained values and moments together on the
-    first device (or lets each device write its pieces, `FolderCheckpointIO(sharded=True)`), and each device takes its pieces
-    of what it reads. So the number of devices may change in between.
+    Checkpoints are those of a single device: `Trainer.save_checkpoint` gathers trained values and moments on the
+    first device (or lets each device write its shards, `FolderCheckpointIO(sharded=True)`), and each device shards what it
+    reads. So the number of devices may change in between.
 
     Args:
-        shard_frozen: False leaves the frozen base whole on every device.
-        replicas: groups of devices that each hold the whole model in pieces and add up their gradients; 1 divides it among
-            all devices, the number of nodes within each node.
-        weight_dtype: in which blocks are put together to compute, "bfloat16" or "float32"; None: each parameter's own.
+        shard_frozen: False leaves the frozen base unsharded on every device.
+        replicas: groups of devices that each hold a sharded model and all-reduce their gradients; 1 shards it among all
+            devices, the number of nodes within each node.
+        weight_dtype: dtype in which blocks are all-gathered, "bfloat16" or "float32"; None: each parameter's own.
             Trained values and the sum of gradients are float32 all the same.
-        reshard_after_forward: False keeps blocks together between forward and backward: faster, and more memory.
+        reshard_after_forward: False keeps blocks gathered between forward and backward: faster, and more memory.
         timeout_minutes: after which a process that waits for the others gives up.
         process_group_backend: None: nccl on CUDA devices, gloo on CPUs.
     """
@@ -75,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if self._data_parallel_size % self.replicas:
             raise ValueError(
                 f"trainer.strategy.replicas={self.replicas} does not divide the {self._data_parallel_size} devices; give "
-                "the number of nodes, to divide the model within each"
+                "the number of nodes, to shard the model within each"
             )
         super().setup_environment()
         kind, devices = self.root_device.type, self.world_size
@@ -91,7 +91,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def shard(self, architecture: Architecture) -> None:
-        """Divide `architecture` among the devices; `LightningModule.configure_model` calls it."""
+        """Shard `architecture` among the devices; `LightningModule.configure_model` calls it."""
         shard(
             architecture,
             self.device_mesh,
@@ -104,7 +104,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """The model is divided before the strategy's setup, so that weights can be read as always."""
+        """The model is sharded before the strategy's setup, so that weights can be read as always."""
         return False
 
     @property
@@ -117,18 +117,18 @@ class ShardedStrategy(ModelParallelStrategy):
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state, numbered as on one device, in this device's pieces."""
+        """Return the optimizer's state, numbered as on one device, with this device's shards."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer._optimizer
         state: dict[str, Any] = optimizer.state_dict()
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give every optimizer its pieces of a state that is whole."""
+        """Give every optimizer its shards of a full state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             numbers = [number for group in state["param_groups"] for number in group["params"]]
-            divided = {
+            sharded = {
                 number: {
                     name: sharded_like(value, parameter)
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape
@@ -137,17 +137,17 @@ class ShardedStrategy(ModelParallelStrategy):
                 }
                 for number, parameter in zip(numbers, parameters, strict=True)
             }
-            optimizer.load_state_dict({**state, "state": {k: v for k, v in divided.items() if v}})
+            optimizer.load_state_dict({**state, "state": {k: v for k, v in sharded.items() if v}})
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint: from the first device, or each device its pieces, as the CheckpointIO is set."""
+        """Write a checkpoint: from the first device, or each device its shards, as the CheckpointIO is set."""
         if getattr(self.checkpoint_io, "sharded", False):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
         else:
             ParallelStrategy.save_checkpoint(self, gather_nested(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, whole, on every device."""
+        """Read the full checkpoint on every device."""
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)

@@ -1,4 +1,4 @@
-"""Where the base model comes from: one folder or hub id in the diffusers layout, tiny or real alike."""
+"""Loads the base model from one folder or hub id in the diffusers layout, tiny or real alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a reference image become image embeddings? A frozen vision tower from transformers, for IP-Adapters."""
+"""Encodes reference images with a frozen vision tower from transformers, for IP-Adapters."""
 
 from __future__ import annotations
 

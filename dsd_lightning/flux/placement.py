@@ -1,4 +1,4 @@
-"""On which device does a frozen part compute, when its weights lie elsewhere in between?"""
+"""Keeps frozen parts in main memory, and lends them to the device while they compute."""
 
 from __future__ import annotations
 

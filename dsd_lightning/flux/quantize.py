@@ -1,4 +1,4 @@
-"""How are frozen linear layers stored in 8 or 4 bits, and computed with, in drawing and in training?
+"""Stores frozen linear layers in 8 or 4 bits, and computes with them, in sampling and in training.
 
 Weights alone are small; products are computed in the input's dtype. A layer's weight is put together for each use, in the
 backward pass once more, and let go of: what autograd keeps is the small one. (torchao's own layers leave the large one to

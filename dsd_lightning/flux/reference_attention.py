@@ -1,4 +1,4 @@
-"""How do attention modules hand a reference's keys and values from one pass of the transformer to another?"""
+"""Hands a reference's keys and values from one pass of the transformer to another, by an attention processor."""
 
 from __future__ import annotations
 

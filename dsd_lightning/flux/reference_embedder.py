@@ -1,4 +1,4 @@
-"""How do reference tokens enter beside the noisy ones, in the transformer's image embedder?"""
+"""Adds embedded reference tokens to the noisy ones in the transformer's image embedder."""
 
 from __future__ import annotations
 

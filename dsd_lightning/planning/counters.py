@@ -1,4 +1,4 @@
-"""What does a step cost, in operations and in memory? Counted on the tensors themselves, with or without their contents."""
+"""Counts the operations and the memory of a step on the tensors themselves, with or without their contents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT32 = 4
 """Bytes of a trained value, of its gradient, and of each moment."""
 
 
-# --- Operations. Kernels that torch's counter does not know; without them attention would be free on the CPU.
+# --- Operations. Kernels that torch's counter lacks; without them attention would be free on the CPU.
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -48,8 +48,8 @@ MODEL_ATTENTION: dict[Any, Callable[..., int]] = CPU_ATTENTION | {
 class Operations(TorchDispatchMode):
     """Counts floating-point operations: those of torch's registry, and attention on the CPU, which is not in it.
 
-    (`torch.utils.flop_counter.FlopCounterMode` hangs hooks on the graph that keep what a block computes again alive until
-    the backward pass is over, and so hides what recomputing saves.)
+    (`torch.utils.flop_counter.FlopCounterMode` registers hooks on the graph that keep recomputed activations alive until the
+    backward pass is over, and so hides what gradient checkpointing saves.)
 
     Args:
         attention: `CPU_ATTENTION` or `MODEL_ATTENTION`.
@@ -75,7 +75,7 @@ class Operations(TorchDispatchMode):
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive: those given, and those that operations make while it is active.
+    """Counts the bytes of all tensors that are alive: those given, and those created by operations while it is active.
 
     (`torch.distributed._tools.mem_tracker.MemTracker` does the same and more, but stops at frozen parameters.)
 
@@ -124,7 +124,7 @@ class LiveTensors(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one sample costs in training.
+    """Cost of one sample in training.
 
     Attributes:
         forward: floating-point operations of a forward pass; a multiply-add counts two.

@@ -1,4 +1,4 @@
-"""What would one training step of an architecture cost? It is run once, on tensors that have shapes and no memory."""
+"""Runs one training step on tensors that have shapes and no memory, to count what it costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsd_lightning.planning.counters import Cost, trace, without_memory
 
 
 class _Shapes(Codec):
-    """Stands where encodings have been cached: its latents have a shape and nothing else."""
+    """In place of cached encodings: latents with a shape and no values."""
 
     def __init__(self, channels: int, downsampling: int, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
@@ -51,7 +51,7 @@ def step_cost(
     """Return what a step on `batch` pairs costs with this architecture, encodings and embeddings being cached.
 
     Args:
-        architecture: on meta; blocks to be recomputed are chosen. Of no use afterwards.
+        architecture: on meta, with its checkpointed blocks chosen; unusable afterwards.
         frame_size: (height, width), pixels.
         text_tokens: T5 tokens.
         frame_weights: weight of each frame's error.

@@ -1,4 +1,4 @@
-"""Does the configured run fit, and how long will it take? What the planner is told about it."""
+"""Counts what the planner needs of a configuration, and plans the configured run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dsd_lightning.planning.counters import Cost
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.planning.plan import (
     ENCODERS,
-    Division,
     DoesNotFitError,
     Planner,
     Run,
+    Sharding,
     count_stored,
     fits,
     table,
@@ -35,7 +35,7 @@ def plan(config: DictConfig) -> str:
     """Return what the configured run needs and how long it takes, as a table; see docs/planning.md. Nothing is loaded.
 
     Raises:
-        ValueError: if the configuration leaves open what has to be known, naming the setting.
+        ValueError: if the configuration leaves something open, naming the setting.
     """
     planner: Planner = instantiate(config.planner)
     return table(_count(config, planner), planner)
@@ -68,7 +68,7 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     encoders = planner.encoder_parameters
 
     def cost(choice: str | int) -> Cost:
-        # A new one each time: a traced one has lost its place on meta.
+        # A new one each time: tracing moves it off meta.
         traced, _ = _on_meta(config, config.base.get("quantize"))
         checkpoint_blocks(traced, choice)
         return step_cost(
@@ -85,13 +85,13 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         trained=sum(p.numel() for _, p in architecture.trainable()),
         base_bytes=base.torch_dtype.itemsize,
         encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
-        averaged=config.callbacks.get("ema") is not None,
+        ema=config.callbacks.get("ema") is not None,
         costs={str(config.gradient_checkpointing): cost(config.gradient_checkpointing)},
         batch_size=int(config.data.datamodule.batch_size),
         accumulate=int(config.trainer.accumulate_grad_batches),
         steps=int(config.trainer.max_steps),
         gpus=gpus,
-        division=_division(config, architecture, gpus),
+        sharding=_sharding(config, architecture, gpus),
         rank=None if architecture.lora is None else architecture.lora.rank,
         parked=parks_encoders(config),
         quantize=config.base.get("quantize"),
@@ -104,19 +104,19 @@ def _count(config: DictConfig, planner: Planner) -> Run:
     return run
 
 
-def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Division:
-    """Return what lies in pieces under the configured strategy."""
+def _sharding(config: DictConfig, architecture: Architecture, gpus: int) -> Sharding:
+    """Return how the configured strategy shards the model."""
     strategy = config.trainer.strategy
     if isinstance(strategy, str):
         if strategy != "auto" and not strategy.startswith("ddp"):
             raise ValueError(
-                f"plan=true does not know trainer.strategy={strategy}: choose trainer/strategy=single, ddp, fsdp, "
+                f"plan=true cannot plan trainer.strategy={strategy}: choose trainer/strategy=single, ddp, fsdp, "
                 "adapter_shard or hybrid"
             )
-        return Division()
+        return Sharding()
     built: Any = instantiate(strategy)
     if not isinstance(built, ShardedStrategy) or gpus == built.replicas:
-        return Division()
+        return Sharding()
     if gpus % built.replicas:
         raise ValueError(f"trainer.strategy.replicas={built.replicas} does not divide the {gpus} GPUs")
 
@@ -128,7 +128,7 @@ def _division(config: DictConfig, architecture: Architecture, gpus: int) -> Divi
     everything = size(architecture)
     # The block at work, the next one on its way, and what belongs to no block.
     held = sum(units[:2]) + everything - sum(units) if built.reshard_after_forward else everything
-    return Division(gpus // built.replicas, built.shard_frozen, held / everything)
+    return Sharding(gpus // built.replicas, built.shard_frozen, held / everything)
 
 
 def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, FluxBase]:
@@ -141,7 +141,7 @@ def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, Fl
         if config.base.model.attention_backend != "_native_math":
             config.base.model.attention_backend = None  # all others keep as much
         if config.base.model.get("transformer_config") is None:
-            known = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
-            config.base.model.transformer_config = {k: v for k, v in known.items() if not k.startswith("_")}
+            stored = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
+            config.base.model.transformer_config = {k: v for k, v in stored.items() if not k.startswith("_")}
     base = build_base(config)
     return build_architecture(config, base), base

@@ -1,4 +1,4 @@
-"""Does a training run fit, and how long will it take? From counts and a traced step; nothing is loaded, no GPU is needed."""
+"""Computes from counts whether a training run fits and how long it takes; nothing is loaded, no GPU is needed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ENCODERS = ("text_encoder", "text_encoder_2", "vae")
 
 
 class DoesNotFitError(ValueError):
-    """A run that needs more memory than a device has; the message is its plan, with settings that would fit."""
+    """The run needs more memory than a device has; the message is its plan, with settings that would fit."""
 
 
 @dataclass(frozen=True)
 class Planner:
-    """What the plan assumes of the machine (`planner` in the configuration).
+    """Assumptions about the machine (`planner` in the configuration).
 
     Attributes:
-        gpus: number of GPUs; None: what the trainer is told.
+        gpus: number of GPUs; None: as the trainer is configured.
         gpu_memory_gib: memory of one that is free for the run, GiB.
         peak_tflops: of one GPU, in the precision of training, TFLOP/s.
         mfu: share of the peak that is reached by all operations, recomputed ones included.
@@ -53,7 +53,7 @@ class Planner:
         if not 0 < self.mfu <= 1:
             raise ValueError(f"planner.mfu={self.mfu} must be in (0, 1]; tuned LoRA training reaches about 0.4")
         if self.gpus is not None and self.gpus < 1:
-            raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for what the trainer is told")
+            raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for the trainer's")
 
     def frame_size(self, resolution: Sequence[int]) -> tuple[int, int]:
         """Return the (height, width) of a frame, pixels.
@@ -81,45 +81,45 @@ def count_stored(base: Path, parts: Iterable[str]) -> int:
         for file in files:
             with file.open("rb") as stream:
                 header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            count += sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+            count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return count
 
 
 @dataclass(frozen=True)
-class Division:
-    """What of a model lies in pieces, as the strategy has it.
+class Sharding:
+    """How the strategy shards a model.
 
     Attributes:
-        pieces: devices among which it is divided; 1 for whole replicas.
-        frozen: whether the frozen base is divided too, or what is trained alone.
-        gathered: share of what is divided that is whole on a device at its peak: two blocks of all, or 1.
+        devices: among which it is sharded; 1 for replicas that are not.
+        frozen: whether the frozen base is sharded too, or what is trained alone.
+        gathered: share of what is sharded that is all-gathered on a device at its peak: two blocks of all, or 1.
     """
 
-    pieces: int = 1
+    devices: int = 1
     frozen: bool = False
     gathered: float = 1.0
 
     def share(self) -> float:
-        """Return the share of a divided part that a device holds."""
-        return 1 / self.pieces
+        """Return the share of a sharded part that a device holds."""
+        return 1 / self.devices
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is counted of a configuration.
+    """Counts of a configuration.
 
     Attributes:
         frozen, trained: parameters.
         base_bytes: bytes of a frozen parameter.
         encoders: parameters of the text encoders and the VAE.
-        parked: whether they wait in main memory while a step is made.
-        averaged: whether averages (EMA) of the trained parameters are kept.
+        parked: whether they wait in main memory during a step.
+        ema: whether EMA weights are kept.
         costs: of one sample, by the choice of `gradient_checkpointing`; the run's own is the first.
         batch_size: pairs a batch, all devices together.
         accumulate: batches an optimizer step.
         steps: optimizer steps.
         gpus: devices.
-        division: what of the model lies in pieces.
+        sharding: how the model is sharded.
         rank: of the factors; None without any.
         quantize: how the linear layers of the base's blocks are stored (`base.quantize`); None: as all frozen parameters.
         linear: parameters of those layers' weights.
@@ -130,13 +130,13 @@ class Run:
     trained: int
     base_bytes: int
     encoders: int
-    averaged: bool
+    ema: bool
     costs: Mapping[str, Cost]
     batch_size: int
     accumulate: int
     steps: int
     gpus: int
-    division: Division = field(default_factory=Division)
+    sharding: Sharding = field(default_factory=Sharding)
     rank: int | None = None
     parked: bool = False
     quantize: str | None = None
@@ -170,25 +170,25 @@ class Run:
 
 def memory(run: Run, planner: Planner) -> dict[str, float]:
     """Return the peak memory of one device by part, bytes. Trained values are float32, as are their gradients and moments."""
-    share = run.division.share()
+    share = run.sharding.share()
     base, trained = run.base, float(run.trained * FLOAT32)
-    divided = trained + base * run.division.frozen
+    sharded = trained + base * run.sharding.frozen
     activations, encoders = (
         run.cost.activations(run.batch_size // run.gpus, share),
         float(run.encoders * run.base_bytes),
     )
     parts = {
-        "base": base * (share if run.division.frozen else 1),
+        "base": base * (share if run.sharding.frozen else 1),
         "adapters": trained * share,
         "gradients": trained * share,
         "optimizer": run.trained * planner.optimizer_bytes * share,
-        "averages": trained * run.averaged * share,
+        "EMA weights": trained * run.ema * share,
         # Parked, they come between steps, in the activations' place.
         "encoders": max(0.0, encoders - activations) if run.parked else encoders,
         "activations": activations,
     }
-    if run.division.pieces > 1:
-        parts["put together"] = divided * run.division.gathered
+    if run.sharding.devices > 1:
+        parts["all-gathered"] = sharded * run.sharding.gathered
     return parts
 
 
@@ -203,8 +203,8 @@ def step_seconds(run: Run, planner: Planner) -> float:
 
 
 def checkpoint_bytes(run: Run, planner: Planner) -> float:
-    """Return the size of a checkpoint: trained values, averages and the optimizer's; never the base."""
-    return float(run.trained * (FLOAT32 * (1 + run.averaged) + planner.optimizer_bytes))
+    """Return the size of a checkpoint: trained values, EMA weights and the optimizer's state; never the base."""
+    return float(run.trained * (FLOAT32 * (1 + run.ema) + planner.optimizer_bytes))
 
 
 def alternatives(run: Run, planner: Planner) -> Iterator[str]:
@@ -213,16 +213,16 @@ def alternatives(run: Run, planner: Planner) -> Iterator[str]:
     changed = {"": run}
     for choice, cost in list(run.costs.items())[1:]:
         changed[f"gradient_checkpointing={choice}"] = replace(run, costs={choice: cost})
-    if run.averaged:
-        changed["callbacks.ema=null"] = replace(run, averaged=False)
+    if run.ema:
+        changed["callbacks.ema=null"] = replace(run, ema=False)
     if run.base_bytes == FLOAT32:
         changed["base.model.dtype=bfloat16"] = replace(run, base_bytes=FLOAT32 // 2)
-    for kind in ("int8", "nf4") if run.stored and not run.division.frozen else ():
+    for kind in ("int8", "nf4") if run.stored and not run.sharding.frozen else ():
         if kind != run.quantize:
             changed[f"base.quantize={kind}"] = replace(run, quantize=kind)
-    if run.division.pieces == 1 and run.gpus > 1:
-        for name, divided in (("adapter_shard", Division(run.gpus)), ("fsdp", Division(run.gpus, True, 0.1))):
-            changed[f"trainer/strategy={name}"] = replace(run, division=divided)
+    if run.sharding.devices == 1 and run.gpus > 1:
+        for name, sharding in (("adapter_shard", Sharding(run.gpus)), ("fsdp", Sharding(run.gpus, True, 0.1))):
+            changed[f"trainer/strategy={name}"] = replace(run, sharding=sharding)
     for setting, other in changed.items():
         for per_device in range(run.batch_size // run.gpus, 0, -1):
             batch = per_device * run.gpus
@@ -254,9 +254,9 @@ def table(run: Run, planner: Planner) -> str:
     parts = memory(run, planner)
     peak, seconds = sum(parts.values()), step_seconds(run, planner)
     verdict = "fits" if peak <= planner.gpu_memory_gib * GIB else "DOES NOT FIT"
-    held = "the whole model" if run.division.pieces == 1 else f"1/{run.division.pieces} of "
-    if run.division.pieces > 1:
-        held += "the model" if run.division.frozen else "what is trained, and the whole base"
+    held = "the whole model" if run.sharding.devices == 1 else f"1/{run.sharding.devices} of "
+    if run.sharding.devices > 1:
+        held += "the model" if run.sharding.frozen else "what is trained, and the full base"
     rows: Mapping[str, str] = {
         "parameters": f"{run.frozen + run.trained:,} ({run.trained:,} trained)",
         "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training "

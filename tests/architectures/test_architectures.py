@@ -1,4 +1,4 @@
-"""Which laws does every architecture keep? A new one adds a row to `ROWS`, and all of them are put to it."""
+"""Laws that every architecture keeps; a new one adds a row to `ROWS`, and all laws are tested on it."""
 
 from __future__ import annotations
 

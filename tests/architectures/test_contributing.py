@@ -1,4 +1,4 @@
-"""Does the example of CONTRIBUTING.md keep every law and train, as it stands there?"""
+"""The example of CONTRIBUTING.md keeps every law, and trains."""
 
 from __future__ import annotations
 

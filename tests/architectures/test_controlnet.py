@@ -1,4 +1,4 @@
-"""Does the ControlNet start from the base's blocks, as many as asked for, and are all of them read?"""
+"""The ControlNet starts from the base's blocks, as many as configured, and all of them are read."""
 
 from __future__ import annotations
 

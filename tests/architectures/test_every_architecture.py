@@ -1,4 +1,4 @@
-"""Does every architecture on every task train from its YAML, resume bit for bit, and give its weights back?
+"""Every architecture trains from its YAML, resumes bit for bit, and exports weights that load again.
 
 Architectures and tasks are read from `conf/`: a new file is put to this by itself.
 """

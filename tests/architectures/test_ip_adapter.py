@@ -1,4 +1,4 @@
-"""Does the IP-Adapter compute what diffusers does, and is its image encoder in no checkpoint, whatever is trained?"""
+"""The IP-Adapter computes what diffusers does; its image encoder is in no checkpoint, whatever is trained."""
 
 from __future__ import annotations
 

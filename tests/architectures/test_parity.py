@@ -1,4 +1,4 @@
-"""Does the parallel architecture compute what the official inference code computes, from the files its users download?"""
+"""The parallel architecture computes what the official inference code computes, from the files its users download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the reference's own pass what it claims: exact when kept, blind to text and noise, and trained through?"""
+"""The reference's separate pass is exact when kept, independent of text and noise, and trained through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a training step's cost counted as it is, and without a trace on the training?"""
+"""A training step's cost is counted as it is, without a trace on the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny_run import Run, assert_same
 from torch import nn
 
 from callbacks.cost import StepCost
-from callbacks.isolated_sampling import drawing
+from callbacks.isolated_sampling import isolated_sampling
 from dsd_lightning.planning.counters import CPU_ATTENTION, LiveTensors, Operations
 
 
@@ -65,7 +65,7 @@ class Clock(L.Callback):
         self.now += 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        with drawing(trainer, pl_module, averaged=False):
+        with isolated_sampling(trainer, pl_module, ema=False):
             self.now += 100
 
 

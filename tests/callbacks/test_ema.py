@@ -1,4 +1,4 @@
-"""Are the averages the ones the formula gives, and are they in place exactly when they should be?"""
+"""EMA weights follow their formula, and are in place exactly when they should be."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def weights(module: L.LightningModule) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_averages_follow_the_formula_once_an_optimizer_step(tmp_path: Path, accumulate: int) -> None:
+def test_ema_weights_follow_the_formula_once_an_optimizer_step(tmp_path: Path, accumulate: int) -> None:
     trajectory = Trajectory()
     run = Run(tmp_path, 6, trajectory, accumulate=accumulate).fit()
     assert run.ema.updates == 6
     assert len(trajectory.steps) == 7
-    for name, average in run.ema.averages.items():
+    for name, average in run.ema.weights.items():
         expected = trajectory.steps[0][name].double()
         for n, after in enumerate(trajectory.steps[1:]):
             decay = min(0.9, (1 + n) / (10 + n))
@@ -52,7 +52,7 @@ def test_averages_follow_the_formula_once_an_optimizer_step(tmp_path: Path, accu
         assert not torch.equal(average, trajectory.steps[-1][name])
 
 
-def test_validation_sees_the_averages_and_training_goes_on_without_them(tmp_path: Path) -> None:
+def test_validation_uses_the_ema_weights_and_training_the_trained_ones(tmp_path: Path) -> None:
     with_ema, without = Trajectory(), Trajectory()
     run = Run(tmp_path / "with", 5, with_ema).fit()
     plain = Run(tmp_path / "without", 5, without)
@@ -60,7 +60,7 @@ def test_validation_sees_the_averages_and_training_goes_on_without_them(tmp_path
     plain.fit()
     for left, right in zip(with_ema.steps, without.steps, strict=True):
         assert_same(left, right)
-    # After step 4 both batches were validated with averages, which are not the trained weights of that step.
+    # After step 4 both batches were validated with EMA weights, which are not the trained weights of that step.
     assert len(with_ema.validated) == 2
     assert_same(with_ema.validated[0], with_ema.validated[1])
     assert any(not torch.equal(value, with_ema.steps[4][name]) for name, value in with_ema.validated[0].items())
@@ -72,13 +72,13 @@ def test_block_puts_trained_weights_back_whatever_ends_it() -> None:
     module = make_module()
     ema = ExponentialMovingAverage(0.9)
     trained = weights(module)
-    ema.averages = {name: value + 1 for name, value in trained.items()}
-    with ema.averaged(module):
-        with ema.averaged(module):
-            assert_same(weights(module), ema.averages)
-        assert_same(weights(module), ema.averages)
+    ema.weights = {name: value + 1 for name, value in trained.items()}
+    with ema.applied(module):
+        with ema.applied(module):
+            assert_same(weights(module), ema.weights)
+        assert_same(weights(module), ema.weights)
     assert_same(weights(module), trained)
-    with pytest.raises(ZeroDivisionError), ema.averaged(module):
+    with pytest.raises(ZeroDivisionError), ema.applied(module):
         raise ZeroDivisionError
     assert_same(weights(module), trained)
 
@@ -95,21 +95,21 @@ def test_trained_weights_come_back_when_validation_fails(tmp_path: Path) -> None
     assert_same(run.trained(), trajectory.steps[4])
 
 
-def test_no_checkpoint_is_made_of_the_averages(tmp_path: Path) -> None:
+def test_no_checkpoint_is_saved_while_ema_weights_are_in_place(tmp_path: Path) -> None:
     class Saves(L.Callback):
         def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.save_checkpoint(tmp_path / "wrong")
 
-    with pytest.raises(RuntimeError, match="averaged weights are in place"):
+    with pytest.raises(RuntimeError, match="EMA weights are in place"):
         Run(tmp_path, 6, Saves()).fit()
     assert not (tmp_path / "wrong").exists()
 
 
-def test_other_callbacks_may_ask_for_the_averages(tmp_path: Path) -> None:
+def test_other_callbacks_may_use_the_ema_weights(tmp_path: Path) -> None:
     run = Run(tmp_path, 3).fit()
     trained = weights(run.module)
     with ema_weights(run.trainer):
-        assert_same(weights(run.module), run.ema.averages)
+        assert_same(weights(run.module), run.ema.weights)
     run.trainer.callbacks.remove(run.ema)
     with ema_weights(run.trainer):
         assert_same(weights(run.module), trained)

@@ -1,4 +1,4 @@
-"""Does a loss or gradient that is not finite leave no trace on the training, and do many of them end it in order?"""
+"""A loss or gradient that is not finite leaves no trace on the training; many of them end it in order."""
 
 from __future__ import annotations
 

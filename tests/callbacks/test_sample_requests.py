@@ -1,4 +1,4 @@
-"""Are a user's own references and prompts drawn, and sheets laid out, as asked?"""
+"""Images are generated from a user's own references and prompts, and sheets are laid out as documented."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from support.sample_runs import Miniature, run, small_module
 from callbacks.isolated_sampling import EveryNSteps
 from callbacks.probes import MiniatureProbe
 from callbacks.samples import PromptsFileError, Request, SampleSheets, read_requests
+from dsd_lightning.files.rows import TableError
 from dsd_lightning.images.pixels import to_image
 from dsd_lightning.images.sheet import CAPTION_SIZE, GAP, LINE, MARGIN, Row, _lines, draw_sheet, magnified, save_whole
 
@@ -50,7 +51,7 @@ def test_missing_images_are_all_named(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
     path = write_requests(tmp_path, {"image": "a.png", "prompt": "fine"}, line)
-    with pytest.raises(PromptsFileError, match="line 2"):
+    with pytest.raises(TableError, match="row 2"):
         read_requests(path)
 
 

@@ -1,4 +1,4 @@
-"""Do sample sheets and probes show the model as it is, and leave no trace on its training?"""
+"""Sample sheets and probes show the model as it is, and leave no trace on its training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.sample_runs import Miniature, run, small_module
 from torch import Tensor
 
 from callbacks.ema import ExponentialMovingAverage
-from callbacks.isolated_sampling import drawing
+from callbacks.isolated_sampling import isolated_sampling
 from callbacks.probes import MiniatureProbe
 from callbacks.samples import SampleSheets
 from dsd_lightning.images.sheet import GAP, MARGIN
@@ -71,23 +71,23 @@ def test_a_run_leaves_sheets_metrics_and_no_trace_on_the_training(tmp_path: Path
     assert float(logged[-1]["probe/reference_psnr"]) == pytest.approx(watched.summary["reference_psnr"], rel=1e-5)
 
 
-def test_after_the_first_step_the_averaged_weights_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, average = small_module(), ExponentialMovingAverage(0.9)
-    drawn_with: list[dict[str, Tensor]] = []
-    draw = module.draw
+def test_after_the_first_step_the_ema_weights_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, ema = small_module(), ExponentialMovingAverage(0.9)
+    weights_used: list[dict[str, Tensor]] = []
+    generate = module.generate
 
     def watching(*arguments: Any, **options: Any) -> dict[str, Tensor]:
-        drawn_with.append(trained(module))
+        weights_used.append(trained(module))
         assert not module.training
         assert not torch.is_grad_enabled()
-        return draw(*arguments, **options)
+        return generate(*arguments, **options)
 
-    monkeypatch.setattr(module, "draw", watching)
+    monkeypatch.setattr(module, "generate", watching)
     start = trained(module)
-    run(tmp_path, module, Miniature(), [average, SampleSheets(count=1)], steps=3)
-    assert same(drawn_with[0], start)
-    assert same(drawn_with[1], average.averages)
-    assert not same(trained(module), average.averages)
+    run(tmp_path, module, Miniature(), [ema, SampleSheets(count=1)], steps=3)
+    assert same(weights_used[0], start)
+    assert same(weights_used[1], ema.weights)
+    assert not same(trained(module), ema.weights)
 
 
 def test_a_resumed_run_does_not_call_its_state_untrained(tmp_path: Path) -> None:
@@ -174,21 +174,21 @@ def test_sheets_and_a_table_reach_wandb(tmp_path: Path) -> None:
 def test_drawing_from_a_reference_and_a_prompt_is_drawing_the_pair() -> None:
     module, batch = small_module(), Miniature().batch(2)
     assert batch.reference is not None
-    with drawing(L.Trainer(logger=False, enable_checkpointing=False), module, averaged=False):
-        pair = module.draw(batch)
-        free = module.draw_from(batch.reference, batch.prompts, batch.keys)
+    with isolated_sampling(L.Trainer(logger=False, enable_checkpointing=False), module, ema=False):
+        pair = module.generate(batch)
+        free = module.generate_from(batch.reference, batch.prompts, batch.keys)
         encoded, text = module.encode(batch)
-        cached = module.draw(
+        cached = module.generate(
             PairBatch(batch.keys, batch.epochs, batch.prompts, encoded=encoded, text=text, facts=batch.facts)
         )
-        alone = module.draw_from(batch.reference[1:], batch.prompts[1:], batch.keys[1:])
+        alone = module.generate_from(batch.reference[1:], batch.prompts[1:], batch.keys[1:])
     assert set(pair) == {"reference", "target"}
     for name, images in pair.items():
         assert images.shape == (2, 3, 64, 64)
         assert torch.equal(images, free[name])
         assert torch.equal(images, cached[name])
         torch.testing.assert_close(images[1:], alone[name], atol=1e-4, rtol=0)
-    other = module.draw_from(batch.reference, batch.prompts, ["another", "key"])
+    other = module.generate_from(batch.reference, batch.prompts, ["another", "key"])
     assert not torch.allclose(other["target"], pair["target"], atol=1e-3)
 
 

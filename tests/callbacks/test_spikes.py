@@ -1,4 +1,4 @@
-"""Are batches whose loss jumps found, with their samples, and others not?"""
+"""Batches whose loss jumps are listed with their samples, and others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the metrics of a run say what happened: speed, waiting, gradient norm, summary, progress bar?"""
+"""Speed, waiting, gradient norm, summary and progress bar of a run are measured right."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from support.tiny_run import Run
 
 from callbacks.cost import StepCost
+from callbacks.progress import ProgressBar
 from callbacks.summary import Summary
-from callbacks.throughput import ProgressBar, Throughput
+from callbacks.throughput import Throughput
 
 
 class Slow(L.Callback):

@@ -54,7 +54,7 @@ def test_adapter_of_a_run_gives_ema_or_last_weights(tmp_path: Path) -> None:
     assert folder is not None
     architecture = make_architecture()
     load_adapter(folder, architecture)
-    assert_same(dict(architecture.trainable()), run.ema.averages)
+    assert_same(dict(architecture.trainable()), run.ema.weights)
     load_adapter(folder, architecture, ema=False)
     assert_same(dict(architecture.trainable()), run.trained())
 

@@ -37,7 +37,7 @@ def assert_continues(resumed: Run, whole_run: Run, step: int, first_validation: 
     expected = {k: v for k, v in whole_run.recorder.validations.items() if k >= first_validation}
     assert resumed.recorder.validations == expected
     assert_same(resumed.trained(), whole_run.trained())
-    assert_same(resumed.ema.averages, whole_run.ema.averages)
+    assert_same(resumed.ema.weights, whole_run.ema.weights)
     # The step under which loggers file their values.
     logged_steps = {run.trainer.fit_loop.epoch_loop._batches_that_stepped for run in (resumed, whole_run)}
     assert len(logged_steps) == 1

@@ -1,4 +1,4 @@
-"""Does recomputing blocks change nothing but memory, and does the plan know how much?"""
+"""Gradient checkpointing changes nothing but memory, and the plan counts how much."""
 
 from __future__ import annotations
 

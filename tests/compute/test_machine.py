@@ -1,4 +1,4 @@
-"""Is what the machine is said to do fast true, and does a machine that cannot compile go on without?"""
+"""The fast precision is chosen where the hardware has it, and a machine that cannot compile trains all the same."""
 
 from __future__ import annotations
 

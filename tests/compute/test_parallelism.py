@@ -1,4 +1,4 @@
-"""Do two processes compute what one does, under every strategy, and can each go on from the other's checkpoints?"""
+"""Two processes compute what one does, under every strategy, and each resumes from the other's checkpoints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.architecture_rows import ROWS, base
 from support.tiny_run import assert_same
 from support.two_devices import (
     HALF,
-    IN_PIECES,
-    INDIVISIBLE,
+    IS_SHARDED,
+    NOT_SHARDABLE,
     OTHERS,
     SHARED,
     STEPS,
@@ -47,7 +47,7 @@ def double(single: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize(
     ("strategy", "row"),
     [(name, "parallel") for name in SHARED]
-    + [(name, row) for name in SHARED[:3] for row in OTHERS if name == "ddp" or row not in INDIVISIBLE],
+    + [(name, row) for name in SHARED[:3] for row in OTHERS if name == "ddp" or row not in NOT_SHARDABLE],
 )
 def test_two_processes_equal_one(single: dict[str, Any], double: dict[str, Any], strategy: str, row: str) -> None:
     steps = STEPS if row == "parallel" else 3
@@ -76,33 +76,33 @@ def test_one_process_goes_on_from_two(
 
 
 @pytest.mark.parametrize("strategy", SHARED)
-def test_each_process_writes_its_pieces_if_asked_to(double: dict[str, Any], strategy: str) -> None:
+def test_each_process_writes_its_shards_if_configured(double: dict[str, Any], strategy: str) -> None:
     folder = double["folder"] / strategy / "checkpoints" / f"step_{STEPS:08d}"
     names = {file.name for file in folder.iterdir()}
     parts = ["00000-of-00002.", "00001-of-00002."] if strategy == "adapter_shard" else ["00000-of-00001."]
-    parts = parts if strategy in IN_PIECES else [""]
+    parts = parts if strategy in IS_SHARDED else [""]
     expected = {f"{stem}.{part}safetensors" for stem in ("adapter", "ema") for part in parts}
     expected |= {f"training_state.{part}safetensors" for part in parts if part}
     assert names == expected | {"adapter.json", "training_state.pt", "manifest.json"}
-    _, averages = read_adapter(folder)
+    _, ema = read_adapter(folder)
     _, trained = read_adapter(folder, ema=False)
     result = double["rank0"][f"{strategy}/parallel"]
-    assert_same(averages, result["averages"])
+    assert_same(ema, result["ema"])
     assert_same(trained, result["trained"])
 
 
-def test_each_strategy_divides_what_it_says(double: dict[str, Any]) -> None:
-    def divided(strategy: str) -> dict[bool, set[str]]:
-        pieces = double["rank0"][f"{strategy}/parallel"]["pieces"]
+def test_each_strategy_shards_what_it_says(double: dict[str, Any]) -> None:
+    def sharded(strategy: str) -> dict[bool, set[str]]:
+        found = double["rank0"][f"{strategy}/parallel"]["kinds"]
         kinds: dict[bool, set[str]] = {True: set(), False: set()}
-        for name, kind in pieces.items():
+        for name, kind in found.items():
             trained = name in double["rank0"][f"{strategy}/parallel"]["trained"]
             kinds[trained].add(kind)
         return kinds
 
-    assert divided("ddp") == {True: {"Parameter"}, False: {"Parameter"}}
-    assert divided("adapter_shard") == {True: {"DTensor"}, False: {"Parameter"}}
-    assert divided("fsdp") == divided("hybrid") == {True: {"DTensor"}, False: {"DTensor"}}
+    assert sharded("ddp") == {True: {"Parameter"}, False: {"Parameter"}}
+    assert sharded("adapter_shard") == {True: {"DTensor"}, False: {"Parameter"}}
+    assert sharded("fsdp") == sharded("hybrid") == {True: {"DTensor"}, False: {"DTensor"}}
 
 
 @pytest.mark.parametrize("rank", [0, 1, None])
@@ -127,8 +127,8 @@ def test_all_leave_out_a_step_that_is_not_finite_on_one(double: dict[str, Any], 
 # --- Settings.
 
 
-@pytest.mark.parametrize("row", INDIVISIBLE)
-def test_what_cannot_be_divided_is_refused(row: str) -> None:
+@pytest.mark.parametrize("row", NOT_SHARDABLE)
+def test_what_cannot_be_sharded_is_refused(row: str) -> None:
     with pytest.raises(ValueError, match="trainer/strategy=ddp"):
         ROWS[row].build(base()).require_shardable()
 
@@ -140,11 +140,11 @@ def test_wrong_settings_are_refused() -> None:
         ShardedStrategy(replicas=0)
 
 
-def test_the_whole_of_a_whole_tensor_is_itself() -> None:
-    from dsd_lightning.compute.dtensors import gather_nested, sharded_like, whole
+def test_an_unsharded_tensor_is_its_own_full_tensor() -> None:
+    from dsd_lightning.compute.dtensors import full_tensor, gather_nested, sharded_like
 
     value: Tensor = torch.arange(3.0)
-    assert whole(value) is value
+    assert full_tensor(value) is value
     gathered = gather_nested({"a": [value, 2]})["a"]
     assert torch.equal(gathered[0], value)
     assert gathered[1] == 2

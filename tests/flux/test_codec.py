@@ -1,4 +1,4 @@
-"""Are latents FLUX's, a pure function of the image, and of images that can be packed?"""
+"""Latents are FLUX's, a pure function of the image, and only of images that can be packed."""
 
 from __future__ import annotations
 

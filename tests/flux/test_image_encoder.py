@@ -1,4 +1,4 @@
-"""Do reference images reach a vision tower as transformers would show them to it, and is a wrong folder refused by name?"""
+"""Reference images reach a vision tower as transformers would prepare them; a wrong folder is refused by name."""
 
 from __future__ import annotations
 

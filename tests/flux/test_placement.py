@@ -1,4 +1,4 @@
-"""Do encoders that wait in main memory compute the same, come only when they are needed, and let training alone?"""
+"""Encoders that wait in main memory compute the same, move only when needed, and leave training unchanged."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_each_part_comes_for_what_it_computes_and_goes_home(visits: list[str]) -
     compare(lambda m: m.encode(batch)[0].clean, ["Codec", "Codec", "TextEncoder"])
     canvas = parked.encode(batch)[0].clean
     compare(lambda m: m.decode_frames(canvas), ["Codec"])
-    compare(lambda m: m.draw(batch), ["TextEncoder", "Codec", "TextEncoder", "Codec"])
-    compare(lambda m: m.draw_from(reference, batch.prompts, batch.keys), ["Codec", "TextEncoder", "Codec"])
+    compare(lambda m: m.generate(batch), ["TextEncoder", "Codec", "TextEncoder", "Codec"])
+    compare(lambda m: m.generate_from(reference, batch.prompts, batch.keys), ["Codec", "TextEncoder", "Codec"])
 
 
 def assert_same(left: object, right: object) -> None:
@@ -89,7 +89,7 @@ def test_several_calls_need_one_visit(visits: list[str]) -> None:
     home = places(module)
     with module.encoders_at_work():
         assert not set(places(module)) & set(home)
-        module.draw(batch)
+        module.generate(batch)
         module.encode(batch)
     assert visits == ["Codec", "TextEncoder"]
     with pytest.raises(RuntimeError, match="broken"), module.encoders_at_work():

@@ -1,4 +1,4 @@
-"""Does a base in 8 or 4 bits train factors as the whole one does, in the memory that was planned?"""
+"""A base in 8 or 4 bits trains factors as the unquantised one does, in the memory that was planned."""
 
 from __future__ import annotations
 

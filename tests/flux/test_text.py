@@ -1,4 +1,4 @@
-"""Are prompts embedded as FLUX's pipeline embeds them, and is a cached embedding the same as a fresh one?"""
+"""Prompts are embedded as FLUX's pipeline embeds them, and a cached embedding equals a fresh one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are image tokens and their position ids laid out as FLUX's pipeline lays them out?"""
+"""Image tokens and their position ids are laid out as FLUX's pipeline lays them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the plan count what there is, and does it tell whether a run fits?"""
+"""The plan counts parameters, operations and memory right, and says whether a run fits."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.planning.of_config import plan, require_fit
 from dsd_lightning.planning.plan import (
     GIB,
-    Division,
     DoesNotFitError,
     Planner,
     Run,
+    Sharding,
     alternatives,
     count_stored,
     fits,
@@ -115,7 +115,7 @@ def flux_run(**changed: Any) -> Run:
         "trained": 2_091_909_120,
         "base_bytes": 2,
         "encoders": 0,
-        "averaged": False,
+        "ema": False,
         "costs": {
             "none": Cost(arithmetic.forward, arithmetic.training, ((int(arithmetic.activations), 2_091_909_120 * 4),))
         },
@@ -237,36 +237,36 @@ def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> No
         require_fit(config, 0.05)
 
 
-def test_pieces_take_less_memory_than_the_whole() -> None:
-    def peak(**division: Any) -> dict[str, float]:
-        return memory(flux_run(division=Division(**division)), H100)
+def test_sharding_takes_less_memory() -> None:
+    def peak(**sharding: Any) -> dict[str, float]:
+        return memory(flux_run(sharding=Sharding(**sharding)), H100)
 
-    whole, adapters, everything = peak(), peak(pieces=8), peak(pieces=8, frozen=True, gathered=0.1)
+    whole, adapters, everything = peak(), peak(devices=8), peak(devices=8, frozen=True, gathered=0.1)
     assert adapters["base"] == whole["base"] == pytest.approx(8 * everything["base"])
     for name in ("adapters", "gradients", "optimizer"):
         assert whole[name] == pytest.approx(8 * adapters[name]) == pytest.approx(8 * everything[name])
-    assert adapters["put together"] == whole["adapters"]
-    assert "put together" not in whole
+    assert adapters["all-gathered"] == whole["adapters"]
+    assert "all-gathered" not in whole
     assert sum(whole.values()) > sum(adapters.values()) > sum(everything.values())
 
 
 @pytest.mark.parametrize(
-    ("strategy", "pieces", "frozen"),
+    ("strategy", "devices", "frozen"),
     [("ddp", 1, False), ("adapter_shard", 8, False), ("fsdp", 8, True), ("hybrid", 4, True)],
 )
-def test_the_plan_knows_what_a_strategy_divides(strategy: str, pieces: int, frozen: bool, tiny_base: Path) -> None:
+def test_the_plan_counts_what_a_strategy_shards(strategy: str, devices: int, frozen: bool, tiny_base: Path) -> None:
     choices = (f"trainer/strategy={strategy}", "trainer.devices=4", "trainer.num_nodes=2", "arch.lora.rank=2")
     told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}", *choices))
-    held = "the whole model" if pieces == 1 else f"1/{pieces} of " + ("the model" if frozen else "what is trained")
+    held = "the whole model" if devices == 1 else f"1/{devices} of " + ("the model" if frozen else "what is trained")
     assert f"8 GPUs (each holds {held}" in told
-    assert ("put together" in told) == (pieces > 1)
+    assert ("all-gathered" in told) == (devices > 1)
 
 
-def test_a_strategy_that_the_plan_does_not_know_is_refused(tiny_base: Path) -> None:
+def test_an_unknown_strategy_is_refused(tiny_base: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer\.strategy=deepspeed: choose trainer/strategy=single"):
         plan(compose_train(Path("run"), f"base.model.path={tiny_base}", "trainer.strategy=deepspeed"))
 
 
-def test_the_assumptions_stand_in_the_configuration() -> None:
+def test_the_assumptions_are_in_the_configuration() -> None:
     keys = set(OmegaConf.load(CONF / "train.yaml").planner) - {"_target_"}
     assert keys == set(Planner.__dataclass_fields__), json.dumps(sorted(keys))

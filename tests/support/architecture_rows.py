@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -28,7 +29,8 @@ BATCH, SIZE = 2, 32  # samples; pixels of a frame's side
 
 def configured(name: str, **overrides: Any) -> Callable[[FluxTransformer2DModel], Architecture]:
     """Return what `arch=NAME` builds, with factors of rank 4 where it has any."""
-    config = OmegaConf.load(CONF / f"{name}.yaml")
+    with initialize_config_dir(str(CONF.parent), version_base=None):
+        config = compose(overrides=[f"+arch={name}"]).arch
     if config.lora is not None:
         config.lora.rank = 4
     for key, value in overrides.items():

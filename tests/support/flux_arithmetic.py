@@ -1,4 +1,4 @@
-"""What does a pass through FLUX cost? Multiplications and the bytes that wait for the backward pass, from shapes alone.
+"""Multiplications of a pass through FLUX, and the bytes kept for the backward pass, from shapes alone.
 
 Pure arithmetic: nothing here needs torch, a GPU or weights. Layers are known by diffusers' names.
 """

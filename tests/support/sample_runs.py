@@ -1,4 +1,4 @@
-"""What do tests of drawing callbacks train? A small model of real parts, a handful of pairs, and a run of few steps."""
+"""A small model of real parts, a handful of pairs, and a run of few steps, for tests of callbacks that generate images."""
 
 from __future__ import annotations
 

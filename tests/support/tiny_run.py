@@ -1,4 +1,4 @@
-"""What do the tests of checkpoints and averages train? The real module on a two-block transformer, for a few steps."""
+"""The real module on a two-block transformer, trained for a few steps, for tests of checkpoints and EMA weights."""
 
 from __future__ import annotations
 

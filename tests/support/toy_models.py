@@ -1,4 +1,4 @@
-"""Which small models do tests work with? Architectures whose velocity can be written down, and a random vision tower."""
+"""Architectures whose velocity can be written down, and a random vision tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do two processes train together, to be compared with one? Every strategy, over gloo on the CPU.
+"""What two processes train together, to be compared with one: every strategy, over gloo on the CPU.
 
 `python -m torch.distributed.run --nproc-per-node 2 tests/support/two_devices.py float SINGLE OUT` writes `OUT/rank0.pt` and
 `rank1.pt`; SINGLE holds checkpoints of one process, to be resumed from.
@@ -30,7 +30,7 @@ from callbacks.ema import ExponentialMovingAverage
 from callbacks.nonfinite import NonFiniteGuard
 from callbacks.throughput import Throughput
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, list_steps
-from dsd_lightning.compute.dtensors import whole
+from dsd_lightning.compute.dtensors import full_tensor
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.quantize import quantize_
 from dsd_lightning.flux.text import TextEncoder
@@ -51,10 +51,10 @@ OTHERS = (
     *("concat", "controlnet", "reference_tokens", "reference_tokens-separate_pass", "ip_adapter-with_lora"),
     *("ip_adapter_plus", "text_only-whole"),
 )
-INDIVISIBLE = ("reference_tokens-separate_pass",)
+NOT_SHARDABLE = ("reference_tokens-separate_pass",)
 """Rows of `ROWS` beside `parallel`; and those that only whole replicas can train."""
 
-IN_PIECES = ("adapter_shard", "hybrid")
+IS_SHARDED = ("adapter_shard", "hybrid")
 """Strategies whose checkpoints each process writes its pieces of, in the background."""
 
 WHOLE_BASE = ("ddp", "adapter_shard")
@@ -128,7 +128,7 @@ class Norms(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.norms[trainer.global_step] = float(whole(torch.nn.utils.get_total_norm(gradients)))
+        self.norms[trainer.global_step] = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
 
 def fit(
@@ -178,7 +178,7 @@ def fit(
         log_every_n_steps=1,
         gradient_clip_val=0.05,
         use_distributed_sampler=False,
-        plugins=[FolderCheckpointIO(background=name in IN_PIECES, sharded=name in IN_PIECES)],
+        plugins=[FolderCheckpointIO(background=name in IS_SHARDED, sharded=name in IS_SHARDED)],
         callbacks=[
             ema,
             Throughput(),
@@ -199,9 +199,9 @@ def fit(
             exit_code = stop.code
     trained = {key: value.detach() for key, value in architecture.trainable()}
     return {
-        "pieces": {key: type(value).__name__ for key, value in architecture.named_parameters()},
-        "trained": {key: whole(value).clone() for key, value in trained.items()},
-        "averages": {key: whole(value).clone() for key, value in ema.averages.items()},
+        "kinds": {key: type(value).__name__ for key, value in architecture.named_parameters()},
+        "trained": {key: full_tensor(value).clone() for key, value in trained.items()},
+        "ema": {key: full_tensor(value).clone() for key, value in ema.weights.items()},
         "norms": norms.norms,
         "losses": recorder.losses,
         "exit_code": exit_code,
@@ -259,7 +259,7 @@ def scenarios(single: Path, out: Path) -> Iterator[tuple[str, Callable[[], dict[
             ),
         )
         for row in OTHERS if name != "hybrid" else ():
-            if name == "ddp" or row not in INDIVISIBLE:
+            if name == "ddp" or row not in NOT_SHARDABLE:
                 yield f"{name}/{row}", partial(fit, row, name, 2, out / f"{name}-{row}", steps=3)
     for name in ("ddp", "fsdp"):
         guard = NonFiniteGuard(out / f"nonfinite-{name}")
@@ -318,7 +318,7 @@ def assert_close(left: dict[Any, Any], right: dict[Any, Any]) -> None:
 
 
 def assert_same_run(left: dict[str, Any], right: dict[str, Any], first: int = 0) -> None:
-    for part in ("trained", "averages"):
+    for part in ("trained", "ema"):
         assert_close(left[part], right[part])
     for part in ("norms", "losses"):
         assert_close(left[part], {step: value for step, value in right[part].items() if step >= first})
