@@ -30,13 +30,6 @@ def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    Image.fromarray(values).resize((90, 60)).save(tmp_path / "a.png")
-    return tmp_path / "a.png"
-
-
 def run_story(*flags: str) -> int:
     return main(["story", *QUICK, *flags])
 
