@@ -23,17 +23,16 @@ def checkpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(
-    ("override", "fragments"),
+    ("key", "override", "fragments"),
     [
-        ("arch=text_only", ("arch=parallel", "text_only")),
-        ("arch.lora.rank=4", ("arch.lora.rank=2", "4")),
-        ("arch.lora=null", ("arch.lora",)),
-        ("base=tiny_untrained", ("transformer num_layers=1", "2", "another base")),
+        ("ckpt", "arch=text_only", ("arch=parallel", "text_only")),
+        ("init_from", "arch.lora.rank=4", ("arch.lora.rank=2", "4")),
+        ("ckpt", "arch.lora=null", ("arch.lora",)),
+        ("init_from", "base=tiny_untrained", ("transformer num_layers=1", "2", "another base")),
     ],
 )
-@pytest.mark.parametrize("key", ["ckpt", "init_from"])
 def test_a_checkpoint_of_another_architecture_rank_or_base_is_refused_before_the_data_is_encoded(
-    tiny_base: Path, tmp_path: Path, checkpoint: Path, override: str, fragments: tuple[str, ...], key: str
+    tiny_base: Path, tmp_path: Path, checkpoint: Path, key: str, override: str, fragments: tuple[str, ...]
 ) -> None:
     # So many pairs would take hours to encode.
     overrides = [f"{key}={checkpoint}", f"{SOURCE}.pairs=10000000", *QUICK]
@@ -73,12 +72,6 @@ def test_a_damaged_checkpoint_is_refused(tiny_base: Path, tmp_path: Path, checkp
     assert str(state) in refusal(tmp_path, *tiny_miniature(tiny_base, f"ckpt={damaged}", *QUICK))
 
 
-def test_a_new_run_in_the_folder_of_an_old_one_is_refused(tiny_base: Path, checkpoint: Path) -> None:
-    message = refusal(checkpoint.parents[1], *tiny_miniature(tiny_base, *QUICK))
-    assert str(checkpoint.parent) in message
-    assert "ckpt=last" in message
-
-
 # --- Places that cannot be written. (A file stands where a folder should be: root may write anywhere else.)
 
 
@@ -89,13 +82,6 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in refused.stderr
     assert "hydra.run.dir=" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def test_a_checkpoint_folder_that_cannot_be_written_is_refused(tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").touch()
-    message = refusal(tmp_path, *tiny_miniature(tiny_base, *QUICK))
-    assert f"cannot write checkpoints to {tmp_path / 'checkpoints'}" in message
-    assert "hydra.run.dir=" in message
 
 
 def test_metrics_that_cannot_be_written_are_refused(tiny_base: Path, tmp_path: Path) -> None:
