@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsd_lightning.files.atomic import rename, write_json
+from dsd_lightning.files.atomic import write_json
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -163,12 +163,15 @@ class ShardIndex:
     def write_partial(self, root: Path) -> Path:
         """Write index.json.partial and return it; renaming it completes the set."""
         partial = root / (INDEX_NAME + PARTIAL)
-        write_json(partial, {"format_version": FORMAT_VERSION, "samples": self.samples, **asdict(self)})
+        self._write(partial)
         return partial
+
+    def _write(self, path: Path) -> None:
+        write_json(path, {"format_version": FORMAT_VERSION, "samples": self.samples, **asdict(self)})
 
     def write(self, root: Path) -> None:
         """Write index.json atomically."""
-        rename(self.write_partial(root), root / INDEX_NAME)
+        self._write(root / INDEX_NAME)
 
     @classmethod
     def read(cls, root: Path) -> ShardIndex | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dsd_lightning.files.atomic import remove_leftovers
 from dsd_lightning.shards.format import INDEX_NAME, DamagedSample, ShardEntry, ShardError, ShardIndex, sha256_of
 from dsd_lightning.shards.reader import PairShards
 
@@ -48,6 +49,8 @@ def index_shards(root: str | Path, *, task: str | None = None, overwrite: bool =
     old = root / INDEX_NAME
     if old.exists() and not overwrite:
         raise ShardError(f"{old} exists already; check the set with 'verify', or replace the index with --overwrite")
+    if root.is_dir():
+        remove_leftovers(root)  # of a command that was killed while it wrote the index
     before = _readable_index(root) if old.exists() else None
     shards = PairShards(root, ignore_index=True)
     if shards.damage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import socket
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -308,6 +309,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_indexing_takes_in_tars_and_keeps_what_the_index_said(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     add_tar(root / "later.tar", plain_sample("later") | {"later.json": b'{"caption": "c", "task": "identity"}'})
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (root / f".index.json.{socket.gethostname()}-{ended.pid}-0.partial").touch()  # of a killed command
     assert main(["index", str(root), "--overwrite"]) == 0
     shards = PairShards(root, task="identity", verify="sha256")
     assert shards.damage == []
