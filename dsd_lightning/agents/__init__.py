@@ -1,4 +1,4 @@
-"""How does the project ask language models, with and without images? Requests, answers, failures; agents that ask."""
+"""Calls language models, with and without images: requests, answers, failures, and agents that make the calls."""
 
 from dsd_lightning.agents.agent import Agent
 from dsd_lightning.agents.failures import (

@@ -1,9 +1,9 @@
-"""How is a model asked, reliably? Cache, limits, retries and budget around one provider.
+"""Calls a language model reliably: cache, limits, retries and budget around one provider.
 
     agent.ask(request)                 one answer
-    agent.ask_all(requests)            many, as fast as the limits allow
-    agent.converse(request, turns)     a conversation, each answer said before the next turn
-    agent.dry_run(requests)            what they would take, without asking
+    agent.ask_all(requests)            many, as fast as the limits allow; agents.many for threads
+    agent.converse(request, turns)     a conversation, each answer sent along with the next turn
+    agent.dry_run(requests)            calls, tokens and dollars to expect; no call is made
 
 All of these block, and may be called from any number of threads; `ask_async` and `converse_async` are for event loops.
 Build one agent a process: it must not be carried over a fork.
@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from dsd_lightning.agents.background import Background, Result
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
 from dsd_lightning.agents.budget import Budget, Reservation
 from dsd_lightning.agents.cache import AnswerCache, described, key_of
 from dsd_lightning.agents.estimate import Estimate
@@ -31,18 +34,20 @@ from dsd_lightning.agents.prices import Prices, Size
 from dsd_lightning.agents.providers.provider import BatchProvider, Provider, Reply
 from dsd_lightning.agents.retries import Retries
 
+Result = TypeVar("Result")
+
 _POLL, _LONGEST_POLL = 0.02, 2.0
 """Seconds between two looks whether calls under way have freed some of the budget; the wait doubles."""
 
 
 class Agent:
-    """One model, asked within limits and a budget, every answer kept.
+    """One model, called within limits and a budget; every answer is stored.
 
     Args:
-        provider: who is asked.
-        cache: where answers are kept.
-        limits: how many and how much at a time.
-        retries: what is tried again.
+        provider: sends the requests.
+        cache: stores the answers.
+        limits: concurrency and rates.
+        retries: when a request is sent again.
         budget: what may be spent.
         prices: what the model costs.
         sampling: for requests that bring none of their own.
@@ -79,63 +84,64 @@ class Agent:
         self.prices = prices
         self.sampling = sampling
         self.timeout = timeout
-        self._loop: Background | None = None
+        self._portal: BlockingPortal | None = None
+        self._opened = ExitStack()
         self._starting = threading.Lock()
         self._under_way: dict[str, asyncio.Task[tuple[dict[str, Any], bool]]] = {}
 
     @property
     def model(self) -> str:
-        """Return the name of the model that is asked."""
+        """Return the name of the model."""
         return self.provider.model
 
     def ask(self, request: Request) -> Answer:
-        """Return the answer, from disk where it was given before.
+        """Return the answer, from the cache if it is there.
 
         Raises:
             AgentFailure: of the kind that fits; `Refused` also when the refusal was remembered.
         """
-        return self._wait(self._ask(request))
+        return self._wait(self._ask, request)
 
     async def ask_async(self, request: Request) -> Answer:
         """Return the answer, as `ask` does, without blocking the caller's event loop."""
-        return await asyncio.wrap_future(self._background().submit(self._ask(request)))
+        return await asyncio.wrap_future(self._start(self._ask, request))
 
     def ask_all(
         self,
         requests: Iterable[Request],
         on_answer: Callable[[int, Answer | AgentFailure], None] | None = None,
     ) -> list[Answer | AgentFailure]:
-        """Return answers or failures, in the order of `requests`, which are taken up as places become free.
+        """Return answers or failures, in the order of `requests`, which are read as places become free.
 
         Args:
             requests: may be endless lines of a file: only `concurrency` of them are held at a time.
-            on_answer: told index and result as each arrives, in a thread of the agent's; must not ask by itself.
+            on_answer: called with index and result as each arrives, in a thread of the agent; must not call the agent.
 
         Raises:
             AgentFailure: one that every further request would meet as well (budget, quota, key), as soon as those under
                 way have ended. Their answers are on disk.
         """
-        return self._wait(ask_all(self._ask, requests, self.limits.concurrency, on_answer))
+        return self._wait(ask_all, self._ask, requests, self.limits.concurrency, on_answer)
 
     def converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
-        """Ask `request`, then each of `turns` with everything that was said before it; return all answers.
+        """Send `request`, then each of `turns` with everything before it; return all answers.
 
         The request's sampling and attempt hold for the whole conversation.
 
         Raises:
             AgentFailure: of the first turn that got no answer; the answers before it are on disk.
         """
-        return self._wait(self._converse(request, turns))
+        return self._wait(self._converse, request, turns)
 
     async def converse_async(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Hold a conversation, as `converse` does, without blocking the caller's event loop."""
-        return await asyncio.wrap_future(self._background().submit(self._converse(request, turns)))
+        return await asyncio.wrap_future(self._start(self._converse, request, turns))
 
     def dry_run(self, requests: Iterable[Request], answer_tokens: int | None = None) -> Estimate:
-        """Return what `requests` would take, asking nothing; needs no key.
+        """Return what `requests` would take; makes no call and needs no key.
 
         Args:
-            requests: what would be asked. For a conversation, its turns with answers of the expected length put in.
+            requests: the requests. For a conversation, its turns with answers of the expected length put in.
             answer_tokens: expected length of an answer; None takes the longest that sampling allows.
         """
         seen: set[str] = set()
@@ -158,18 +164,23 @@ class Agent:
         """Return the cache key of a request: the digest of everything that determines its answer."""
         return key_of(self._described(request))
 
+    def settings(self) -> dict[str, Any]:
+        """Return what determines the answers beside the messages, as plain JSON."""
+        return {"provider": self.provider.identity, "model": self.model, "sampling": self.sampling.described()}
+
     def abandon(self) -> None:
-        """Let go of requests that wait for a batch, as after Ctrl-C: it goes on, and a later run takes its answers."""
+        """Stop waiting for batches, as after Ctrl-C: they go on, and a later run reads their answers."""
         if isinstance(self.provider, BatchProvider):
-            self._background().submit(self._give_up()).result()
+            self._start(self._give_up).result()
 
     def close(self) -> None:
-        """Give connections and threads back; the agent can be used again afterwards."""
+        """Close connections and threads; the agent can be used again afterwards."""
         with self._starting:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.submit(self.provider.close()).result()
-            loop.close()
+            portal, self._portal, opened = self._portal, None, self._opened.pop_all()
+        with opened:
+            if portal is not None:
+                portal.call(self.provider.close)
+                portal.call(portal.stop, True)  # what is still under way is cancelled
 
     def __enter__(self) -> Agent:
         return self
@@ -179,17 +190,20 @@ class Agent:
     ) -> None:
         self.close()
 
-    def _background(self) -> Background:
+    def _start(self, work: Callable[..., Awaitable[Result]], *arguments: Any) -> Future[Result]:
+        """Start `work` on the agent's event loop, which runs in a daemon thread of its own from the first call on."""
         with self._starting:
-            if self._loop is None:
-                self._loop = Background(workers=self.limits.concurrency + 4)
-            return self._loop
+            if self._portal is None:
+                self._portal = self._opened.enter_context(start_blocking_portal(name="agents"))
+                # Every request under way may block a thread: reading files, or in a library without an event loop.
+                self._portal.call(_set_worker_threads, self.limits.concurrency + 4)
+            return self._portal.start_task_soon(work, *arguments)
 
     def _described(self, request: Request) -> dict[str, Any]:
         return described(self.provider.identity, self.model, request, request.sampling or self.sampling)
 
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        future = self._background().submit(work)
+    def _wait(self, work: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+        future = self._start(work, *arguments)
         try:
             return future.result()
         except BaseException:
@@ -230,7 +244,7 @@ class Agent:
         return record, False
 
     async def _attempt(self, key: str, request: Request, record: dict[str, Any]) -> dict[str, Any]:
-        """Send once; add the answer to `record`, and keep it on disk before anything else can happen."""
+        """Send once; add the answer to `record`, and store it before anything else can happen."""
         sampling = request.sampling or self.sampling
         bound = self.prices.at_most(self.model, request.messages, sampling.max_output_tokens)
         async with self.limits.slot(bound.input_tokens + bound.output_tokens) as slot:
@@ -240,7 +254,7 @@ class Agent:
             try:
                 async with asyncio.timeout(self.timeout):
                     reply = await self._send(key, request.messages, sampling)
-                # A provider that does not say how many tokens it took is taken at the bound.
+                # A provider that does not report its tokens is counted at the bound.
                 size = Size(
                     bound.input_tokens if reply.input_tokens is None else reply.input_tokens,
                     bound.output_tokens if reply.output_tokens is None else reply.output_tokens,
@@ -260,7 +274,8 @@ class Agent:
                     f"{self.provider.identity}: no whole answer within timeout={self.timeout} s"
                 ) from None
             except asyncio.CancelledError:
-                usd = None if isinstance(self.provider, BatchProvider) else usd  # it stays set aside, for who asks next
+                # What waits in a batch stays reserved, for the same request of a later run.
+                usd = None if isinstance(self.provider, BatchProvider) else usd
                 raise
             finally:
                 if usd is not None:
@@ -268,8 +283,8 @@ class Agent:
         return record
 
     def _answer(self, reply: Reply, size: Size, cost: float | None) -> dict[str, Any]:
-        said = {"text": reply.text, "finish": reply.finish, "model": self.model, "served_model": reply.served_model}
-        return {**said, **asdict(size), "cost_usd": cost}
+        content = {"text": reply.text, "finish": reply.finish, "model": self.model, "served_model": reply.served_model}
+        return {**content, **asdict(size), "cost_usd": cost}
 
     async def _send(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
         if isinstance(self.provider, BatchProvider):
@@ -297,3 +312,7 @@ class Agent:
             messages = (*messages, Message.assistant(answers[-1].text), turn)
             answers.append(await self._ask(Request(messages, request.sampling, request.attempt)))
         return answers
+
+
+async def _set_worker_threads(number: int) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(number, thread_name_prefix="agents"))

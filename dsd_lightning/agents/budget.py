@@ -1,4 +1,4 @@
-"""How is `budget_usd` never crossed, by many calls at once, by several processes, and over restarts?
+"""Keeps spending below `budget_usd`, over many calls at once, several processes, and restarts.
 
 What a call may cost at most is reserved before it is sent and settled when its cost is known. Reservations and
 settlements are lines of a ledger file. A reservation that was never settled, because its process was killed, counts as
@@ -30,7 +30,7 @@ class Reservation:
 
 
 class Budget:
-    """Dollars that may be spent, and those that are.
+    """Dollars that may be spent, and those that have been.
 
     Args:
         budget_usd: bound of all spending in the ledger; None is no bound.
@@ -65,7 +65,7 @@ class Budget:
 
         Args:
             usd: what the call may cost.
-            name: by which a call that outlives its process is known again; its open reservation is replaced.
+            name: of a call that outlives its process; its open reservation is replaced.
 
         Raises:
             BudgetExceeded: there is too little, for good.
@@ -100,7 +100,7 @@ class Budget:
         return (
             f"budget_usd={self.budget_usd}: {self._spent:.4f} USD are spent{remains}{where}, and the next call may cost up "
             f"to {usd:.4f} USD, so it was not sent. To go on, raise agents.budget.budget_usd and run the same command "
-            "again: every answer so far is kept and will not be asked for or paid twice"
+            "again: every answer so far is stored, and no API call is repeated or paid twice"
         )
 
     def _write(self, entry: dict[str, Any]) -> None:

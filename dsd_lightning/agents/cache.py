@@ -1,7 +1,7 @@
-"""How is every answer kept on disk, whole or not at all, so that nothing is asked or paid for twice?
+"""Stores every answer on disk, atomically, so that no API call is repeated or paid for twice.
 
-One JSON file an answer, named by the key of everything that determines it. It is written beside and then renamed, so any
-number of processes may read and write one folder, and a kill at any moment leaves only whole answers.
+One JSON file an answer, named by the key of everything that determines it. Any number of processes may read and
+write one folder.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
 from dsd_lightning.agents.messages import Request, Sampling
+from dsd_lightning.files.atomic import write_bytes
 
 FORMAT = 1
 """Version of the key and of the file; another one is another key."""
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def described(identity: str, model: str, request: Request, sampling: Sampling) -> dict[str, Any]:
-    """Return everything that determines an answer, as JSON has it; images stand as their sha256."""
+    """Return everything that determines an answer, as JSON has it; images by their sha256."""
     return {
         "format": FORMAT,
         "provider": identity,
@@ -43,7 +42,7 @@ class AnswerCache:
     """A folder of answers: `FOLDER/ab/abcd....json`.
 
     Args:
-        folder: made when the first answer is kept. Runs may share it.
+        folder: made when the first answer is stored. Runs may share it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -60,17 +59,11 @@ class AnswerCache:
         except FileNotFoundError:
             return None
         except ValueError:
-            log.warning("%s is damaged, which no kill can cause; its request will be asked again", self.path(key))
+            log.warning("%s is damaged, which no kill can cause; its request will be sent again", self.path(key))
             return None
         return record
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Keep a record; on return it survives a kill and, as far as the file system allows, a power cut."""
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{key}.{os.getpid()}.{threading.get_ident()}.partial")
-        with partial.open("wb") as stream:
-            stream.write(json.dumps(record, sort_keys=True, indent=1).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        """Store a record; on return it survives a kill and, as far as the file system allows, a power cut."""
+        # In ASCII: answers may hold halves of surrogate pairs, which UTF-8 cannot write.
+        write_bytes(self.path(key), json.dumps(record, sort_keys=True, indent=1).encode())

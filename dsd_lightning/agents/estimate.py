@@ -1,4 +1,4 @@
-"""What would a list of requests take? Calls, tokens and dollars, without asking anything."""
+"""The calls, tokens and dollars that a list of requests would take, without an API call."""
 
 from __future__ import annotations
 

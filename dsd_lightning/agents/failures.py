@@ -1,4 +1,4 @@
-"""Which ways of failing are told apart, and which of them are worth another try?"""
+"""The kinds of failure, and which of them are worth another try."""
 
 from __future__ import annotations
 

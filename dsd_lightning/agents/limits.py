@@ -1,4 +1,4 @@
-"""How are concurrency, requests a minute and tokens a minute kept within what a provider allows?"""
+"""Keeps concurrency, requests a minute and tokens a minute within what a provider allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a model, and what comes back? Texts and images, sampling parameters, an answer with its cost."""
+"""Requests to a model and its answers: texts and images, sampling parameters, cost."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. What is None is left to the provider's default, and not sent."""
+    """How an answer is sampled. What is None is left to the provider's default, and not sent."""
 
     max_output_tokens: int = 1024
     """Longest answer, with the tokens of its thinking; bounds what a call can cost."""
@@ -124,7 +124,7 @@ class Request:
     sampling: Sampling | None = None
     """None takes the agent's."""
     attempt: int = 0
-    """Which answer to the same words is meant: equal attempts share a cached answer, others are asked anew."""
+    """Which answer to the same words is meant: equal attempts share a cached answer, others are sent again."""
 
     def __post_init__(self) -> None:
         roles = [message.role for message in self.messages]
@@ -142,7 +142,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, and what it took."""
+    """A model's answer, and its tokens and cost."""
 
     text: str
     finish: Finish
@@ -158,4 +158,4 @@ class Answer:
     key: str
     """Cache key; records can refer to the answer by it."""
     cached: bool
-    """Whether it was on disk already, so that nothing was asked now."""
+    """Whether it was on disk already, so that no call was made."""

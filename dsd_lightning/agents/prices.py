@@ -1,4 +1,4 @@
-"""What does a call cost, and what can it cost at most?"""
+"""Prices of calls: expected, and at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When is a failed request sent again, and after how long?"""
+"""When a failed request is sent again, and after how long."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Retries:
             error = state.outcome.exception() if state.outcome is not None else None
             return self.wait(state.attempt_number, error, key)
 
-        def tell(state: tenacity.RetryCallState) -> None:
+        def report(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
             seconds = state.next_action.sleep if state.next_action is not None else 0.0
             log.info("attempt %d failed, next in %.1f s: %s", state.attempt_number, seconds, error)
@@ -67,6 +67,6 @@ class Retries:
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=wait,
             retry=tenacity.retry_if_exception(self.worth_it),
-            before_sleep=tell,
+            before_sleep=report,
             reraise=True,
         )

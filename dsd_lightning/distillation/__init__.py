@@ -1,1 +1,1 @@
-"""How does a teacher make the pairs that its student learns from? Stages over records on disk (paper, Section 3.1)."""
+"""Makes paired data by self-distillation: captions, prompts, grids, panels, verdicts, shards."""

@@ -1,4 +1,4 @@
-"""What does `python distill.py` do? Everything that is not done yet, then the report; or it says what that would take."""
+"""The command `python distill.py`: runs what is not done yet, then writes the report; or estimates what that would take."""
 
 from __future__ import annotations
 

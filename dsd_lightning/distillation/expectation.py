@@ -1,4 +1,4 @@
-"""What would a run take? Calls, tokens and dollars, stage by stage, without asking anything."""
+"""Estimates what a run would take: calls, tokens and dollars, stage by stage, without an API call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good is the judge? Its verdicts against labels, at any threshold, without asking again.
+"""Scores the judge: its verdicts against people's labels, at several thresholds, without another API call.
 
 Labels are CSV files in `RUN/labels/`: columns `pair` and `same` (yes, no or ambiguous), one file a labeller.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from dsd_lightning.distillation.records import DistillationError, Record
 from dsd_lightning.distillation.rules import accepted
 from dsd_lightning.distillation.store import Store
+from dsd_lightning.files.atomic import write_text
+from dsd_lightning.files.rows import Table
 
 STAGE = "verify"
 LABELS = "labels"
@@ -68,25 +70,25 @@ class Score:
 
 def scores(pairs: Sequence[Record], labels: Mapping[str, str]) -> list[Score]:
     """Return the judge's score against labels at every threshold that its verdicts allow."""
-    known = [(pair, labels[pair.id]) for pair in pairs if pair.id in labels]
-    confident = any(pair.values["confidence"] is not None for pair, _ in known)
-    found = []
+    labelled = [(pair, labels[pair.id]) for pair in pairs if pair.id in labels]
+    confident = any(pair.values["confidence"] is not None for pair, _ in labelled)
+    results = []
     for threshold in THRESHOLDS if confident else (None,):
-        kept = [accepted(pair.values["same"], pair.values["confidence"], threshold) for pair, _ in known]
-        said = [label for _, label in known]
-        both = list(zip(kept, said, strict=True))
-        found.append(
+        kept = [accepted(pair.values["same"], pair.values["confidence"], threshold) for pair, _ in labelled]
+        given = [label for _, label in labelled]
+        both = list(zip(kept, given, strict=True))
+        results.append(
             Score(
                 threshold,
-                labelled=sum(label != "ambiguous" for label in said),
-                same=said.count("yes"),
+                labelled=sum(label != "ambiguous" for label in given),
+                same=given.count("yes"),
                 kept=sum(keep and label != "ambiguous" for keep, label in both),
                 kept_same=sum(keep and label == "yes" for keep, label in both),
-                ambiguous=said.count("ambiguous"),
+                ambiguous=given.count("ambiguous"),
                 kept_ambiguous=sum(keep and label == "ambiguous" for keep, label in both),
             )
         )
-    return found
+    return results
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -95,16 +97,17 @@ def read_labels(path: Path) -> dict[str, str]:
     Raises:
         DistillationError: a column is missing, or a label is none of yes, no and ambiguous.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not {"pair", "same"} <= set(rows[0]):
-        raise DistillationError(f"{path}: the columns pair and same are needed, but it has {', '.join(rows[0])}")
-    labels = {row["pair"].strip(): (row["same"] or "").strip().lower() for row in rows}
-    wrong = {pair: label for pair, label in labels.items() if label not in ("", "yes", "no", "ambiguous")}
-    if wrong:
-        pair, label = next(iter(wrong.items()))
-        raise DistillationError(f"{path}: {label!r} of pair {pair}: a label is yes, no or ambiguous, or empty")
-    return {pair: label for pair, label in labels.items() if label}
+    table = Table(path)
+    if not {"pair", "same"} <= set(table.columns):
+        raise DistillationError(f"{path}: the columns pair and same are needed, but it has {', '.join(table.columns)}")
+    labels: dict[str, str] = {}
+    for row in table:
+        pair, label = row.required_text("pair"), (row.text("same") or "").lower()
+        if label not in ("", "yes", "no", "ambiguous"):
+            raise DistillationError(f"{path}: {label!r} of pair {pair}: a label is yes, no or ambiguous, or empty")
+        if label:
+            labels[pair] = label
+    return labels
 
 
 def label_files(root: Path) -> list[Path]:
@@ -113,12 +116,9 @@ def label_files(root: Path) -> list[Path]:
 
 
 def write_labels(path: Path, labels: Mapping[str, str]) -> None:
-    """Write labels as CSV, whole or not at all."""
+    """Write labels as CSV, atomically."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["pair", "same"])
     writer.writerows(labels.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(buffer.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, buffer.getvalue())

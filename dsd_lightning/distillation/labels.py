@@ -1,4 +1,4 @@
-"""How do people label pairs? A random sample on a page of its own, or a CSV file; both are read alike.
+"""Prepares a random sample of pairs for people to label: a page of its own and a CSV file; both are read alike.
 
 python -m dsd_lightning.distillation.labels RUN --count 60 --name ada
 
@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dsd_lightning.distillation.judge_quality import LABELS, judged, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError
 from dsd_lightning.distillation.store import Store
+from dsd_lightning.files.atomic import write_text
 from dsd_lightning.randomness import uniform
 
 
@@ -52,7 +53,7 @@ def prepare(root: Path, count: int, name: str, seed: int) -> Path:
     write_labels(target, {pair.id: "" for pair in pairs})
     shown = [{"id": pair.id, "images": [data_url(pair.images[side]) for side in SIDES]} for pair in pairs]
     page = target.with_suffix(".html")
-    page.write_text(templates().get_template("labels.html.j2").render(pairs=shown, name=name), encoding="utf-8")
+    write_text(page, templates().get_template("labels.html.j2").render(pairs=shown, name=name))
     return page
 
 

@@ -1,4 +1,4 @@
-"""Where are the four panels of a grid? Separators, borders and seams, found in the pixels."""
+"""Finds the four panels of a grid by separators, borders and seams in its pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is handed from stage to stage? Records with plain values and images, rejections with a reason, and their cost."""
+"""What stages exchange: records with plain values and images, rejections with a reason, and their cost."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What became of a run? One HTML file: yields, costs, reasons, images, diversity of the prompts, the judge's errors."""
+"""Writes the report of a run, one HTML file: yields, costs, reasons, images, diversity of prompts, errors of the judge."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from dsd_lightning.distillation.judge_quality import STAGE, Score, judged, label_files, read_labels, scores
+from dsd_lightning.distillation.labels import data_url, templates
 from dsd_lightning.distillation.records import GRID, SIDES, Record, Rejection, Usage
 from dsd_lightning.distillation.store import Manifest, Store
+from dsd_lightning.files.atomic import write_json, write_text
+from dsd_lightning.files.text import read_text
 from dsd_lightning.randomness import uniform
 
 SHOWN = 36
-"""Pairs on a contact sheet, accepted and rejected each; drawn by a hash of their ids."""
+"""Pairs on a contact sheet, accepted and rejected each; chosen by a hash of their ids."""
 
 OTHERS_SHOWN = 12
 """Rejected records of each other stage."""
@@ -107,7 +108,7 @@ def thumbnail(encoded: bytes) -> str:
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "WEBP", quality=80)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return "data:image/png;base64," + base64.b64encode(encoded).decode()
+    return data_url(encoded)
 
 
 def _card(record: Record, images: Sequence[str], reason: str, detail: str) -> dict[str, Any]:
@@ -173,21 +174,18 @@ def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], 
     content: dict[str, Any] = {"run": _metrics(store, stages), "other": None}
     if other is not None:
         content["other"] = {"name": str(other), **_metrics(Store(other), stages)}
-    environment = Environment(
-        loader=PackageLoader("dsd_lightning.distillation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards = contact_sheet(store, stages)
-    page = environment.get_template("report.html.j2").render(
-        name=root.name,
-        cards=cards,
-        reasons=list(dict.fromkeys(card["reason"] for card in cards)),
-        samples=samples,
-        config=(root / "config.yaml").read_text() if (root / "config.yaml").exists() else "",
-        **content,
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            name=root.name,
+            cards=cards,
+            reasons=list(dict.fromkeys(card["reason"] for card in cards)),
+            samples=samples,
+            config=read_text(root / "config.yaml") if (root / "config.yaml").exists() else "",
+            **content,
+        )
     )
     metrics = {
         name: None
@@ -195,8 +193,9 @@ def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], 
         else {**part, "lines": [asdict(line) for line in part["lines"]], "judge": _plain(part["judge"])}
         for name, part in content.items()
     }
-    _replace(root / "report.json", json.dumps({**metrics, "samples": dict(samples)}, indent=1) + "\n")
-    return _replace(root / "report.html", page)
+    write_json(root / "report.json", {**metrics, "samples": dict(samples)})
+    write_text(root / "report.html", page)
+    return root / "report.html"
 
 
 def _plain(judge: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
@@ -215,10 +214,3 @@ def _metrics(store: Store, stages: Sequence[str]) -> dict[str, Any]:
         record for manifest in store.manifests("prompts") for record in store.read("prompts", manifest.partition)
     ]
     return {"lines": lines, "diversity": diversity(prompts), "judge": judge_scores(store)}
-
-
-def _replace(path: Path, text: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path

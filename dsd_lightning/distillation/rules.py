@@ -1,4 +1,4 @@
-"""When is a model's answer what was asked for? Rules for grid prompts, captions, verdicts and yes-or-no answers."""
+"""Rules that answers of models must keep: grid prompts, captions, verdicts and yes-or-no answers."""
 
 from __future__ import annotations
 

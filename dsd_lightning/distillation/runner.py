@@ -1,11 +1,9 @@
-"""How does a run go from captions to shards? Stage by stage, partition by partition; what is done is not done again."""
+"""Runs the stages from captions to shards, partition by partition; finished partitions are not run again."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import socket
 import sys
 import time
 from collections import Counter
@@ -20,6 +18,7 @@ from dsd_lightning.distillation.records import PASSING, DistillationError, Outco
 from dsd_lightning.distillation.stages import captions
 from dsd_lightning.distillation.stages.shards import write_shards
 from dsd_lightning.distillation.store import Manifest, Store, digest_of
+from dsd_lightning.files.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class Distillation:
 
     Args:
         config: `conf/distill.yaml`, composed.
-        say: told what happened, a line at a time.
+        say: called with progress, a line at a time.
     """
 
     def __init__(self, config: DictConfig, say: Callable[[str], None] = log.info) -> None:
@@ -139,7 +138,7 @@ class Distillation:
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
         self.store.sweep()
-        self._note_config()
+        write_text(self.store.root / "config.yaml", OmegaConf.to_yaml(self.config))
         partitions = self._plan()
         executor: Executor = instantiate(self.config.executor)
         mine = executor.mine(partitions)
@@ -152,19 +151,13 @@ class Distillation:
             executor.close()
         return self._write_shards(partitions) if "shards" in wanted and mine == partitions else {}
 
-    def _note_config(self) -> None:
-        final = self.store.root / "config.yaml"
-        partial = final.with_name(f"{final.name}.{socket.gethostname()}-{os.getpid()}.partial")
-        OmegaConf.save(self.config, partial)
-        partial.replace(final)
-
     def _plan(self) -> list[int]:
         """Draw the captions, unless that was done, and return the numbers of the partitions."""
         source: captions.CaptionSource = instantiate(self.config.captions)
         size, count, seed = self.config.partition_size, self.config.count, self.config.seed
         key = digest_of({"source": source.settings(), "count": count, "seed": seed, "partition_size": size})
         known = self.store.manifests(captions.NAME)
-        if known and all(manifest.key == key for manifest in known) and self._whole(known):
+        if known and all(manifest.key == key for manifest in known) and self._is_complete(known):
             return [manifest.partition for manifest in known]
         began = time.monotonic()
         records = captions.sample(source, count, seed)
@@ -174,11 +167,11 @@ class Distillation:
                 shutil.rmtree(self.store.folder(stage, partition), ignore_errors=True)
         for partition, part in enumerate(parts):
             self.store.write(captions.NAME, partition, key, len(part), Outcome(part), time.monotonic() - began)
-        (self.store.root / captions.NAME / "partitions").write_text(f"{len(parts)}\n")
+        write_text(self.store.root / captions.NAME / "partitions", f"{len(parts)}\n")
         self.say(f"captions: {len(records)} in {len(parts)} partitions")
         return list(range(len(parts)))
 
-    def _whole(self, known: Sequence[Manifest]) -> bool:
+    def _is_complete(self, known: Sequence[Manifest]) -> bool:
         note = self.store.root / captions.NAME / "partitions"
         return note.exists() and note.read_text().strip() == str(len(known))
 

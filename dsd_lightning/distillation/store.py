@@ -1,12 +1,12 @@
-"""How do a stage's records lie on disk? Partition by partition, whole or not at all, known by what they were made from.
+"""Stores the records of each stage on disk, partition by partition, atomically and keyed by their inputs and settings.
 
     ROOT/STAGE/part-00007/records.jsonl    what was kept, a record a line
                           rejected.jsonl   what was not, with reason and detail
-                          images.tar     the images that the stage made; absent if none
+                          images.tar       the images that the stage made; absent if none
                           manifest.json    key, counts, cost, sha256 of the files
 
-A partition is written to `part-00007.partial`, synced, and renamed. Its key is the digest of the stage's settings and of
-the partition that it was made from, so that a change of settings makes stale what depends on it, and nothing else.
+A partition is written to a folder that ends in `.partial`, synced, and renamed. Its key is the digest of the stage's settings
+and of the partition that it was made from, so that a change of settings makes stale what depends on it, and nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage
+from dsd_lightning.files import atomic
 
 FORMAT = 1
 RECORDS, REJECTED, IMAGES, MANIFEST = "records.jsonl", "rejected.jsonl", "images.tar", "manifest.json"
@@ -33,11 +34,11 @@ _PARTIAL, _OLD = ".partial", ".old"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a finished partition.
+    """A finished partition.
 
     Attributes:
         stage, partition: which one.
-        key: digest of what it was made from.
+        key: digest of its inputs and settings.
         taken, kept: records that went in and came out.
         rejected: how many were not kept, by reason.
         usage: what models took for it.
@@ -97,11 +98,11 @@ class Store:
         return [manifest for manifest in found if manifest is not None]
 
     def write(self, stage: str, partition: int, key: str, taken: int, outcome: Outcome, seconds: float) -> Manifest:
-        """Write a partition and return its manifest; it is there, whole, when this returns.
+        """Write a partition, atomically, and return its manifest.
 
         Raises:
             DistillationError: two records with one id.
-            OSError: the disk is full, or will not be written; nothing of this partition is there then.
+            OSError: the disk is full, or cannot be written; nothing of this partition is left then.
         """
         final = self.folder(stage, partition)
         partial = final.with_name(f"{final.name}.{_process()}{_PARTIAL}")
@@ -128,7 +129,7 @@ class Store:
         return manifest
 
     def _write_records(self, folder: Path, stage: str, outcome: Outcome) -> list[Record]:
-        """Write the images that the records brought along, and return the records saying where they lie."""
+        """Write the images that the records brought along, and return the records with their places."""
         kept: list[Record] = []
         seen: set[str] = set()
         made: dict[str, bytes] = {}
@@ -155,19 +156,14 @@ class Store:
         if final.exists():
             old = final.with_name(f"{final.name}.{_process()}{_OLD}")
             shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-            partial.rename(final)
+            atomic.rename(final, old)
+            atomic.rename(partial, final)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            partial.rename(final)
-        descriptor = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            atomic.rename(partial, final)
 
     def sweep(self) -> None:
-        """Remove what killed processes of this machine left half-written."""
+        """Remove incomplete partitions that killed processes of this machine left."""
         for leftover in [*self.root.glob(f"*/*{_PARTIAL}"), *self.root.glob(f"*/*{_OLD}")]:
             host, _, process = leftover.name.split(".")[-2].rpartition("-")
             if host == _host() and process.isdigit() and not _alive(int(process)):
@@ -235,5 +231,4 @@ def _alive(process: int) -> bool:
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+        atomic.flush(stream)

@@ -1,4 +1,4 @@
-"""Which teacher generates? Any FLUX in the diffusers layout, through diffusers' own pipeline."""
+"""The teacher that generates grids: any FLUX in the diffusers layout, through diffusers' own pipeline."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dsd_lightning.agents import Agent, AgentFailure, Answer, AuthenticationFailed, Request
+from dsd_lightning.agents import Agent, AgentFailure, Answer, AuthenticationFailed
 from dsd_lightning.agents.providers.keys import read_key
 from dsd_lightning.generation.jobs import GenerationError
 
@@ -80,20 +80,6 @@ def instruction(name: str, **values: object) -> str:
     """Return the text of `instructions/NAME.txt` with `values` inserted."""
     text = (files(__package__) / "instructions" / f"{name}.txt").read_text(encoding="utf-8")
     return text.strip().format(**values)
-
-
-def ask_each(agent: Agent, requests: Sequence[Request]) -> list[Answer | AgentFailure]:
-    """Return answers or failures, in order; a failure that stops all requests is returned for each without an answer."""
-    results: list[Answer | AgentFailure | None] = [None] * len(requests)
-
-    def keep(index: int, result: Answer | AgentFailure) -> None:
-        results[index] = result
-
-    try:
-        agent.ask_all(requests, keep)
-    except AgentFailure as failure:
-        return [failure if result is None else result for result in results]
-    return [result for result in results if result is not None]
 
 
 def line_of(answer: Answer | AgentFailure) -> str:

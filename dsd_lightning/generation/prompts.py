@@ -9,8 +9,9 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Request
+from dsd_lightning.agents.many import ask_each
 from dsd_lightning.generation.jobs import Job, one_line
-from dsd_lightning.generation.llm_calls import NoAnswer, ask_each, find_settings, instruction, line_of
+from dsd_lightning.generation.llm_calls import NoAnswer, find_settings, instruction, line_of
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
@@ -66,7 +67,8 @@ def enhance(agent: Agent, references: Sequence[Image.Image], texts: Sequence[str
     As in the official code, the user's wishes come first, the rest is from the caption. Without an answer, the text stays
     unchanged, and a warning says why. Equal references are captioned once.
     """
-    captions = ask_each(agent, [Request.of(instruction("caption"), ImagePart.of(image)) for image in references])
+    questions = [Request.of(instruction("caption"), ImagePart.of(image)) for image in references]
+    captions = ask_each(agent, questions, agent.ask)
     prompts = list(texts)
     requests: dict[int, Request] = {}
     for index, (text, answer) in enumerate(zip(texts, captions, strict=True)):
@@ -74,7 +76,7 @@ def enhance(agent: Agent, references: Sequence[Image.Image], texts: Sequence[str
             requests[index] = Request.of(instruction("merge", prompt=text, caption=line_of(answer)))
         except NoAnswer as reason:
             _warn(index, len(texts), reason)
-    for index, answer in zip(requests, ask_each(agent, list(requests.values())), strict=True):
+    for index, answer in zip(requests, ask_each(agent, list(requests.values()), agent.ask), strict=True):
         try:
             prompts[index] = line_of(answer)
         except NoAnswer as reason:

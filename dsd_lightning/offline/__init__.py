@@ -1,1 +1,1 @@
-"""Who writes and who judges where there is no network? Rules for the miniature's captions, and eyes for pixels alone."""
+"""Rule-based stand-ins of the miniature world for writer, VLM judge and scoring judge, and their audit."""

@@ -1,4 +1,4 @@
-"""What does the miniature's oracle say of a run's pairs? Labels that no model gave, for the report's precision and recall.
+"""Labels a run's pairs by the miniature's oracle, for the report's precision and recall.
 
 python -m dsd_lightning.offline.audit RUN --grids 40
 

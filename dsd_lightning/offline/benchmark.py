@@ -1,4 +1,4 @@
-"""How does a benchmark of miniature characters look? A folder in DreamBench++'s shape, made of held-out identities.
+"""Writes a benchmark of miniature characters: a folder in DreamBench++'s layout, of held-out identities.
 
 As in DreamBench++ there are 150 subjects (45, 20, 65 and 20 by category) with nine prompts each: four of plain contexts, three
 that ask for a style, two under unusual light. Every prompt asks for another pose than the reference's, so that an image that
@@ -20,6 +20,8 @@ from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import DREAMBENCHPP_KINDS, STYLE, Benchmark, dreambenchpp
 from dsd_lightning.evaluation.samples.result_folder import save_jpeg
 from dsd_lightning.evaluation.scores.aggregate import SUBJECTS_OF
+from dsd_lightning.files.atomic import write_json, write_text
+from dsd_lightning.files.text import read_text
 from dsd_lightning.miniature.captions import target_caption
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import (
@@ -37,7 +39,7 @@ from dsd_lightning.randomness import numpy_generator
 
 _FOLDERS = {"animal": "live_subject/animal", "human": "live_subject/human", "object": "object", "style": "style"}
 _DONE = "miniature.json"
-"""Written last, so that a folder that has it is whole."""
+"""Written last, so that a folder that has it is complete."""
 
 
 def write(folder: str | Path, seed: int = 0) -> Path:
@@ -50,7 +52,7 @@ def write(folder: str | Path, seed: int = 0) -> Path:
     mark = root / _DONE
     settings = {"seed": seed, "subjects": SUBJECTS_OF}
     if mark.is_file():
-        if json.loads(mark.read_text()) != settings:
+        if json.loads(read_text(mark)) != settings:
             raise EvaluationError(f"{root} holds the benchmark of other settings ({mark}); give another folder")
         return root
     taken: set[Identity] = set()
@@ -62,8 +64,7 @@ def write(folder: str | Path, seed: int = 0) -> Path:
                 identity = draw_identity(rng, held_out=True)
             taken.add(identity)
             _write_subject(root, category, number, identity, rng)
-    root.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings))
+    write_json(mark, settings)
     return root
 
 
@@ -71,7 +72,7 @@ def miniature(folder: str | Path, seed: int = 0, subjects: int | None = None) ->
     """Return the benchmark of miniature characters, written to `folder` if it is not there yet.
 
     Args:
-        folder: where it lies, or is to lie.
+        folder: where it is, or will be written.
         seed: of its characters and contexts.
         subjects: how many of its 150 to take, from all categories in their proportions; None takes all.
     """
@@ -87,9 +88,7 @@ def _write_subject(root: Path, category: str, number: int, identity: Identity, r
     lines += [target_caption(each, rng) for each in contexts]
     image = np.round(render(Scene(identity, context)).image * 255).astype(np.uint8)
     save_jpeg(Image.fromarray(image), root / "images" / f"{place}.jpg")
-    captions = root / "captions" / f"{place}.txt"
-    captions.parent.mkdir(parents=True, exist_ok=True)
-    captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(root / "captions" / f"{place}.txt", "\n".join(lines) + "\n")
 
 
 def _plain(context: Context) -> Context:

@@ -1,4 +1,4 @@
-"""Which captions are there where nobody brought any? Those of the miniature world, some of which show nobody."""
+"""Caption references of the miniature world, some of them without a subject."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What does a model draw that only copies? The reference's character as it stands, on the background that is asked for.
+"""A stand-in for a model that only copies: the reference's character unchanged, on the requested background.
 
-A stand-in for methods that paste the reference's pixels into a new image, as the paper says of IP-Adapter+. It knows the
+It stands for methods that paste the reference's pixels into a new image, as the paper says of IP-Adapter+. It knows the
 miniature world's silhouettes and nothing of the character.
 """
 
@@ -24,18 +24,18 @@ class CopyPaste:
     """Cuts the character out of the reference and puts it, where it was, on a plain ground of the requested colour."""
 
     def described(self) -> dict[str, Any]:
-        """Return its name: nothing else has a say."""
+        """Return its name, which alone determines its images."""
         return {"model": "copy-paste"}
 
     def generate(self, cases: Sequence[Case], references: Sequence[Image.Image], seed: int) -> list[Image.Image]:
         """Return an image a case; nothing is random."""
-        found = geometry.silhouettes()
+        silhouettes = geometry.silhouettes()
         palette = list(BACKGROUND_PALETTE.values())
-        drawn = []
+        images = []
         for case, reference in zip(cases, references, strict=True):
             pixels = as_pixels(reference)
-            mask = found.masks[geometry.infer_silhouettes(pixels[None])[0]].reshape(RESOLUTION, RESOLUTION, 1)
+            mask = silhouettes.masks[geometry.infer_silhouettes(pixels[None])[0]].reshape(RESOLUTION, RESOLUTION, 1)
             color = palette[requested(case.prompt.text).get("background_color", 0)]
             values = np.where(mask, (pixels.transpose(1, 2, 0) + 1) / 2, np.asarray(color, dtype=np.float32))
-            drawn.append(Image.fromarray(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)))
-        return drawn
+            images.append(Image.fromarray(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)))
+        return images

@@ -1,4 +1,4 @@
-"""What do the panels show, where nobody can look? What the grid prompt asked for, panel by panel."""
+"""Describes panels by the grid prompt that asked for them, where no model can look."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Who answers a language model's questions where there is no network? Rules that read and write the miniature's captions.
+"""Stands in for a language model where there is no network: rules that read and write the miniature's captions.
 
-It is asked through the same agent with the same words as a real model, and sees nothing but them. Whether a caption has a
-subject it finds by the wording of the miniature's captions; grid prompts it writes in the wording that the tiny base was
-pretrained on.
+It is called through the same agent with the same texts as a real model, and has no other input. It recognises subjects by
+the wording of the miniature's captions, and writes grid prompts in the wording that the tiny base was pretrained on.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class RuleWriter:
     """A provider that answers by rule.
 
     Args:
-        seed: of the places, backgrounds, light and styles that it thinks of.
-        tell: share of its prompts that tell who is to be drawn, in [0, 1], by the caption; the others only ask for one
-            character in all panels, and such a teacher draws several.
+        seed: of the places, backgrounds, light and styles that it invents.
+        name_subject: share of its prompts that name the subject, in [0, 1], chosen by the caption; the others only ask for
+            one character in all panels, and the teacher then often generates several.
 
     Raises:
         DistillationError: a share outside [0, 1].
@@ -42,18 +41,18 @@ class RuleWriter:
 
     identity = "offline"
 
-    def __init__(self, seed: int, tell: float) -> None:
-        if not 0 <= tell <= 1:
-            raise DistillationError(f"agents.llm.provider.tell={tell}: must lie in [0, 1]")
-        self.model = f"rules-{tell:g}-{seed}"
-        self.seed, self.tell = seed, tell
-        self._known: dict[str, Identity] = {}
+    def __init__(self, seed: int, name_subject: float) -> None:
+        if not 0 <= name_subject <= 1:
+            raise DistillationError(f"agents.llm.provider.name_subject={name_subject}: must be in [0, 1]")
+        self.model = f"rules-{name_subject:g}-{seed}"
+        self.seed, self.name_subject = seed, name_subject
+        self._identities: dict[str, Identity] = {}
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         """Answer whether a caption has a subject, or with a grid prompt, as the first question asks."""
         question = next(message.text for message in messages if message.role == "user")
-        found = _CAPTION.search(question)
-        caption = found[1] if found else ""
+        match = _CAPTION.search(question)
+        caption = match[1] if match else ""
         identity = self._subject(caption)
         if "grid of four" not in question:
             text = f"yes: {subject(identity)}" if identity is not None else "no: nobody is in it"
@@ -64,28 +63,28 @@ class RuleWriter:
         return Reply(text, "stop", self.model, len(question.split()), len(text.split()))
 
     def _subject(self, caption: str) -> Identity | None:
-        """Return who a caption of the miniature world tells of."""
-        if not self._known:
-            self._known = {subject(identity): identity for identity in all_identities()}
+        """Return the character that a caption of the miniature world describes."""
+        if not self._identities:
+            self._identities = {subject(identity): identity for identity in all_identities()}
         start = re.search(r"\ban? \w+ \w+ with ", caption)
         if start is None:
             return None
         # Its phrase ends with the face: the second comma-separated part.
         phrase = ",".join(caption[start.start() :].split(",")[:2]).strip()
-        return self._known.get(phrase)
+        return self._identities.get(phrase)
 
     def _grid(self, identity: Identity, caption: str, asked_before: int) -> str:
         """Return a grid prompt; another one each time it is asked again."""
         rng = numpy_generator(self.seed, "grid prompt", caption, asked_before)
         first = draw_context(rng)
-        # Four different colours of ground, so that panels can be told apart.
+        # Four different background colours, so that panels differ.
         grounds = rng.permutation(len(BACKGROUND_COLORS))[:_PANELS]
         contexts: list[Context] = []
         for ground in grounds:
             drawn = share_light_and_style(draw_context(rng), first)
             contexts.append(Context(**{**vars(drawn), "background_color": int(ground)}))
-        told = uniform(self.seed, "told", caption) < self.tell
-        return grid_caption(identity if told else None, contexts, rng)
+        named = uniform(self.seed, "told", caption) < self.name_subject
+        return grid_caption(identity if named else None, contexts, rng)
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -1,4 +1,4 @@
-"""Does an agent ask only what it must, as fast as it may, for no more than it was given?"""
+"""An agent sends only requests it must, as fast as its limits allow, within its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do batches answer as single calls do, at half the price, and is none submitted twice, whatever is killed when?"""
+"""Batches answer as single calls do, at half the price, and none is submitted twice, whatever is killed when."""
 
 from __future__ import annotations
 

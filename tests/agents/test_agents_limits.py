@@ -1,4 +1,4 @@
-"""What keeps an agent within its bounds? Budgets, limits a minute, waits, and values that make no sense."""
+"""Budgets, limits a minute, waits, and refusals of values that make no sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the official client libraries, over real sockets, carry what is meant, and does each fault end as described?"""
+"""The official client libraries, over real sockets, carry requests unchanged, and each fault ends as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the rehearsal server do what its script says, and does a run that is killed through it ask nothing twice?"""
+"""The rehearsal server follows its script, and a run that is killed through it repeats no API call."""
 
 from __future__ import annotations
 

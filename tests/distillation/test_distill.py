@@ -1,4 +1,4 @@
-"""Does a run make the right shards, whatever happens on the way? Over a real local server, with its faults."""
+"""Runs make the right shards, whatever happens on the way: over a real local server, with its faults."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_yes_and_no_is_asked_again_and_then_rejected(tmp_path: Path) -> None:
     def answer(asked: Asked) -> str | Fault:
         return "Hard to say: yes and no" if "one and the same, only" in asked.text else rule(asked)
 
-    with RehearsalServer(answer) as server, pytest.raises(ValueError, match="not one pair is left"):
+    with RehearsalServer(answer) as server, pytest.raises(ValueError, match="no pair is left"):
         run_here(tmp_path / "run", captions_file(tmp_path, CAPTIONS[:1]), server)
     assert {reason: len(ids) for reason, ids in rejected(tmp_path / "run", "verify").items()} == {"unclear_verdict": 6}
     verdicts = [each for each in server.counts["requests"] if each["text"].startswith("Is it one and the same")]

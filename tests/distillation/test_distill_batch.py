@@ -1,4 +1,4 @@
-"""Does a run whose models are asked in batches make the same shards as one that asks at once, for half the dollars?"""
+"""A run in batch mode makes the same shards as one without, for half the dollars."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dsd_lightning.distillation.runner import Distillation
 from dsd_lightning.distillation.store import Store
 
 IN_BATCHES = [
-    "agents/llm=openai_batch",
-    "agents/vlm=openai_batch",
+    "agents/model@agents.llm=openai_batch",
+    "agents/model@agents.vlm=openai_batch",
     *(
         f"agents.{role}.provider.{each}"
         for role in ("llm", "vlm")
@@ -56,6 +56,7 @@ def test_batches_make_the_same_shards_for_half_the_dollars(tmp_path: Path) -> No
     assert tars(tmp_path / "batches") == tars(tmp_path / "live")
 
 
+@pytest.mark.long
 def test_ctrl_c_does_not_wait_for_the_batch_which_the_next_run_takes_up(tmp_path: Path) -> None:
     captions = captions_file(tmp_path, CAPTIONS[:2])
     few = ["until=filter", *IN_BATCHES]

@@ -1,4 +1,4 @@
-"""Are a run's shards encoded once, anew where their images changed, never by other encoders, and trained on?"""
+"""A run's shards are encoded once, again where their images changed, never by other encoders, and can be trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again: is nothing finished asked again, and is the set the same?"""
+"""Killed at any moment and started again, a run repeats no API call and makes the same set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KILLS = 5
 CONCURRENCY = 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigkill_at_five_random_moments_changes_nothing(tmp_path: Path) -> None:
     few = [f"agents.{role}.limits.concurrency={CONCURRENCY}" for role in ("llm", "vlm")]
     captions = captions_file(tmp_path)

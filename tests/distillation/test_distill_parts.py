@@ -1,4 +1,4 @@
-"""Do the parts of a run keep their promises? Rules, panels, captions, records on disk, the offline writer and judge."""
+"""The parts of a run keep their contracts: rules, panels, captions, records on disk, the offline writer and judge."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_labels_and_scores(tmp_path: Path) -> None:
 def test_miniature_captions_never_tell_of_held_out_characters() -> None:
     from dsd_lightning.offline.writer import RuleWriter
 
-    writer = RuleWriter(seed=0, tell=1.0)
+    writer = RuleWriter(seed=0, name_subject=1.0)
     subjects = [writer._subject(text) for text in MiniatureCaptions(200, 0.2, seed=0).texts()]
     found = [subject for subject in subjects if subject is not None]
     assert 20 < len(subjects) - len(found) < 60
@@ -264,11 +264,11 @@ def test_the_writer_tells_who_in_the_share_of_prompts_that_was_asked_for() -> No
 
     who = draw_identity(numpy_generator("told"))
     for share, least, most in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
-        writer = RuleWriter(seed=0, tell=share)
+        writer = RuleWriter(seed=0, name_subject=share)
         prompts = [writer._grid(who, f"caption {number}", 0) for number in range(200)]
         assert least <= sum("one character" not in prompt for prompt in prompts) <= most
-    with pytest.raises(DistillationError, match=r"tell=1\.5: must lie in"):
-        RuleWriter(seed=0, tell=1.5)
+    with pytest.raises(DistillationError, match=r"name_subject=1\.5: must be in"):
+        RuleWriter(seed=0, name_subject=1.5)
 
 
 def rendered(identity: Identity, index: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Do Ray's actors make what this process makes, end as it ends, and go on after a kill? Real Ray, on two cores."""
+"""Ray's actors make what one process makes, end as it ends, and go on after a kill: real Ray, on two cores."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def session() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_actors_make_the_same_shards_and_end_with_the_same_failure(tmp_path: Path, session: Path) -> None:
     def empty(asked: Asked) -> str | Fault:
         return Fault("quota") if "`a red cup`" in asked.text else rule(asked)
@@ -86,7 +86,7 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         RayExecutor(None, None, None, {})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_leaves_no_actor_and_goes_on_elsewhere(tmp_path: Path) -> None:
     captions = captions_file(tmp_path, FEW)
     with RehearsalServer(rule) as server:

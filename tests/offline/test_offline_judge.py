@@ -1,4 +1,4 @@
-"""Does the offline judge tell good from copied from bad, by pixels and text alone, and does the whole command run?"""
+"""The offline judge separates good, copied and bad images by pixels and text alone, and the whole command runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from support.commands import compose_train, run
+from support.commands import compose_train
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
@@ -111,18 +111,26 @@ def test_wrong_attributes_cost_points_of_the_measure_that_they_belong_to() -> No
     assert elsewhere["pf"] == 2
 
 
-def test_the_benchmark_has_dreambenchpps_shape_and_no_prompt_repeats_the_references_pose(tmp_path: Path) -> None:
-    benchmark = miniature_benchmark.miniature(tmp_path / "b")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the benchmark of miniature characters."""
+    return miniature_benchmark.write(tmp_path_factory.mktemp("benchmark"))
+
+
+def test_the_benchmark_has_dreambenchpps_shape_and_no_prompt_repeats_the_references_pose(
+    folder: Path, tmp_path: Path
+) -> None:
+    benchmark = miniature_benchmark.miniature(folder)
     assert len(benchmark.subjects) == 150
     assert len(benchmark.cases()) == 1350
     sizes = {name: sum(each.category == name for each in benchmark.subjects) for name in SUBJECTS_OF}
     assert sizes == SUBJECTS_OF
     assert {each.category for each in benchmark.limited(12).subjects} == set(SUBJECTS_OF)
     again = miniature_benchmark.write(tmp_path / "again")
-    one, other = (sorted((root / "captions").rglob("*.txt")) for root in (tmp_path / "b", again))
+    one, other = (sorted((root / "captions").rglob("*.txt")) for root in (folder, again))
     assert [file.read_text() for file in one] == [file.read_text() for file in other]
     with pytest.raises(EvaluationError, match="other settings"):
-        miniature_benchmark.write(tmp_path / "b", seed=1)
+        miniature_benchmark.write(folder, seed=1)
 
 
 class Counting(CopyPaste):
@@ -139,8 +147,8 @@ class Counting(CopyPaste):
         return super().generate(cases, references, seed)
 
 
-def test_units_are_drawn_whole_once_and_shared_among_processes(tmp_path: Path) -> None:
-    cases = miniature_benchmark.miniature(tmp_path / "b", subjects=2).cases()
+def test_units_are_drawn_whole_once_and_shared_among_processes(folder: Path, tmp_path: Path) -> None:
+    cases = miniature_benchmark.miniature(folder, subjects=2).cases()
     whole = Counting()
     make(whole, Samples(tmp_path / "whole"), cases, 0, 5)
     assert [len(batch) for batch in whole.batches] == [5, 5, 5, 3]
@@ -174,17 +182,15 @@ def evaluate(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_the_command_scores_the_shipped_model_and_tables_compare_methods(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     common = (
         "benchmark.subjects=1",
-        f"benchmark.folder={tmp_path}/b",
+        f"benchmark.folder={folder}",
         f"out={tmp_path}/out",
         f"agents.folder={tmp_path}/agents",
     )
-    ended = run(*common, "method.maker.sampling.steps=2", module=("evaluate.py",))
-    assert ended.returncode == 0, ended.stderr
-    assert "Judge: miniature-judge-1. Rule: sample." in ended.stdout
+    assert "Judge: miniature-judge-1. Rule: sample." in evaluate(*common, "method.maker.sampling.steps=2")
     assert (tmp_path / "out" / "tables" / "ours.tex").is_file()
     first = (tmp_path / "out" / "tables" / "ours.csv").read_text()
     caplog.set_level("INFO")

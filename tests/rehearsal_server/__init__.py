@@ -1,4 +1,4 @@
-"""How can a run be rehearsed, and tested, without paying? A local server that speaks the providers' protocols.
+"""A local server that speaks the providers' protocols, to rehearse and test runs without paying.
 
 It answers by rule, counts what it is asked, and fails on request: `python -m rehearsal_server --help`.
 """

@@ -1,4 +1,4 @@
-"""How is the rehearsal server started?
+"""Starts the rehearsal server.
 
 python -m rehearsal_server --port 8765 --script rehearsal.yaml
 python -m rehearsal_server --port 8765 --script my_rules.py:answer

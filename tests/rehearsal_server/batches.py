@@ -1,4 +1,4 @@
-"""How does the rehearsal server keep OpenAI's files and batches? In memory; a batch is answered line by line when it is due."""
+"""OpenAI's files and batches of the rehearsal server, in memory; a batch is answered line by line when it is due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does the rehearsal server keep Gemini's batches? In memory; a batch is answered request by request when it is due."""
+"""Gemini's batches of the rehearsal server, in memory; a batch is answered request by request when it is due."""
 
 from __future__ import annotations
 

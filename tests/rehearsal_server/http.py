@@ -1,4 +1,4 @@
-"""How are requests received, counted, and answered or failed over a real socket?"""
+"""Receives, counts, and answers or fails requests over a real socket."""
 
 from __future__ import annotations
 

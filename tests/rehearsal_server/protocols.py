@@ -1,4 +1,4 @@
-"""How do OpenAI's and Gemini's requests and answers look on the wire?"""
+"""Reads and writes the JSON of OpenAI's and Gemini's protocols."""
 
 from __future__ import annotations
 

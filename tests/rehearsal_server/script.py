@@ -1,4 +1,4 @@
-"""What does the rehearsal server say, and how does it fail? Rules from YAML, or a Python callable."""
+"""Scripts of answers and faults for the rehearsal server: YAML rules, or a Python callable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do tests build an agent around a stand-in for a provider? Prices and parts of seconds."""
+"""Agents for tests around a provider without a network, with prices and short waits."""
 
 from __future__ import annotations
 

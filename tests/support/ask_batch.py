@@ -1,4 +1,4 @@
-"""A process for tests to kill: asks `COUNT` questions of `PROVIDER` at `URL` in a batch, keeping all of it below `FOLDER`."""
+"""A process for tests to kill: sends `COUNT` requests to `PROVIDER` at `URL` in a batch, with all files below `FOLDER`."""
 
 from __future__ import annotations
 

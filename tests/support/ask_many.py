@@ -1,4 +1,4 @@
-"""A process for tests to kill: asks `COUNT` questions of the server at `URL`, keeping answers below `FOLDER`."""
+"""A process for tests to kill: sends `COUNT` requests to the server at `URL`, with answers stored below `FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do tests make data? The shipped configuration, a server that answers by rule, and a teacher that needs no model."""
+"""Runs of distillation for tests: the shipped configuration, a server that answers by rule, a teacher without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do tests ask agents over real sockets? A rehearsal server, and agents that are built from the shipped YAML."""
+"""Agents for tests, built from the shipped YAML, that call a rehearsal server over real sockets."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 
 OFFLINE = "offline"
-"""The preset, and its provider, that ask nobody."""
+"""The preset, and the beginning of its models' names, that call nobody."""
 
 BATCHES = ("openai_batch", "gemini_batch")
 """Providers that answer many requests together, and not at once: test_agents_batch.py."""
 
 PRESETS = sorted(file.stem for file in (CONF / "agents").glob("*.yaml") if file.stem != OFFLINE)
 PROVIDERS = sorted(
-    file.stem for file in (CONF / "agents" / "llm").glob("*.yaml") if file.stem not in (OFFLINE, *BATCHES)
+    file.stem
+    for file in (CONF / "agents" / "model").glob("*.yaml")
+    if not file.stem.startswith(OFFLINE) and file.stem not in BATCHES
 )
 
 QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
@@ -56,7 +58,7 @@ def batching_agent(provider: str, url: str, folder: Path, *overrides: str) -> Ag
     """Return the VLM that asks the rehearsal server at `url` in batches, and loses no time in between."""
     config = compose_agents(
         provider.removesuffix("_batch"),
-        f"agents/vlm={provider}",
+        f"agents/model@agents.vlm={provider}",
         "agents.vlm.provider.batches.gather=0.3",
         "agents.vlm.provider.batches.poll=0.1",
         "agents.vlm.retries.first_wait=0.02",

@@ -1,4 +1,4 @@
-"""How do single requests become batches, and how does each get its own answer back, also over a kill?"""
+"""Gathers single requests into batches and hands each its own answer, also over a kill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Ended:
-    """What is left of a batch that has ended: its answered lines, and why the others have none."""
+    """The outcome of a batch: its answered lines, and why the others have none."""
 
     lines: bytes
     failure: AgentFailure
@@ -33,7 +33,7 @@ class BatchService(Protocol):
     """A provider's batches. Every method raises the `AgentFailure` that fits."""
 
     async def submit(self, batch: Batch, requests: bytes) -> str:
-        """Have the lines `requests` answered; return the provider's id of the batch."""
+        """Submit the lines `requests`; return the provider's id of the batch."""
         ...
 
     async def find(self, batch: Batch) -> str | None:
@@ -41,7 +41,7 @@ class BatchService(Protocol):
         ...
 
     async def ended(self, batch: Batch) -> Ended | None:
-        """Return what came of a batch; None while it is under way."""
+        """Return the outcome of a batch; None while it is under way."""
         ...
 
     def failure_of(self, line: dict[str, Any]) -> AgentFailure | None:
@@ -51,12 +51,12 @@ class BatchService(Protocol):
 
 @dataclass(frozen=True)
 class Gathering:
-    """How requests are gathered, and how often is looked for answers.
+    """How requests are gathered, and how often batches are polled.
 
     Attributes:
         folder: of the batches that are under way; processes may share it.
         gather: seconds without a new request after which a batch is submitted.
-        poll: seconds between two looks whether it has ended.
+        poll: seconds between two polls.
         max_requests: of one batch.
         max_bytes: of the requests of one batch.
 
@@ -123,7 +123,7 @@ class Gatherer:
         return self._arrived.pop(key)
 
     async def close(self) -> None:
-        """Stop waiting; forget finished batches all of whose answers were taken."""
+        """Stop waiting; remove finished batches all of whose answers were read."""
         if self._timer is not None:
             self._timer.cancel()
         for task in [*self._tasks, self._resuming]:
@@ -160,9 +160,7 @@ class Gatherer:
             except Exception as error:
                 for key in keys:
                     if (outcome := self._outcomes.pop(key, None)) is not None and not outcome.done():
-                        outcome.set_exception(
-                            error
-                        )  # a full disk, or a mistake in the code: nobody is to wait for ever
+                        outcome.set_exception(error)  # a full disk, or a bug: nobody is to wait for ever
                 raise
 
         task = asyncio.get_running_loop().create_task(settled())
@@ -187,7 +185,7 @@ class Gatherer:
 
     async def _find_and_wait(self, batch: Batch) -> None:
         if batch.id is None:
-            # Killed between submitting and noting the id; or before, and then its requests are gathered anew.
+            # Killed between submitting and noting the id; or before, and then its requests are gathered again.
             found = await self._trying(partial(self.service.find, batch))
             if found is None:
                 self.folder.remove(batch)
@@ -240,7 +238,7 @@ class Gatherer:
             await asyncio.sleep(wait)
 
     def _take(self, batch: Batch, lines: dict[str, dict[str, Any]], missing: AgentFailure | None = None) -> None:
-        """Hand out what a finished batch holds; what failed in it can be asked again."""
+        """Hand out the answers of a finished batch; what failed in it can be sent again."""
         self._finished.append(batch)
         for key in batch.keys:
             failure = self.service.failure_of(lines[key]) if key in lines else missing

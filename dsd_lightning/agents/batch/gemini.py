@@ -1,23 +1,21 @@
-"""How is Gemini asked in batch mode? Requests that are sent together and answered within a day, at half the price."""
+"""Calls Gemini in batch mode: requests are sent together and answered within a day, at half the price."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import httpx
-from google.genai import errors, types
+from google.genai import types
 
 from dsd_lightning.agents.batch.folder import Batch
-from dsd_lightning.agents.batch.gathering import Ended, Gatherer, Gathering
+from dsd_lightning.agents.batch.gathering import Ended
+from dsd_lightning.agents.batch.remote import CLOCKS_DIFFER, LISTED, TIMEOUT, BatchRemote
 from dsd_lightning.agents.failures import AgentFailure, ProviderFailed, failure_of_status
 from dsd_lightning.agents.messages import Message, Sampling
 from dsd_lightning.agents.providers.gemini import Gemini, asked_of, reply_of
 from dsd_lightning.agents.providers.keys import redacted
 from dsd_lightning.agents.providers.provider import Reply
-
-Result = TypeVar("Result")
 
 _KEY = "key"
 """Metadata of a request in which the provider keeps its key."""
@@ -25,63 +23,43 @@ _ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED")
 _STATUS = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 16: 401}
 """HTTP statuses of google.rpc.Code; every other code is the provider's failure."""
 _SERVER_ERROR = 500
-_TIMEOUT = 600.0
-"""Seconds for one submission or look."""
-_CLOCKS_DIFFER = 3600.0
-"""Seconds by which the provider's clock may be behind ours."""
-_LISTED = 100
-"""Batches a page."""
 
 
-class GeminiBatch(Gemini):
-    """`Gemini` in batches: the same questions, answers and cache keys. Requests travel in the batch itself.
-
-    Args:
-        batches: how they are gathered; Gemini takes 20 MB in one.
-        model, base_url, api_key_env, identity: as for `Gemini`.
-    """
-
-    def __init__(
-        self, model: str, base_url: str, api_key_env: str | None, batches: Gathering, identity: str | None = None
-    ) -> None:
-        super().__init__(model, base_url, api_key_env, identity)
-        self._batches = batches
-        self._gatherer: Gatherer | None = None
+class GeminiBatch(BatchRemote, Gemini):
+    """`Gemini` in batches of up to 20 MB: the same questions, answers and cache keys. Requests travel in the batch itself."""
 
     async def send_as(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        """Ask in a batch; see `BatchProvider`."""
-        self._connected(_TIMEOUT)
-        if self._gatherer is None:
-            self._gatherer = Gatherer(self, self._batches)
-        line = await self._gatherer.answer(key, lambda: _line(key, messages, sampling))
+        """Send in a batch; see `BatchProvider`."""
+        self._connected(TIMEOUT)
+        line = await self._line(key, lambda: _request(key, messages, sampling))
         return reply_of(types.GenerateContentResponse.model_validate_json(json.dumps(line["response"])), self.model)
 
     async def submit(self, batch: Batch, requests: bytes) -> str:
         """Make a batch of `requests`; return its name at the provider."""
         asked = [json.dumps(json.loads(line)["request"]) for line in requests.splitlines()]
         inlined: Any = [types.InlinedRequest.model_validate_json(each) for each in asked]
-        create = self._connected(_TIMEOUT).aio.batches.create
-        made = await self._asked(create(model=self.model, src=inlined, config={"display_name": batch.name}))
+        create = self._connected(TIMEOUT).aio.batches.create
+        made = await self._result(create(model=self.model, src=inlined, config={"display_name": batch.name}))
         if made.name is None:
             raise ProviderFailed(f"{self._base_url} sent a batch without a name")
         return made.name
 
     async def find(self, batch: Batch) -> str | None:
         """Return the provider's name of the batch that bears ours; None if there is none as young as it must be."""
-        return await self._asked(self._search(batch))
+        return await self._result(self._search(batch))
 
     async def _search(self, batch: Batch) -> str | None:
-        async for job in await self._connected(_TIMEOUT).aio.batches.list(config={"page_size": _LISTED}):
+        async for job in await self._connected(TIMEOUT).aio.batches.list(config={"page_size": LISTED}):
             if job.display_name == batch.name:
                 return job.name
-            if job.create_time is not None and job.create_time.timestamp() < batch.made - _CLOCKS_DIFFER:
+            if job.create_time is not None and job.create_time.timestamp() < batch.made - CLOCKS_DIFFER:
                 break
         return None
 
     async def ended(self, batch: Batch) -> Ended | None:
-        """Return what came of a batch, a line a request; None while it is under way."""
+        """Return the outcome of a batch, a line a request; None while it is under way."""
         assert batch.id is not None
-        job = await self._asked(self._connected(_TIMEOUT).aio.batches.get(name=batch.id))
+        job = await self._result(self._connected(TIMEOUT).aio.batches.get(name=batch.id))
         state = job.state.value.removeprefix("JOB_STATE_") if job.state is not None else ""
         if state not in _ENDED:
             return None
@@ -101,21 +79,8 @@ class GeminiBatch(Gemini):
         text = redacted(str(error.get("message")), self._key)
         return failure_of_status(_STATUS.get(code, _SERVER_ERROR), f"in a batch: code {code}: {text}")
 
-    async def _asked(self, work: Awaitable[Result]) -> Result:
-        try:
-            return await work
-        except (errors.APIError, httpx.HTTPError, ValueError) as error:
-            failure = self._failure(error)
-        raise failure  # not in the handler: the library's error would stay its context
 
-    async def close(self) -> None:
-        if self._gatherer is not None:
-            await self._gatherer.close()
-            self._gatherer = None
-        await super().close()
-
-
-def _line(key: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
+def _request(key: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
     contents, config = asked_of(messages, sampling)
     request = types.InlinedRequest(contents=contents, config=config, metadata={_KEY: key})
     asked = request.model_dump(mode="json", exclude_none=True)

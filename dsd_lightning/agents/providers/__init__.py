@@ -1,1 +1,1 @@
-"""providers."""
+"""One module for each provider of language models, and what they share."""

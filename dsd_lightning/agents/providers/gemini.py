@@ -1,4 +1,4 @@
-"""How is Gemini asked, through google-genai, Google's present library?"""
+"""Calls Gemini through google-genai, Google's present library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RETRY_DELAY = re.compile(r"['\"]retryDelay['\"]: ['\"](\d+(?:\.\d+)?)s['\"]")
 
 
 def finish_of(reason: str) -> Finish:
-    """Return what Gemini's `finishReason` means; every reason but two is a filter's."""
+    """Return what Gemini's `finishReason` means; all but two mean that a filter refused."""
     if reason == "MAX_TOKENS":
         return "length"
     return "stop" if reason in _ENDED_BY_ITSELF else "refused"
@@ -51,6 +51,7 @@ class Gemini(Remote):
     """
 
     kind = "gemini"
+    errors = (errors.APIError, httpx.HTTPError, ValueError)
 
     def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
         super().__init__(model, base_url, api_key_env, identity)
@@ -60,7 +61,7 @@ class Gemini(Remote):
     def _connected(self, timeout_seconds: float) -> genai.Client:
         if self._client is None:
             self._key = read_key(self._api_key_env)
-            # One named HTTP library, so that its errors are known; the client would pick whichever is installed.
+            # One named HTTP library, whose errors are listed above; the client would pick whichever is installed.
             self._http = httpx.AsyncClient(timeout=timeout_seconds)
             options = types.HttpOptions(
                 base_url=self._base_url,
@@ -73,16 +74,10 @@ class Gemini(Remote):
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         client = self._connected(timeout_seconds)
         contents, config = asked_of(messages, sampling)
-        try:
-            response = await client.aio.models.generate_content(model=self.model, contents=contents, config=config)
-        except (errors.APIError, httpx.HTTPError, ValueError) as error:
-            failure = self._failure(error)
-        else:
-            return reply_of(response, self.model)
-        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
-        raise failure
+        call = client.aio.models.generate_content(model=self.model, contents=contents, config=config)
+        return reply_of(await self._result(call), self.model)
 
-    def _failure(self, error: errors.APIError | httpx.HTTPError | ValueError) -> AgentFailure:
+    def _failure(self, error: Exception) -> AgentFailure:
         text = redacted(str(error), self._key)
         if isinstance(error, errors.APIError):
             return failure_of(error.code, text, error.response, details=text)

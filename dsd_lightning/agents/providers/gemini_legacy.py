@@ -1,4 +1,4 @@
-"""How is Gemini asked through google-generativeai, the library that google-genai has succeeded?
+"""Calls Gemini through google-generativeai, the library that google-genai has succeeded.
 
 Its last version is 0.8.6 and its support has ended. It is here for projects that are bound to it; `gemini` is the better
 choice for everyone else.
@@ -34,6 +34,7 @@ class GeminiLegacy(Remote):
     """
 
     kind = "gemini_legacy"
+    errors = (exceptions.GoogleAPICallError, requests.RequestException, ValueError, json_format.ParseError)
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         if not self._key:
@@ -50,24 +51,13 @@ class GeminiLegacy(Remote):
             **sampling.described().get("extra", {}),
         }
         contents = [_content(message) for message in messages if message.role != "system"]
-        try:
-            response = await asyncio.to_thread(
-                model.generate_content,
-                contents,
-                generation_config={name: value for name, value in config.items() if value is not None},  # type: ignore[arg-type]
-                request_options={"timeout": timeout_seconds, "retry": None},  # type: ignore[arg-type]
-            )
-        except (
-            exceptions.GoogleAPICallError,
-            requests.RequestException,
-            ValueError,
-            json_format.ParseError,
-        ) as error:
-            failure = self._failure(error)
-        else:
-            return _reply(response, self.model)
-        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
-        raise failure
+        call = asyncio.to_thread(
+            model.generate_content,
+            contents,
+            generation_config={name: value for name, value in config.items() if value is not None},  # type: ignore[arg-type]
+            request_options={"timeout": timeout_seconds, "retry": None},  # type: ignore[arg-type]
+        )
+        return _reply(await self._result(call), self.model)
 
     def _failure(self, error: Exception) -> AgentFailure:
         text = redacted(str(error), self._key)

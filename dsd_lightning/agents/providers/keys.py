@@ -1,4 +1,4 @@
-"""Where do API keys come from, and how are they kept out of everything that is written?"""
+"""Reads API keys from the environment, and keeps them out of everything that is written."""
 
 from __future__ import annotations
 

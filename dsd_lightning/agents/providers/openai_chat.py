@@ -1,4 +1,4 @@
-"""How are OpenAI's chat completions asked, and those of every server that speaks them (vLLM, Ollama, ...)?"""
+"""Calls OpenAI's chat completions, and those of every server that speaks the protocol (vLLM, Ollama, ...)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class OpenAIChat(Remote):
     """
 
     kind = "openai"
+    errors = (openai.OpenAIError, ValueError)
 
     def __init__(
         self,
@@ -59,14 +60,8 @@ class OpenAIChat(Remote):
         client = self._connected()
         body = self._body(messages, sampling)
         extra = sampling.described().get("extra", {})
-        try:
-            completion = await client.chat.completions.create(**body, extra_body=extra, timeout=timeout_seconds)
-        except (openai.OpenAIError, ValueError) as error:
-            failure = self._failure(error)
-        else:
-            return reply_of(completion, self.model)
-        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
-        raise failure
+        call = client.chat.completions.create(**body, extra_body=extra, timeout=timeout_seconds)
+        return reply_of(await self._result(call), self.model)
 
     def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -79,7 +74,7 @@ class OpenAIChat(Remote):
                 body[name] = getattr(sampling, name)
         return body
 
-    def _failure(self, error: openai.OpenAIError | ValueError) -> AgentFailure:
+    def _failure(self, error: Exception) -> AgentFailure:
         text = redacted(str(error), self._key)
         if isinstance(error, openai.APIStatusError):
             return failure_of_status(error.status_code, text, retry_after_of(error.response.headers))

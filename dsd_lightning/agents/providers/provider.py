@@ -1,14 +1,17 @@
-"""What must a provider be able to do? Send one conversation once; everything around that is the agent's."""
+"""The contract of a provider: it sends one conversation once; everything around that is the agent's."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
+from dsd_lightning.agents.failures import AgentFailure
 from dsd_lightning.agents.messages import Finish, Message, Sampling
+
+Result = TypeVar("Result")
 
 # One line a request would drown the log of a run of many thousands.
 for _chatty in ("httpx", "httpx2", "openai", "google_genai"):
@@ -23,7 +26,7 @@ class Reply:
     finish: Finish
     served_model: str
     input_tokens: int | None
-    """None where the provider did not say."""
+    """None where the provider did not report it."""
     output_tokens: int | None
 
 
@@ -39,7 +42,7 @@ class Provider(Protocol):
     """Part of the cache key: whose model it is. Answers of a rehearsal must never pass for the real ones."""
 
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
-        """Ask once.
+        """Send a conversation once.
 
         Raises:
             AgentFailure: of the kind that fits, without the key in its message. A refusal is a `Reply`, not a failure:
@@ -48,16 +51,16 @@ class Provider(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close connections."""
         ...
 
 
 @runtime_checkable
 class BatchProvider(Protocol):
-    """A provider that answers many requests together, hours later; the agent asks it by this instead of by `send`."""
+    """A provider that answers many requests together, hours later; the agent calls this instead of `send`."""
 
     async def send_as(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        """Ask once, in a batch; the cache key `key` tells the same request again after a kill.
+        """Send a conversation once, in a batch; by the cache key `key` the same request is recognised after a kill.
 
         Raises:
             AgentFailure: as `Provider.send` does.
@@ -66,7 +69,7 @@ class BatchProvider(Protocol):
 
 
 class Remote:
-    """What providers behind a URL have in common: a model's name, an address, and where the key is.
+    """What providers behind a URL share: a model's name, an address, the key, and how a library's errors are named.
 
     Args:
         model: name that the server knows.
@@ -76,6 +79,8 @@ class Remote:
     """
 
     kind: ClassVar[str]
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What the provider's library raises."""
 
     def __init__(self, model: str, base_url: str, api_key_env: str | None, identity: str | None = None) -> None:
         self.model = model
@@ -85,9 +90,25 @@ class Remote:
         self._api_key_env = api_key_env
         self._key = ""  # read when the first request is sent: a dry run and a run from the cache need none
 
+    async def _result(self, call: Awaitable[Result]) -> Result:
+        """Return the result of a library's call; its errors become failures."""
+        try:
+            return await call
+        except self.errors as error:
+            failure = self._failure(error)
+        # Not in the handler: the library's error would stay its context, and repeat the key where the server did.
+        raise failure
+
+    def _failure(self, error: Exception) -> AgentFailure:
+        """Return the failure that one of `errors` stands for."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Close connections."""
+
 
 def identity_of(kind: str, base_url: str | None) -> str:
-    """Return `kind@host`, by which answers of different services are told apart in the cache.
+    """Return `kind@host`, which keeps the answers of different services apart in the cache.
 
     Raises:
         ValueError: no URL with a host.

@@ -1,1 +1,1 @@
-"""Where are partitions run? In this process, on a cluster, or as tasks of an array."""
+"""Executors run partitions: in this process, as tasks of an array, or on a Ray cluster."""

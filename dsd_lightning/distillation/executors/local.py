@@ -1,4 +1,4 @@
-"""Partitions run in this process, one after another; or some of them, as one of several such commands."""
+"""Runs partitions in this process, one after another; or some of them, as one of several such commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Partitions run in Ray Data's actors, several at once, on one machine or on a cluster."""
+"""Runs partitions in Ray Data's actors, several at once, on one machine or on a cluster."""
 
 from __future__ import annotations
 

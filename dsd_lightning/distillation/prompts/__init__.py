@@ -1,4 +1,4 @@
-"""Which words are models asked with? Text files, shipped beside this one and replaceable by those of a folder."""
+"""Loads prompt templates: text files, shipped beside this module and replaceable by those of a folder."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What happens to a record? One file a stage; no stage knows another."""
+"""The stages of a run, one module each; no stage imports another."""

@@ -1,4 +1,4 @@
-"""Stage 7: what does each panel show, and what leads from the one to the other?"""
+"""Stage 7: writes a caption of each panel and an edit instruction from one to the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Request
-from dsd_lightning.distillation import asking
+from dsd_lightning.agents.many import ask_until_valid, for_each
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import DIRECTIONS, SIDES, Outcome, Record, Rejection, Usage
 from dsd_lightning.distillation.rules import Words, plain
@@ -83,7 +83,7 @@ class ModelDescriber:
     def settings(self) -> Mapping[str, Any]:
         names = ("caption_target", "caption_instruction", "caption_again")
         return {
-            "agent": asking.described(self.agent),
+            "agent": self.agent.settings(),
             "words": [self.prompts.text(name) for name in names],
             "attempts": self.attempts,
         }
@@ -106,7 +106,7 @@ class ModelDescriber:
             found: dict[str, Any] = {"captions": {}, "instructions": {}}
             answers: list[Answer] = []
             for kind, side, request in self.requests(pair, words):
-                answer, rule, said = asking.until_kept(
+                answer, rule, said = ask_until_valid(
                     self.agent,
                     request,
                     lambda text: words.broken_by_caption(plain(text)),
@@ -119,7 +119,7 @@ class ModelDescriber:
                 found[kind][side] = plain(answer.text)
             return found, answers
 
-        results = asking.for_each(self.agent, pairs, ask)
+        results = for_each(self.agent, pairs, ask)
         return [
             Rejection.by_failure(pair, result) if isinstance(result, AgentFailure) else result
             for pair, result in zip(pairs, results, strict=True)

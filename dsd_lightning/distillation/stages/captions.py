@@ -1,18 +1,18 @@
-"""Stage 1: which captions are the references? Read, made plain, deduplicated, and sampled with a seed."""
+"""Stage 1: reads the caption references, normalises, deduplicates and samples them by a seed."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import heapq
-import importlib
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dsd_lightning.distillation.records import DistillationError, Record
+from dsd_lightning.files import rows
+from dsd_lightning.files.listing import list_files
+from dsd_lightning.files.text import open_text
 from dsd_lightning.randomness import key_to_int
 
 NAME = "captions"
@@ -21,7 +21,6 @@ _COLUMNS = ("caption", "TEXT", "text", "prompt", "description", "top_caption")
 
 _BLANKS = re.compile(r"\s+")
 _ID_DIGITS = 12
-_ROWS_AT_ONCE = 4096
 
 
 @runtime_checkable
@@ -29,7 +28,7 @@ class CaptionSource(Protocol):
     """Where captions come from."""
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides them, plain JSON."""
+        """Return what determines them, as plain JSON."""
         ...
 
     def texts(self) -> Iterator[str]:
@@ -38,7 +37,9 @@ class CaptionSource(Protocol):
 
 
 class CaptionFiles:
-    """Captions in files: LAION-style .parquet, .csv, .jsonl, or .txt with one a line.
+    """Captions in files: tables (LAION-style Parquet, CSV, TSV, JSON, JSONL), or .txt with one caption a line.
+
+    Rows without a caption are skipped.
 
     Args:
         path: a file, or a folder of them.
@@ -54,61 +55,37 @@ class CaptionFiles:
         self.path, self.column = Path(path), column
         if not self.path.exists():
             raise DistillationError(f"captions.path={path}: there is no such file or folder")
-        readers = (".parquet", ".csv", ".jsonl", ".txt")
-        found = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
-        self.files = [file for file in found if file.suffix.lower() in readers]
+        suffixes = (*rows.SUFFIXES, ".txt")
+        files = list_files(self.path, recursive=False) if self.path.is_dir() else [self.path]
+        self.files = [file for file in files if file.suffix.lower() in suffixes]
         if not self.files:
-            raise DistillationError(f"captions.path={path}: no file that ends in {', '.join(readers)}")
+            raise DistillationError(f"captions.path={path}: no file that ends in {', '.join(suffixes)}")
 
     def settings(self) -> Mapping[str, Any]:
         """Return names and sizes of the files: their bytes may be too many to read twice."""
         return {"files": [[file.name, file.stat().st_size] for file in self.files], "column": self.column}
 
     def texts(self) -> Iterator[str]:
-        """Yield the captions, file by file."""
+        """Yield the captions, file by file.
+
+        Raises:
+            TableError, TextError: a file that cannot be read.
+            DistillationError: a table without a column of captions.
+        """
         for file in self.files:
-            kind = file.suffix.lower()
-            if kind == ".parquet":
-                yield from self._of_parquet(file)
-                continue
-            with file.open(encoding="utf-8-sig", errors="replace", newline="" if kind == ".csv" else None) as lines:
-                if kind == ".txt":
+            if file.suffix.lower() == ".txt":
+                with open_text(file) as lines:
                     yield from lines
-                elif kind == ".csv":
-                    for cells in csv.DictReader(lines):
-                        yield cells[self._column(file, cells)] or ""
-                else:
-                    for line in filter(str.strip, lines):
-                        row = self._json(file, line)
-                        yield str(row[self._column(file, row)])
+            else:
+                column = self._column(file, rows.Table(file).columns)
+                yield from (row.text(column) or "" for row in rows.Table(file, only=(column,)))
 
-    def _json(self, file: Path, line: str) -> Mapping[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DistillationError(f"{file}: a line is not JSON: {error}: {line[:80]}") from error
-        if not isinstance(row, dict):
-            raise DistillationError(f"{file}: a line is no JSON object: {line[:80]}")
-        return row
-
-    def _of_parquet(self, file: Path) -> Iterator[str]:
-        try:
-            parquet = importlib.import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise DistillationError(
-                f"reading {file.name} needs pyarrow: pip install pyarrow (this project's extra [parquet] brings it)"
-            ) from error
-        table = parquet.ParquetFile(file)
-        column = self._column(file, dict.fromkeys(table.schema_arrow.names))
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
-
-    def _column(self, file: Path, row: Mapping[str, Any]) -> str:
-        wanted = _COLUMNS if self.column is None else (self.column,)
-        column = next((name for name in wanted if name in row), None)
+    def _column(self, file: Path, columns: Sequence[str]) -> str:
+        names = _COLUMNS if self.column is None else (self.column,)
+        column = next((name for name in names if name in columns), None)
         if column is None:
             raise DistillationError(
-                f"{file} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}: captions.column=NAME"
+                f"{file} has no column {' or '.join(names)}; it has {', '.join(columns)}: captions.column=NAME"
             )
         return column
 
@@ -121,7 +98,7 @@ def plain_caption(text: str) -> str:
 def sample(source: CaptionSource, count: int, seed: int) -> list[Record]:
     """Return `count` captions of those the source has, each once, drawn uniformly by the seed.
 
-    Every text is keyed by itself, so that neither the order of the files nor what else is in them decides its lot beyond
+    Every text is keyed by itself, so that neither the order of the files nor what else is in them changes its draw beyond
     how many are wanted; memory is that of the captions kept. Ids are of the text, in the order of the draw.
 
     Raises:
@@ -145,7 +122,7 @@ def sample(source: CaptionSource, count: int, seed: int) -> list[Record]:
             continue
         held.add(folded)
     if not chosen:
-        raise DistillationError("there is not one caption in the source")
+        raise DistillationError("the source holds no caption")
     ordered = sorted(chosen, reverse=True)
     return [Record(_id(text), {"caption": text}) for _, text in ordered]
 

@@ -1,4 +1,4 @@
-"""Stage 2: which captions have a clear subject to preserve, and what is it?"""
+"""Stage 2: keeps captions with a clear subject to preserve, and names it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dsd_lightning.agents import Agent, AgentFailure, Answer, Request
-from dsd_lightning.distillation import asking
+from dsd_lightning.agents.many import for_each
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import Outcome, Record, Rejection, Usage
 from dsd_lightning.distillation.rules import read_subject
@@ -29,7 +29,7 @@ class Filter:
 
     def settings(self) -> Mapping[str, Any]:
         words = [self.prompts.text("filter"), self.prompts.text("filter_system")]
-        return {"agent": asking.described(self.agent), "words": words, "attempts": self.attempts}
+        return {"agent": self.agent.settings(), "words": words, "attempts": self.attempts}
 
     def requests(self, record: Record) -> list[Request]:
         """Return what is asked of one record, once for every attempt."""
@@ -38,7 +38,7 @@ class Filter:
         return [Request.of(question, system=system, attempt=attempt) for attempt in range(self.attempts)]
 
     def run(self, records: Sequence[Record]) -> Outcome:
-        results = asking.for_each(self.agent, records, self._ask)
+        results = for_each(self.agent, records, self._ask)
         kept: list[Record] = []
         rejected: list[Rejection] = []
         answers: list[Answer] = []

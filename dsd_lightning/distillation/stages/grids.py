@@ -1,4 +1,4 @@
-"""Stage 4: how does the teacher draw the grids?"""
+"""Stage 4: generates the grids with the teacher."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class Teacher(Protocol):
     """A text-to-image model."""
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides its images, plain JSON."""
+        """Return what determines its images, as plain JSON."""
         ...
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """Return an image for each prompt, of noise that its seed alone decides."""
+        """Return an image for each prompt, of noise that its seed alone determines."""
         ...
 
     def close(self) -> None:
-        """Give the model's memory back."""
+        """Free the model's memory."""
         ...
 
 
 class GenerateGrids:
-    """The teacher draws each prompt from several seeds (paper, Section 3.1.1).
+    """The teacher generates grids of each prompt from several seeds (paper, Section 3.1.1).
 
     Args:
         teacher: the teacher.
@@ -42,7 +42,7 @@ class GenerateGrids:
 
     def __init__(self, teacher: Teacher, seeds_per_prompt: int, seed: int) -> None:
         if seeds_per_prompt < 1:
-            raise DistillationError(f"generate.seeds_per_prompt={seeds_per_prompt}: must be at least 1")
+            raise DistillationError(f"stages.grids.seeds_per_prompt={seeds_per_prompt}: must be at least 1")
         self.teacher, self.seeds_per_prompt, self.seed = teacher, seeds_per_prompt, seed
 
     def settings(self) -> Mapping[str, Any]:
@@ -60,13 +60,13 @@ class GenerateGrids:
         ]
         if not wanted:
             return Outcome(())
-        drawn = self.teacher.generate(
+        grids = self.teacher.generate(
             [record.values["prompt"] for record in wanted], [record.values["seed"] for record in wanted]
         )
         return Outcome(
             [
                 Record(record.id, record.values, record.stored, {GRID: png(image)})
-                for record, image in zip(wanted, drawn, strict=True)
+                for record, image in zip(wanted, grids, strict=True)
             ]
         )
 

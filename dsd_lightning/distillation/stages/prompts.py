@@ -1,4 +1,4 @@
-"""Stage 3: which words make the teacher draw one subject four times?"""
+"""Stage 3: writes prompts with which the teacher generates one subject four times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dsd_lightning.agents import Agent, AgentFailure, Answer, Request
-from dsd_lightning.distillation import asking
+from dsd_lightning.agents.many import ask_until_valid, for_each
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage
 from dsd_lightning.distillation.rules import Words, plain
@@ -53,7 +53,7 @@ class GridPrompts:
     def settings(self) -> Mapping[str, Any]:
         names = ["grid_system", "grid_again", f"quadrants_{self.words.quadrants}"]
         return {
-            "agent": asking.described(self.agent),
+            "agent": self.agent.settings(),
             "words": [self.prompts.text(name) for name in [*names, *(f"grid_{each}" for each in self.families)]],
             "rules": [self.words.max_tokens, self.words.quadrants],
             "families": self.families,
@@ -87,7 +87,7 @@ class GridPrompts:
         kept: list[Record] = []
         rejected: list[Rejection] = []
         answers: list[Answer] = []
-        results = asking.for_each(self.agent, records, self._ask)
+        results = for_each(self.agent, records, self._ask)
         for record, result in zip(records, results, strict=True):
             record = record.having(family=self.family(record))
             if isinstance(result, AgentFailure):
@@ -102,7 +102,7 @@ class GridPrompts:
         return Outcome(kept, rejected, Usage.of(answers))
 
     def _ask(self, record: Record) -> tuple[Answer | None, str, list[Answer]]:
-        return asking.until_kept(
+        return ask_until_valid(
             self.agent,
             self.request(record),
             lambda text: self.words.broken_by_grid(plain(text)),

@@ -1,4 +1,4 @@
-"""Stage 8: how do curated pairs become shards that training reads, no identity in both training and validation?"""
+"""Stage 8: writes curated pairs as shards for training and validation; no subject is in both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from dsd_lightning.distillation.records import DIRECTIONS, SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Manifest, Store, digest_of
+from dsd_lightning.files.atomic import write_json
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import ShardIndex, ShardWriter
 
@@ -38,7 +39,7 @@ class ShardSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
-            raise DistillationError(f"shards.validation_share={self.validation_share}: must lie in [0, 1)")
+            raise DistillationError(f"shards.validation_share={self.validation_share}: must be in [0, 1)")
 
 
 def subject_of(record: Record) -> str:
@@ -87,7 +88,7 @@ def write_shards(
                 samples[split] += _write_both(writers[split], record)
         if not samples[TRAINING]:
             raise DistillationError(
-                f"not one pair is left for training: {dict(rejections) or 'there were no captions'}; the report says more"
+                f"no pair is left for training: {dict(rejections) or 'there were no captions'}; the report says more"
             )
         for reason, number in sorted(rejections.items()):
             writers[TRAINING].reject(reason, number)
@@ -104,9 +105,7 @@ def write_shards(
 
 
 def _write_note(note: Path, made_from: Mapping[str, Any] | None, samples: Mapping[str, int]) -> None:
-    partial = note.with_name(note.name + ".partial")
-    partial.write_text(json.dumps({"made_from": made_from, "samples": dict(samples)}, indent=1))
-    partial.replace(note)
+    write_json(note, {"made_from": made_from, "samples": dict(samples)})
 
 
 def _writer(folder: Path, settings: ShardSettings) -> ShardWriter:

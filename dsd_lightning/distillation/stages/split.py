@@ -1,4 +1,4 @@
-"""Stage 5: which four images does a grid hold?"""
+"""Stage 5: splits each grid into its four panels."""
 
 from __future__ import annotations
 

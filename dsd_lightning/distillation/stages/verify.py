@@ -1,4 +1,4 @@
-"""Stage 6: do two panels show one and the same subject?"""
+"""Stage 6: keeps pairs of panels that show one and the same subject."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, ClassVar
 
 from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Message, Request
-from dsd_lightning.distillation import asking
+from dsd_lightning.agents.many import for_each
 from dsd_lightning.distillation.prompts import Prompts
 from dsd_lightning.distillation.records import PANELS, SIDES, DistillationError, Outcome, Record, Rejection, Usage
 from dsd_lightning.distillation.rules import Verdict, accepted, read_verdict
@@ -57,7 +57,7 @@ class Verify:
     def settings(self) -> Mapping[str, Any]:
         names = ("verify_common", "verify_describe", "verify_identical", "verify_structure")
         return {
-            "agent": asking.described(self.agent),
+            "agent": self.agent.settings(),
             "words": [self.prompts.text(name) for name in names],
             "attempts": self.attempts,
             "least_confidence": self.least_confidence,
@@ -69,7 +69,7 @@ class Verify:
         kept: list[Record] = []
         rejected: list[Rejection] = []
         answers: list[Answer] = []
-        for pair, result in zip(pairs, asking.for_each(self.agent, pairs, self._judge), strict=True):
+        for pair, result in zip(pairs, for_each(self.agent, pairs, self._judge), strict=True):
             bare = Record(pair.id, pair.values, pair.stored)
             if isinstance(result, AgentFailure):
                 rejected.append(Rejection.by_failure(bare, result))

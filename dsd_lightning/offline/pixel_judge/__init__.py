@@ -1,1 +1,1 @@
-"""pixel_judge."""
+"""The offline VLM judge of pairs: compares characters by their pixels."""

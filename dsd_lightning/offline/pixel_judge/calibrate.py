@@ -1,10 +1,10 @@
-"""With which coefficients does the judge of pixels tell characters apart? Fitted on images whose truth is known.
+"""Fits the coefficients of the pixel judge on rendered images whose characters are known.
 
 python -m dsd_lightning.offline.pixel_judge.calibrate
 
 Grids of the miniature world are rendered, passed through the tiny VAE as generated ones are, and cut. In half of them all
 panels show one character; in the others each panel's differs from the first one's in one attribute. The coefficients
-that a logistic regression finds go into `conf/agents/vlm/offline.yaml`.
+that a logistic regression finds go into `conf/agents/model/offline_judge.yaml`.
 """
 
 from __future__ import annotations

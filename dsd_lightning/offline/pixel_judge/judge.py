@@ -1,4 +1,4 @@
-"""Who answers a judge's questions where there is no network? A provider that looks at pixels, and at nothing else."""
+"""Stands in for a VLM judge where there is no network: a provider that compares pixels."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def _looks(character: eyes.Character | None) -> str:
     inside = np.asarray(character.cover) > 0
     red, green, blue = np.asarray(character.image)[inside].mean(axis=0)
     return (
-        f"a character of {int(inside.sum())} pixels around ({character.center[0]:.0f}, {character.center[1]:.0f}), in the mean of "
-        f"colour ({red:.0f}, {green:.0f}, {blue:.0f})"
+        f"a character of {int(inside.sum())} pixels around ({character.center[0]:.0f}, {character.center[1]:.0f}), "
+        f"in the mean of colour ({red:.0f}, {green:.0f}, {blue:.0f})"
     )

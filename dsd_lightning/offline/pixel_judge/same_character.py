@@ -1,4 +1,4 @@
-"""Are two small images of one character? Judged by pixels alone: cut out, laid over one another, and compared.
+"""Decides by pixels alone whether two small images show one character: cut out, aligned, and compared.
 
 Nothing is known here of what the characters are: a character is what differs in hue or brightness from the ground that the
 image's rim shows. One is turned, scaled and moved until it covers the other best; what then differs, as a whole and
@@ -26,7 +26,7 @@ RIM = 3
 """Width of the rim from which the ground is known, pixels."""
 
 HUE, BRIGHT = 0.10, 1.28
-"""Distances from the ground beyond which a pixel belongs to the character: of unit colour vectors, and of brightness (ratio)."""
+"""Distances from the ground beyond which a pixel is the character's: of unit colour vectors, and of brightness (ratio)."""
 
 ANGLES = np.deg2rad(np.arange(-60.0, 60.1, 7.5))
 """Turns that are tried, radians."""

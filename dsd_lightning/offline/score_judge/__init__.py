@@ -1,1 +1,1 @@
-"""score_judge."""
+"""The offline scoring judge: reads the attributes of miniature scenes from their pixels."""

@@ -1,4 +1,4 @@
-"""How does the offline judge score? By the miniature world's exact attributes, told from pixels and text alone.
+"""Scores images by the miniature world's exact attributes, read from pixels and text alone.
 
 It sees what any judge sees: the turns of the conversation and the images. What it is asked for, it reads off the words and
 the number of images; what the images show, `miniature_scene` tells.

@@ -1,4 +1,4 @@
-"""Which scene of the miniature world does an image show? Told from its pixels alone: who is in it, and in which context.
+"""Reads a miniature scene from the pixels of an image: the character and its context.
 
 First the silhouette (`miniature.geometry`), then kind, colour and light of the background in closed form, then the
 character's surface: style and face by exact renderings, colours and pattern by renderings that are put together.
