@@ -271,7 +271,7 @@ class Agent:
                 raise
             except TimeoutError:
                 raise ConnectionFailed(
-                    f"{self.provider.identity}: no whole answer within timeout={self.timeout} s"
+                    f"{self.provider.identity}: no complete answer within timeout={self.timeout} s"
                 ) from None
             except asyncio.CancelledError:
                 # What waits in a batch stays reserved, for the same request of a later run.

@@ -41,7 +41,7 @@ class RateLimited(AgentFailure):
 
 
 class QuotaExhausted(AgentFailure):
-    """The account has no credit, or no requests, left (429 that waiting does not mend soon)."""
+    """The account has no credit, or no requests, left (429 that waiting does not cure soon)."""
 
     stops_everything = True
 
@@ -65,7 +65,7 @@ class ProviderFailed(AgentFailure):
 
 
 class ConnectionFailed(AgentFailure):
-    """No connection, a broken one, or no whole answer within the time limit."""
+    """No connection, a broken one, or no complete answer within the time limit."""
 
     retryable = True
     may_be_billed = True

@@ -107,7 +107,7 @@ class Sampling:
         if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"sampling.temperature={self.temperature}: must be >= 0, or null for the default")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling.top_p={self.top_p}: must lie in (0, 1], or be null for the default")
+            raise ValueError(f"sampling.top_p={self.top_p}: must be in (0, 1], or be null for the default")
 
     def described(self) -> dict[str, Any]:
         """Return the parameters that are set, as plain JSON."""

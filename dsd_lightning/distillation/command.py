@@ -27,7 +27,7 @@ class SetEncoder(Protocol):
 
 
 def distill(config: DictConfig) -> str:
-    """Run, and return what to tell the user."""
+    """Run, and return the text to print."""
     if config.dry_run:
         return table(expect(config))
     run = Distillation(config)

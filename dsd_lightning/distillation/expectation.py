@@ -30,7 +30,7 @@ _WORDS = "as said in an answer of ordinary length, "
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a stage is expected to take; no estimate where it asks nobody."""
+    """What a stage is expected to take; no estimate where it calls no model."""
 
     stage: str
     estimate: Estimate
@@ -40,7 +40,7 @@ class Expectation:
 
 
 def expect(config: DictConfig) -> list[Expectation]:
-    """Return what each stage would take if it kept every record and had to ask nothing again."""
+    """Return what each stage would take if it kept every record and repeated no request."""
     source: captions.CaptionSource = instantiate(config.captions)
     records = captions.sample(source, config.count, config.seed)
     grids = len(records) * config.stages.grids.seeds_per_prompt
@@ -103,4 +103,4 @@ def table(expected: list[Expectation]) -> str:
     for each in expected[1:]:
         total += each.estimate
     lines = [str(each) for each in [*expected, Expectation("all", total)]]
-    return "\n".join([*lines, "If every record is kept and nothing has to be asked twice. Nothing was asked."])
+    return "\n".join([*lines, "If every record is kept and no request is repeated. No call was made."])

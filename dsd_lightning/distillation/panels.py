@@ -23,7 +23,7 @@ OVER_NEIGHBOURS = 1.5
 """Least ratio of a seam's colour difference to the typical one of the lines around it."""
 
 ASIDE = 0.15
-"""How far from the middle a division may lie, share of the image's side."""
+"""How far from the middle a division may be, share of the image's side."""
 
 WIDEST_BORDER = 0.08
 """Widest border or separator that is cut off, share of the image's side."""
@@ -122,7 +122,7 @@ def _division(values: Values, lines: str) -> tuple[int, int]:
     if separators:
         first, end = separators[0]
         if abs((first + end) / 2 - count / 2) > ASIDE * count:
-            raise NotTwoByTwo(f"the separator of the {lines} lies at {(first + end) / 2 / count:.2f} of the side")
+            raise NotTwoByTwo(f"the separator of the {lines} is at {(first + end) / 2 / count:.2f} of the side")
         return first, end
     middle = count // 2
     reach = int(ASIDE * count)
@@ -148,7 +148,7 @@ def _require_seam(values: Values, division: tuple[int, int], otherwise: str) -> 
     if end > first:
         if not _even_lines(values)[first:end].all():
             raise NotTwoByTwo(otherwise)
-    # A generated seam may be several pixels wide: what lies beside it is compared, not two neighbouring lines.
+    # A generated seam may be several pixels wide: the lines beside it are compared, not two neighbouring lines.
     elif (
         float(np.abs(values[first + 1 : first + 3].mean(axis=0) - values[first - 3 : first - 1].mean(axis=0)).mean())
         < JUMP

@@ -39,8 +39,8 @@ class Record:
 
     Attributes:
         id: unique in its stage; letters, digits and dashes, so that it can name files and shard samples.
-        values: everything known of it, plain JSON.
-        stored: where its images lie, `STAGE/MEMBER` by name.
+        values: its values so far, plain JSON.
+        stored: where its images are, `STAGE/MEMBER` by name.
         images: bytes of those images (png) that the stage asked for, or has made.
     """
 
@@ -79,7 +79,7 @@ def failure_reason(kind: type[AgentFailure]) -> str:
 
 
 PASSING = frozenset(failure_reason(kind) for kind in AgentFailure.__subclasses__() if kind.retryable)
-"""Reasons that another day may mend: the provider failed, not the record."""
+"""Reasons that may pass by another day: the provider failed, not the record."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Stage(Protocol):
         ...
 
     def run(self, records: Sequence[Record]) -> Outcome:
-        """Return what becomes of `records`.
+        """Return the outcome of `records`.
 
         Raises:
             AgentFailure: one that every further record would meet as well (budget, quota, key).
@@ -159,5 +159,5 @@ class Stage(Protocol):
         ...
 
     def close(self) -> None:
-        """Give models and connections back."""
+        """Close models and connections."""
         ...

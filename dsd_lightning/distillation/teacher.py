@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class FluxTeacher:
     """`diffusers.FluxPipeline`, loaded when the first image is asked for.
 
-    Noise is drawn on the CPU, from a generator an image, so that neither device nor batch decides it.
+    Noise is drawn on the CPU, from a generator an image, so that it depends on neither device nor batch.
 
     Args:
         path: folder or hub id in the diffusers layout.
@@ -24,7 +24,7 @@ class FluxTeacher:
         num_inference_steps: Euler steps.
         guidance_scale: of the guidance embedding.
         max_sequence_length: T5 tokens a prompt.
-        batch_size: grids drawn at once.
+        batch_size: grids generated at once.
         dtype: float32, bfloat16 or float16.
         device: "auto" takes CUDA where there is a device.
         offload: "none", "model" (parts come to the GPU when needed) or "sequential" (layers do; slowest, least memory).
@@ -71,7 +71,7 @@ class FluxTeacher:
         self._pipeline: Any = None
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides the images; batches, offload and compilation do not, but for rounding."""
+        """Return what determines the images; batches, offload and compilation do not, but for rounding."""
         return {
             "path": self.path,
             "size": [self.height, self.width],
@@ -122,7 +122,7 @@ class FluxTeacher:
         return self._pipeline
 
     def close(self) -> None:
-        """Give the pipeline's memory back."""
+        """Free the pipeline's memory."""
         self._pipeline = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()

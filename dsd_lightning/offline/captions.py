@@ -15,7 +15,7 @@ class MiniatureCaptions:
     """Captions of single images of training characters, as a base model might have been trained on.
 
     Args:
-        count: captions drawn before they are deduplicated and sampled.
+        count: captions before they are deduplicated and sampled.
         without_subject: share of captions of surroundings alone.
         seed: of all of them.
 
@@ -25,11 +25,11 @@ class MiniatureCaptions:
 
     def __init__(self, count: int, without_subject: float, seed: int) -> None:
         if not 0 <= without_subject < 1:
-            raise DistillationError(f"captions.without_subject={without_subject}: must lie in [0, 1)")
+            raise DistillationError(f"captions.without_subject={without_subject}: must be in [0, 1)")
         self.count, self.without_subject, self.seed = count, without_subject, seed
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what decides them."""
+        """Return what determines them."""
         return {"world": "miniature", "count": self.count, "none": self.without_subject, "seed": self.seed}
 
     def texts(self) -> Iterator[str]:

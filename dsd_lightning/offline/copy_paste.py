@@ -21,7 +21,7 @@ from dsd_lightning.offline.score_judge.scene import as_pixels
 
 
 class CopyPaste:
-    """Cuts the character out of the reference and puts it, where it was, on a plain ground of the requested colour."""
+    """Cuts the character out of the reference and puts it, where it was, on a plain background of the requested colour."""
 
     def described(self) -> dict[str, Any]:
         """Return its name, which alone determines its images."""

@@ -15,7 +15,7 @@ _UPRIGHT = "upright"
 class PromptDescriber:
     """Takes the words of listed grid prompts (`words.quadrants: listed`): "a grid of WHO, SHARED; PANEL; PANEL; ...".
 
-    Captions never tell who: "this character, PANEL, SHARED"; only the reference can.
+    Captions never name the subject: "this character, PANEL, SHARED"; only the reference shows it.
     """
 
     looks_at: tuple[str, ...] = ()

@@ -106,12 +106,12 @@ def test_the_command_serves_both_protocols_and_counts(tmp_path: Path) -> None:
         assert said["candidates"][0]["content"]["parts"] == [{"text": "a grid of four"}]
         with pytest.raises(urllib.error.HTTPError, match="404"):
             post(f"{url}/v1/elsewhere", body)
-        told = counts(url)
+        report = counts(url)
     finally:
         server.kill()
         server.wait()
-    assert (told["asked"], told["answered"], told["faults"]) == (4, 3, {"unavailable": 1})
-    assert [(each["text"], each["asked"], each["answered"]) for each in told["requests"]] == [
+    assert (report["asked"], report["answered"], report["faults"]) == (4, 3, {"unavailable": 1})
+    assert [(each["text"], each["asked"], each["answered"]) for each in report["requests"]] == [
         ("a cat", 2, 2),
         ("once", 2, 1),
     ]
@@ -156,13 +156,13 @@ def test_a_killed_run_goes_on_and_no_finished_answer_is_asked_again(tmp_path: Pa
             [*command, server.url, str(tmp_path), str(count)], env=environment, capture_output=True, text=True
         )
         assert last.returncode == 0, last.stderr
-        told = server.counts
-    asked_after = {each["text"]: each["asked"] for each in told["requests"]}
+        report = server.counts
+    asked_after = {each["text"]: each["asked"] for each in report["requests"]}
     assert {text: asked_after[text] for text in finished} == {text: asked_before[text] for text in finished}
     answers = answers_below(tmp_path / "answers")
     assert sorted(answers) == sorted(f"question {number}" for number in range(count))
     # Only what was on the wire at a kill, at most one a place of concurrency, was answered twice.
-    assert told["answered"] <= count + 2 * CONCURRENCY
+    assert report["answered"] <= count + 2 * CONCURRENCY
     # Every answer is paid for in the ledger, and what a kill left open counts in full.
     cost = sum(record["answer"]["cost_usd"] for record in answers.values())
     assert float(last.stdout) >= cost - 1e-9

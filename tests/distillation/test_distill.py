@@ -56,7 +56,7 @@ def test_no_subject_is_in_both_sets(undisturbed: Path) -> None:
     assert pairs["train"].isdisjoint(pairs["validation"])
 
 
-def test_a_finished_run_asks_and_paints_nothing(undisturbed: Path) -> None:
+def test_a_finished_run_makes_no_call_and_no_image(undisturbed: Path) -> None:
     before = tars(undisturbed)
     with RehearsalServer(rule) as server:
         run_here(undisturbed, undisturbed.parent / "captions.txt", server)
@@ -97,7 +97,7 @@ def test_shards_of_others_are_not_replaced(undisturbed: Path, tmp_path: Path) ->
     assert (tmp_path / "train" / "index.json").read_text() == "precious"
 
 
-MENDED: dict[str, Fault] = {
+PASSING: dict[str, Fault] = {
     "429 with Retry-After": Fault("rate_limited", first=1, retry_after=0.05, every=3),
     "503": Fault("unavailable", first=1, match="clear subject"),
     "reset": Fault("reset", first=1, match="grid of four"),
@@ -106,9 +106,9 @@ MENDED: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("fault", MENDED)
+@pytest.mark.parametrize("fault", PASSING)
 def test_faults_that_pass_leave_no_trace(fault: str, undisturbed: Path, tmp_path: Path) -> None:
-    met = MENDED[fault]
+    met = PASSING[fault]
 
     def answer(asked: Asked) -> str | Fault:
         return met if met.applies(asked) else rule(asked)
@@ -147,7 +147,7 @@ LASTING: dict[str, tuple[str, str, Callable[[Asked], str | Fault | None]]] = {
 
 
 @pytest.mark.parametrize("fault", LASTING)
-def test_a_record_that_cannot_be_mended_is_quarantined_with_its_reason(fault: str, tmp_path: Path) -> None:
+def test_a_lasting_fault_rejects_its_record_with_the_reason(fault: str, tmp_path: Path) -> None:
     stage, reason, react = LASTING[fault]
 
     def answer(asked: Asked) -> str | Fault:
@@ -252,8 +252,8 @@ def test_a_dry_run_asks_nothing_and_bounds_what_the_run_takes(tmp_path: Path) ->
     captions = captions_file(tmp_path)
     with RehearsalServer(rule) as server:
         given = arguments(tmp_path / "run", captions, server.url)
-        told = distill(compose_distill(*given, "dry_run=true"))
+        estimate = distill(compose_distill(*given, "dry_run=true"))
         assert server.counts["asked"] == 0
         run_here(tmp_path / "run", captions, server)
-        assert server.counts["asked"] <= int(told.splitlines()[-2].split()[1])
+        assert server.counts["asked"] <= int(estimate.splitlines()[-2].split()[1])
     assert not (tmp_path / "run" / "report.html").exists()

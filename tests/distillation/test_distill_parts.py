@@ -156,15 +156,15 @@ def test_captions_of_all_kinds_of_files_are_sampled_alike(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_text("id,TEXT\n" + "\n".join(f'{i},"{text}"' for i, text in enumerate(texts)))
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"caption": text}) for text in texts))
     parquet.write_table(pyarrow.table({"TEXT": texts, "url": texts}), tmp_path / "a.parquet")
-    drawn = [
+    sampled = [
         [record.values["caption"] for record in sample(CaptionFiles(str(tmp_path / f"a.{kind}")), 10, seed=1)]
         for kind in ("txt", "csv", "jsonl", "parquet")
     ]
-    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
-    assert len(set(drawn[0])) == 10
+    assert sampled[0] == sampled[1] == sampled[2] == sampled[3]
+    assert len(set(sampled[0])) == 10
     everything = sample(CaptionFiles(str(tmp_path / "a.txt")), 1000, seed=1)
     assert len(everything) == 50
-    assert [record.values["caption"] for record in everything[:10]] == drawn[0]
+    assert [record.values["caption"] for record in everything[:10]] == sampled[0]
     assert sample(CaptionFiles(str(tmp_path / "a.txt")), 10, seed=2) != everything[:10]
 
 
@@ -249,7 +249,7 @@ def test_labels_and_scores(tmp_path: Path) -> None:
         read_labels(tmp_path / "labels.csv")
 
 
-def test_miniature_captions_never_tell_of_held_out_characters() -> None:
+def test_miniature_captions_never_describe_held_out_characters() -> None:
     from dsd_lightning.offline.writer import RuleWriter
 
     writer = RuleWriter(seed=0, name_subject=1.0)
@@ -259,7 +259,7 @@ def test_miniature_captions_never_tell_of_held_out_characters() -> None:
     assert not any(subject.held_out for subject in found)
 
 
-def test_the_writer_tells_who_in_the_share_of_prompts_that_was_asked_for() -> None:
+def test_the_writer_names_the_subject_in_the_configured_share_of_prompts() -> None:
     from dsd_lightning.offline.writer import RuleWriter
 
     who = draw_identity(numpy_generator("told"))
@@ -279,15 +279,15 @@ def rendered(identity: Identity, index: int) -> Image.Image:
     return Image.fromarray((render(Scene(identity, context)).image * 255).round().astype(np.uint8))
 
 
-def test_eyes_tell_the_same_metric_from_another() -> None:
+def test_the_pixel_judge_separates_one_character_from_another() -> None:
     same, other = [], []
     for index in range(8):
         rng = numpy_generator("who", index)
         who = draw_identity(rng)
         shape = change_identity(who, "color", rng)
-        metrics = [eyes.cut_out(rendered(each, 2 * index + n)) for n, each in enumerate((who, who, shape))]
-        assert None not in metrics
-        one, again, different = metrics
+        cut = [eyes.cut_out(rendered(each, 2 * index + n)) for n, each in enumerate((who, who, shape))]
+        assert None not in cut
+        one, again, different = cut
         assert one is not None
         assert again is not None
         assert different is not None
@@ -297,6 +297,6 @@ def test_eyes_tell_the_same_metric_from_another() -> None:
     assert sum(a < b for a, b in zip(same, other, strict=True)) >= 7
 
 
-def test_eyes_see_no_metric_on_an_empty_ground() -> None:
+def test_no_character_is_cut_out_of_an_empty_background() -> None:
     assert eyes.cut_out(Image.new("RGB", (64, 64), (140, 180, 220))) is None
     assert eyes.cut_out(Image.open(io.BytesIO(image(9))).resize((64, 64))) is None

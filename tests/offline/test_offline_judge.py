@@ -40,7 +40,7 @@ def jpeg(scene: Scene, side: int = 512) -> bytes:
     return buffer.getvalue()
 
 
-def test_scenes_are_told_from_images_as_a_judge_gets_them() -> None:
+def test_scenes_are_read_from_images_as_a_judge_gets_them() -> None:
     rng = numpy_generator("test", "scenes")
     wrong = 0
     for _ in range(12):
@@ -134,7 +134,7 @@ def test_the_benchmark_has_dreambenchpps_shape_and_no_prompt_repeats_the_referen
 
 
 class Counting(CopyPaste):
-    """Counts what is drawn, and can give up."""
+    """Counts what is generated, and can stop."""
 
     def __init__(self, last: int = 1000) -> None:
         self.batches: list[list[str]] = []
@@ -147,7 +147,7 @@ class Counting(CopyPaste):
         return super().generate(cases, references, seed)
 
 
-def test_units_are_drawn_whole_once_and_shared_among_processes(folder: Path, tmp_path: Path) -> None:
+def test_images_are_generated_once_and_shared_among_processes(folder: Path, tmp_path: Path) -> None:
     cases = miniature_benchmark.miniature(folder, subjects=2).cases()
     whole = Counting()
     make(whole, Samples(tmp_path / "whole"), cases, 0, 5)

@@ -49,7 +49,7 @@ class Batches:
             return _json(self._state(batch["batch"])) if batch and batch["batch"] in self._batches else None
 
     def post(self, path: str, content_type: str, raw: bytes) -> bytes | None:
-        """Take a file, or make a batch of one; return what is told of it, None at other paths."""
+        """Take a file, or make a batch of one; return its description, None at other paths."""
         with self._lock:
             if path == FILES:
                 return _json(self._file(_uploaded(content_type, raw), "batch"))
@@ -58,14 +58,14 @@ class Batches:
     def _file(self, content: bytes, purpose: str) -> dict[str, Any]:
         name = f"file-{len(self._files)}"
         self._files[name] = content
-        told = {"id": name, "bytes": len(content), "created_at": int(time.time()), "filename": f"{name}.jsonl"}
-        return {**told, "object": "file", "purpose": purpose, "status": "processed"}
+        common = {"id": name, "bytes": len(content), "created_at": int(time.time()), "filename": f"{name}.jsonl"}
+        return {**common, "object": "file", "purpose": purpose, "status": "processed"}
 
     def _make(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         name = f"batch_{len(self._batches)}"
-        told = {key: asked.get(key) for key in ("endpoint", "input_file_id", "completion_window", "metadata")}
+        common = {key: asked.get(key) for key in ("endpoint", "input_file_id", "completion_window", "metadata")}
         self._batches[name] = {
-            **told,
+            **common,
             "id": name,
             "object": "batch",
             "created_at": int(time.time()),
@@ -90,12 +90,12 @@ class Batches:
         return batch
 
     def _answered(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        told: dict[str, Any] = {"id": f"line_{line['custom_id']}", "custom_id": line["custom_id"]}
+        common: dict[str, Any] = {"id": f"line_{line['custom_id']}", "custom_id": line["custom_id"]}
         answered = self._answer(line["url"], _json(line["body"]))
         if answered is None:
-            return {**told, "response": None, "error": {"code": "request_timeout", "message": "the model timed out"}}
+            return {**common, "response": None, "error": {"code": "request_timeout", "message": "the model timed out"}}
         status, body = answered
-        return {**told, "response": {"status_code": status, "request_id": "rehearsal", "body": body}, "error": None}
+        return {**common, "response": {"status_code": status, "request_id": "rehearsal", "body": body}, "error": None}
 
 
 def _uploaded(content_type: str, raw: bytes) -> bytes:

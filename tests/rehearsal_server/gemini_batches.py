@@ -53,15 +53,15 @@ class GeminiBatches:
             return _json(self._state(found["name"])) if found["name"] in self._batches else None
 
     def post(self, path: str, content_type: str, raw: bytes) -> bytes | None:
-        """Make a batch; return what is told of it, None at other paths."""
+        """Make a batch; return its description, None at other paths."""
         found = _MAKE.match(path)
         if found is None:
             return None
         batch = json.loads(raw)["batch"]
         with self._lock:
             name = f"batches/{len(self._batches)}"
-            told = {"displayName": batch["displayName"], "createTime": datetime.now(UTC).isoformat()}
-            self._batches[name] = {"name": name, "metadata": {**told, "state": "BATCH_STATE_RUNNING"}}
+            common = {"displayName": batch["displayName"], "createTime": datetime.now(UTC).isoformat()}
+            self._batches[name] = {"name": name, "metadata": {**common, "state": "BATCH_STATE_RUNNING"}}
             due = time.monotonic() + self._latency
             self._asked[name] = (due, found["model"], batch["inputConfig"]["requests"]["requests"])
             return _json(self._batches[name])
@@ -75,14 +75,14 @@ class GeminiBatches:
         return batch
 
     def _answered(self, model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        told = {"metadata": asked.get("metadata")}
+        common = {"metadata": asked.get("metadata")}
         answered = self._answer(f"/v1beta/models/{model}:generateContent", _json(asked["request"]))
         if answered is None:
-            return {**told, "error": {"code": _DEADLINE_EXCEEDED, "message": "the model timed out"}}
+            return {**common, "error": {"code": _DEADLINE_EXCEEDED, "message": "the model timed out"}}
         status, body = answered
         if status == HTTPStatus.OK:
-            return {**told, "response": body}
-        return {**told, "error": {"code": _CODES.get(status, _INTERNAL), "message": body["error"]["message"]}}
+            return {**common, "response": body}
+        return {**common, "error": {"code": _CODES.get(status, _INTERNAL), "message": body["error"]["message"]}}
 
 
 def _json(content: Any) -> bytes:

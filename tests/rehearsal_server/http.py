@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer /counts, and what is asked of files and batches."""
         found = self._batches().get(self.path.partition("?")[0])
         if self.path == "/counts":
-            self._send(HTTPStatus.OK, json.dumps(self.server.told()).encode())
+            self._send(HTTPStatus.OK, json.dumps(self.server.report()).encode())
         elif found is not None:
             self._send(HTTPStatus.OK, found)
         else:
@@ -190,7 +190,7 @@ class _Sockets(ThreadingHTTPServer):
         self.batches = Batches(self._line, latency)
         self.gemini_batches = GeminiBatches(self._line, latency)
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Return all counts, with the number of batches."""
         return {**self.counts.as_json(), "batches": len(self.batches) + len(self.gemini_batches)}
 
@@ -243,7 +243,7 @@ class RehearsalServer:
     @property
     def counts(self) -> dict[str, Any]:
         """Return what GET /counts returns."""
-        return self._sockets.told()
+        return self._sockets.report()
 
     def serve(self) -> None:
         """Serve until the process is stopped."""

@@ -11,7 +11,7 @@ from dsd_lightning.distillation.store import Manifest
 
 
 class LocalExecutor:
-    """In process. Within a partition, models are asked many things at once, and grids are drawn in batches.
+    """In process. Within a partition, models get many requests at once, and grids are generated in batches.
 
     Args:
         task: which of `tasks` commands this is, from 0; partitions are dealt out in turn. A SLURM array gives both.

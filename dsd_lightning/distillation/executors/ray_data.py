@@ -20,7 +20,7 @@ PARTITION, RESULT = "partition", "result"
 """Columns of what goes to the actors and of what comes back: a partition's number; its manifest, or why there is none."""
 
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_register_timeout_seconds": "600"}
-"""What Ray is told before it is imported: to send nothing home, and to give a busy machine time to import a stage."""
+"""Settings of Ray before it is imported: send no usage statistics, and give a busy machine time to import a stage."""
 
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """For a Ray of this machine alone: the first, its name notwithstanding, keeps it on the loopback address."""
@@ -86,7 +86,7 @@ class RayExecutor:
             DistillationError: there are not the cores or GPUs for the stage's actors.
             AgentFailure: one that ends the run, as the actor raised it.
         """
-        worker = Worker(config, stage)  # wrong settings are told here, and what is finished needs no actor
+        worker = Worker(config, stage)  # wrong settings are refused here, and what is finished needs no actor
         todo = []
         try:
             for partition in partitions:
@@ -165,7 +165,7 @@ class PartitionActor:
         self.worker = Worker(config, stage)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the partition of a batch of one row; return its manifest, or the error that the user is to be told."""
+        """Run the partition of a batch of one row; return its manifest, or the error to show to the user."""
         result: Manifest | Exception
         try:
             result = self.worker.run(int(batch[PARTITION][0]))

@@ -14,7 +14,7 @@ from dsd_lightning.distillation.rules import Words, plain
 
 @runtime_checkable
 class Describer(Protocol):
-    """Finds the words of a pair."""
+    """Writes the captions and instructions of a pair."""
 
     looks_at: tuple[str, ...]
 
@@ -72,7 +72,7 @@ class ModelDescriber:
     Args:
         agent: the model.
         prompts: the words it is asked with (`caption_target`, `caption_instruction`).
-        attempts: askings of one text, each told which rule the last one broke.
+        attempts: requests for one text, each naming the rule that the last answer broke.
     """
 
     looks_at: tuple[str, ...] = SIDES

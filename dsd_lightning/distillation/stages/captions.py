@@ -96,7 +96,7 @@ def plain_caption(text: str) -> str:
 
 
 def sample(source: CaptionSource, count: int, seed: int) -> list[Record]:
-    """Return `count` captions of those the source has, each once, drawn uniformly by the seed.
+    """Return `count` captions of those the source has, each once, sampled uniformly by the seed.
 
     Every text is keyed by itself, so that neither the order of the files nor what else is in them changes its draw beyond
     how many are wanted; memory is that of the captions kept. Ids are of the text, in the order of the draw.

@@ -18,7 +18,7 @@ class Filter:
     Args:
         agent: the language model.
         prompts: the words it is asked with (`filter`).
-        attempts: askings of one caption, until the answer can be read.
+        attempts: requests for one caption, until the answer can be read.
     """
 
     name: ClassVar[str] = "filter"

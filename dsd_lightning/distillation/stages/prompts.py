@@ -21,7 +21,7 @@ class GridPrompts:
         prompts: the words it is asked with: `grid_system`, and `grid_FAMILY` for every family.
         words: the rules of grid prompts.
         families: share of the records that each family gets, by name; keyed by the record's id.
-        attempts: askings of one prompt, each told which rule the last answer broke.
+        attempts: requests for one prompt, each naming the rule that the last answer broke.
         with_caption: false asks without the caption reference, as the paper compares.
         seed: of the choice of families.
 
@@ -63,7 +63,7 @@ class GridPrompts:
         }
 
     def family(self, record: Record) -> str:
-        """Return the family of a record, drawn by its id."""
+        """Return the family of a record, chosen by its id."""
         point = uniform(self.seed, "family", record.id) * sum(self.families.values())
         for name, share in self.families.items():
             if (point := point - share) < 0:
@@ -79,7 +79,7 @@ class GridPrompts:
             quadrants=self.prompts.fill(f"quadrants_{self.words.quadrants}"),
         )
         system = self.prompts.fill("grid_system", max_tokens=str(self.words.max_tokens))
-        # Without a caption all questions are alike: the attempt tells them apart, so that each gets its own answer.
+        # Without a caption all questions are alike: the attempt makes them differ, so that each gets its own answer.
         attempt = 0 if self.with_caption else int(uniform("attempt", record.id) * 2**31)
         return Request.of(question, system=system, attempt=attempt)
 

@@ -50,7 +50,7 @@ class Verify:
         self, agent: Agent, prompts: Prompts, attempts: int, least_confidence: float | None, curate: bool
     ) -> None:
         if least_confidence is not None and not 0 <= least_confidence <= 1:
-            raise DistillationError(f"verify.least_confidence={least_confidence}: must lie in [0, 1], or be null")
+            raise DistillationError(f"verify.least_confidence={least_confidence}: must be in [0, 1], or null")
         self.agent, self.prompts, self.attempts = agent, prompts, attempts
         self.least_confidence, self.curate = least_confidence, curate
 

@@ -58,8 +58,8 @@ def through_vae(grids: list[list[Image.Image]]) -> list[list[Image.Image]]:
         values = np.stack([np.stack([np.asarray(panel) for panel in grid]) for grid in grids[start : start + _SMALL]])
         pixels = rearrange(torch.from_numpy(values).float() / 127.5 - 1, "b (r c) h w d -> b d (r h) (c w)", r=2)
         with torch.no_grad():
-            drawn = codec.decode(codec.encode(pixels)).clamp(-1, 1)
-        cut = rearrange(drawn, "b d (r h) (c w) -> b (r c) d h w", h=RESOLUTION, w=RESOLUTION)
+            decoded = codec.decode(codec.encode(pixels)).clamp(-1, 1)
+        cut = rearrange(decoded, "b d (r h) (c w) -> b (r c) d h w", h=RESOLUTION, w=RESOLUTION)
         rebuilt += [[to_image(panel) for panel in grid] for grid in cut]
     return rebuilt
 
@@ -77,7 +77,7 @@ def fit(features: NDArray[np.float64], same: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def main() -> None:
-    """Print the coefficients and how well they tell the pairs apart."""
+    """Print the coefficients and how well they separate the pairs."""
     made = [panels_of(index) for index in range(GRIDS)]
     rebuilt = through_vae([grid for grid, _ in made])
     features, same, unseen = [], [], 0

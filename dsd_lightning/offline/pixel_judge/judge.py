@@ -41,7 +41,7 @@ class PixelJudge:
 
     def _answer(self, images: Sequence[ImagePart], asked: int) -> str:
         if asked == 0:
-            return "A character before a ground, in both."
+            return "A character before a background, in both."
         characters = [eyes.cut_out(Image.open(io.BytesIO(image.data))) for image in images]
         if asked == 1:
             return "\n".join(
@@ -70,7 +70,7 @@ class PixelJudge:
 
 def _looks(character: eyes.Character | None) -> str:
     if character is None:
-        return "no character can be told from the ground"
+        return "no character stands out from the background"
     inside = np.asarray(character.cover) > 0
     red, green, blue = np.asarray(character.image)[inside].mean(axis=0)
     return (

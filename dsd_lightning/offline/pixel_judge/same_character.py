@@ -1,6 +1,6 @@
 """Decides by pixels alone whether two small images show one character: cut out, aligned, and compared.
 
-Nothing is known here of what the characters are: a character is what differs in hue or brightness from the ground that the
+Nothing is assumed of the characters: a character is what differs in hue or brightness from the background that the
 image's rim shows. One is turned, scaled and moved until it covers the other best; what then differs, as a whole and
 where it differs most, is turned into a confidence.
 """
@@ -23,10 +23,10 @@ SPREAD = 4.6
 """Side of that square in units of the square root of half the character's area."""
 
 RIM = 3
-"""Width of the rim from which the ground is known, pixels."""
+"""Width of the rim that shows the background, pixels."""
 
 HUE, BRIGHT = 0.10, 1.28
-"""Distances from the ground beyond which a pixel is the character's: of unit colour vectors, and of brightness (ratio)."""
+"""Distances from the background beyond which a pixel is the character's: of unit colour vectors, and of brightness (ratio)."""
 
 ANGLES = np.deg2rad(np.arange(-60.0, 60.1, 7.5))
 """Turns that are tried, radians."""
@@ -53,7 +53,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How two characters agree when one lies over the other.
+    """How two characters agree when one is laid over the other.
 
     Attributes:
         overlap: intersection over union of their covers, in [0, 1].
@@ -96,7 +96,7 @@ def _majority(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _boxed(values: Values, size: int) -> Values:
-    """Return the mean over a box of `size` x `size` pixels around each; beyond the edge lies the edge's value."""
+    """Return the mean over a box of `size` x `size` pixels around each; beyond the edge the edge's value counts."""
     reach = size // 2
     padded = np.pad(values, reach, mode="edge")
     total = sum(
@@ -144,8 +144,8 @@ def _laid(character: Character, angle: float, scale: float, shift: tuple[float, 
     matrix = (cosine, -sine, x, sine, cosine, y)
 
     def warped(image: Image.Image) -> Values:
-        drawn = image.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        return np.asarray(drawn, dtype=np.float32) / 255
+        moved = image.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        return np.asarray(moved, dtype=np.float32) / 255
 
     return warped(character.image), warped(character.cover)
 
@@ -159,7 +159,7 @@ def _opponent(values: Values) -> Values:
 
 
 def _difference(one: tuple[Values, Values], other: tuple[Values, Values]) -> tuple[Values, Values, Values]:
-    """Return difference, union and intersection [s, s] of two characters that lie over one another."""
+    """Return difference, union and intersection [s, s] of two characters laid over one another."""
     both, either = np.minimum(one[1], other[1]), np.maximum(one[1], other[1])
     colors = np.linalg.norm(one[0] - other[0], axis=-1)
     return colors * both + OUTSIDE * (either - both), either, both

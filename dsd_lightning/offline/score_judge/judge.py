@@ -1,7 +1,7 @@
 """Scores images by the miniature world's exact attributes, read from pixels and text alone.
 
 It sees what any judge sees: the turns of the conversation and the images. What it is asked for, it reads off the words and
-the number of images; what the images show, `miniature_scene` tells.
+the number of images; what the images show, `scene` reads.
 
 Concept preservation: how many of the six attributes of an identity agree (style subjects: of the colours and the pattern).
 Prompt following: the share of what the prompt says that the image shows. Debiased: where nearly all pixels of the image,
