@@ -2,7 +2,7 @@
 
 python -m benchmarks.checkpoint [--rank 64] [--rounds 5] [--out FILE.json]
 
-Trains LoRA on a small FLUX for one step, and saves and reads back what a run's checkpoint holds: trained values, averages and
+Trains LoRA on a small FLUX for one step, and saves and reads back a run's checkpoint: trained values, EMA weights and
 AdamW's moments, with sha256 of every file.
 """
 
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             taken["save"].append(saved - start)
             taken["read"].append(time.perf_counter() - saved)
         written = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    needed = values * 4 * 4  # values, averages and two moments, float32
+    needed = values * 4 * 4  # values, EMA weights and two moments, float32
     results = {
-        "what": "a checkpoint of trained values, averages and two moments, float32, saved with sha256 and read back",
+        "what": "a checkpoint of trained values, EMA weights and two moments, float32, saved with sha256 and read back",
         **facts(torch.device("cpu")),
         "trained_values": values,
         "bytes": written,

@@ -3,7 +3,7 @@
 python -m benchmarks.trainer [--base small|flux_dev] [--batch 2] [--rounds 40] [--no-callbacks] [--out FILE.json]
 
 Both sides make the same steps from the same weights: loss, backward, clipping, AdamW, schedule. The trainer is that of
-`train.py`, with the callbacks of `conf/callbacks/minimal.yaml` (averages, guards, throughput, progress, checkpoints, summary)
+`train.py`, with the callbacks of `conf/callbacks/minimal.yaml` (EMA, guards, throughput, progress, checkpoints, summary)
 and metrics.csv; `--no-callbacks` leaves the trainer alone. The bare loop makes its steps where the trainer asks for its next
 batch, so that the two alternate in one process; which one begins a round is drawn anew each time.
 """

@@ -60,7 +60,7 @@ class DiffusionSelfDistillation(L.LightningModule):
         architecture: where the reference enters; complete, with its factors attached.
         codec, text_encoder: frozen; used for what a batch does not bring encoded.
         task: what reference and target are to each other; gives the frame weights.
-        density, shift: distribution of the timesteps; the shift sees the whole canvas's tokens.
+        density, shift: distribution of the timesteps; the shift depends on the full canvas's tokens.
         dropout: odds of losing text, reference or both.
         optimizer: `torch.optim` class with all but its parameters, which come with their names.
         schedule: learning-rate schedule with all but its optimizer; stepped once an optimizer step.

@@ -105,7 +105,7 @@ class Condition:
     Attributes:
         text: prompt embeddings.
         guidance: value of the guidance embedding, float32 [batch] (FLUX multiplies it by 1000 inside).
-        reference: reference inputs by name, as the architecture's `encode` made them.
+        reference: reference inputs by name, as the architecture's `encode` returned them.
     """
 
     text: TextEmbeddings

@@ -86,7 +86,7 @@ class Mode:
     def __post_init__(self) -> None:
         limit = 2 / (math.pi - 2)
         if not -1 <= self.scale <= limit:
-            raise ValueError(f"density.scale={self.scale} must lie in [-1, {limit:.3f}] for the map to be monotonic")
+            raise ValueError(f"density.scale={self.scale} must be in [-1, {limit:.3f}] for the map to be monotonic")
 
     def __call__(self, uniform: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         bend = torch.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform

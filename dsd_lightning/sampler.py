@@ -80,14 +80,14 @@ def sample(
     on_step: Callable[[int, Tensor], Tensor | None] | None = None,
     reference_strength: Callable[[int], float] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Return the clean canvas that the model draws from `noise` under `condition`.
+    """Return the clean canvas that the model generates from `noise` under `condition`.
 
     Args:
         null_text: embeddings of "no text" (batch 1 or that of `noise`), read only under text guidance.
-        shift: timestep shift, evaluated at the whole canvas's number of image tokens.
+        shift: timestep shift, evaluated at the full canvas's number of image tokens.
         on_step: called after each step with its index and the canvas; a canvas that it returns replaces that one.
         reference_strength: of each step by its index. At 1 the reference inputs are as given, at 0 they are the null
-            reference, between and beyond they lie on the straight line through both. Always 1 if None.
+            reference, between and beyond they are on the straight line through both. Always 1 if None.
     """
     batch = noise.shape[0]
     image_tokens = architecture.image_tokens(noise)
@@ -95,7 +95,7 @@ def sample(
     batched = settings.batch_passes
     if batched is None:
         batched = batch * (image_tokens + condition.text.sequence.shape[1]) <= BATCHED_TOKENS
-    # Texts of unequal length cannot lie in one batch.
+    # Texts of unequal length cannot be in one batch.
     batched = batched and null_text.sequence.shape[1] == condition.text.sequence.shape[1]
     prepared: dict[tuple[float, tuple[str, ...]], tuple[Condition, State]] = {}
     canvas = noise

@@ -28,6 +28,7 @@ echo "$@" >> "$REQUEUED"
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():

@@ -1,4 +1,4 @@
-"""The contract every architecture keeps, and the little that all of them share."""
+"""The contract that every architecture keeps, and what all of them share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Architecture(ModelMixin, ConfigMixin):
             module.requires_grad_(True)
 
     def trained_whole(self) -> Iterable[nn.Module]:
-        """Yield the modules that this architecture adds and trains whole; none by default."""
+        """Yield the modules that this architecture adds and trains in full; none by default."""
         return ()
 
     def settings(self) -> Mapping[str, Any]:
@@ -86,7 +86,7 @@ class Architecture(ModelMixin, ConfigMixin):
     def encode_clean(
         self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
     ) -> Float[Tensor, "b c lh lw"]:
-        """Return the clean canvas: the latents of what the architecture learns to draw."""
+        """Return the clean canvas: the latents of what the architecture learns to generate."""
 
     def encode(
         self, reference: Float[Tensor, "b 3 h w"] | None, target: Float[Tensor, "b 3 h w"], codec: Codec
@@ -109,14 +109,14 @@ class Architecture(ModelMixin, ConfigMixin):
         """Return the named frames of a canvas; the inverse of `join`."""
 
     def image_tokens(self, canvas: Float[Tensor, "b c h w"]) -> int:
-        """Return the number of image tokens of the whole canvas; the resolution shift depends on it."""
+        """Return the number of image tokens of the full canvas; the resolution shift depends on it."""
         return canvas.shape[-1] * canvas.shape[-2] // 4
 
     # --- Conditioning.
 
     @abstractmethod
     def null_reference(self, reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return reference inputs of the same shapes that stand for "no reference": the one definition of it."""
+        """Return reference inputs of the same shapes for "no reference": the one definition of it."""
 
     def drop_reference(self, condition: Condition, keep: Bool[Tensor, " b"]) -> Condition:
         """Return `condition` with the null reference where `keep` is False."""
@@ -192,7 +192,7 @@ class Architecture(ModelMixin, ConfigMixin):
         )[0]
         return output
 
-    # --- What is trained, and how the work may be divided.
+    # --- What is trained, and how the work may be sharded.
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that a checkpoint holds, by name."""
@@ -204,7 +204,7 @@ class Architecture(ModelMixin, ConfigMixin):
         yield from self.transformer.single_transformer_blocks
 
     def require_shardable(self) -> None:
-        """Refuse, with a ValueError that names the remedy, what the blocks cannot compute when put together one by one."""
+        """Refuse, with a ValueError that names the remedy, what the blocks cannot compute when all-gathered one by one."""
 
 
 class OneFrame(Architecture):

@@ -26,7 +26,7 @@ class ControlNet(LatentReference):
 
     Args:
         transformer: the base, without factors.
-        lora: factors on the base beside it; None leaves the base frozen, as is usual.
+        lora: factors on the base; None leaves the base frozen, as is usual.
         num_layers, num_single_layers: double and single blocks copied; None copies one for every `blocks_per_copy` of
             the base's, rounded up.
         blocks_per_copy: consecutive blocks of the base that one copied block steers, where no number is given.

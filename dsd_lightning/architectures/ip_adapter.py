@@ -37,10 +37,10 @@ class TrainedLinear(nn.Linear):
 
 
 class IPAdapter(OneFrame):
-    """The base draws the target; its double blocks also attend to image tokens of the reference.
+    """The base generates the target; its double blocks also attend to image tokens of the reference.
 
     The tokens are one linear layer of the image's pooled embedding. Trained are that layer and every double block's
-    `to_k_ip` and `to_v_ip`; LoRA factors on the base if asked for. `to_v_ip` starts at zero (diffusers leaves it random),
+    `to_k_ip` and `to_v_ip`; LoRA factors on the base if configured. `to_v_ip` starts at zero (diffusers leaves it random),
     so that at first the prediction is the base's.
 
     Args:

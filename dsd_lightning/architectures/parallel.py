@@ -1,6 +1,6 @@
 """The paper's architecture: reference and target are two frames of one canvas, denoised together (Sec. 3.2).
 
-Computed exactly as the official inference code does: one wide canvas, encoded whole; the clean reference beside black,
+Computed exactly as the official inference code does: one wide canvas, encoded as one image; the clean reference beside black,
 encoded as one image too, enters through a linear layer `c_embedder` whose output is added to that of `x_embedder`;
 position ids run continuously over both frames.
 """

@@ -1,4 +1,4 @@
-"""Clean reference tokens stand in the image sequence, and every block attends to them.
+"""Appends clean reference tokens to the image sequence, which every block attends to.
 
 Appended to the noisy tokens with shifted position ids, as FLUX.1 Kontext (arXiv 2506.15742) and OminiControl (arXiv
 2411.15098) do; or in a pass of their own, whose keys and values the noisy tokens' pass attends to. The second is computed
@@ -59,7 +59,7 @@ class ReferenceTokens(LatentReference):
         self._finish(lora)
 
     def settings(self) -> dict[str, Any]:
-        """Return where the reference's tokens stand, and whether they have a pass of their own."""
+        """Return the shift of the reference's position ids, and whether the reference has a separate pass."""
         own_pass = {"reference_timestep": float(self.reference_timestep)} if self.separate_pass else {}
         return {"id_shift": self.id_shift, "separate_pass": self.separate_pass} | own_pass
 
@@ -71,7 +71,7 @@ class ReferenceTokens(LatentReference):
         """
         if self.separate_pass:
             raise ValueError(
-                "arch.separate_pass=true cannot be trained on a model in pieces: choose trainer/strategy=ddp, or "
+                "arch.separate_pass=true cannot be trained on a sharded model: choose trainer/strategy=ddp, or "
                 "arch.separate_pass=false"
             )
 

@@ -1,4 +1,4 @@
-"""No reference at all: the plain text-to-image model. The study's floor, and what pretraining and teacher tuning use."""
+"""No reference at all: the plain text-to-image model. The floor of an ablation; pretraining and teacher tuning use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lightning.pairs import Condition
 
 
 class TextOnly(OneFrame):
-    """The base as it is, trained whole (`train_base`) or through LoRA factors."""
+    """The base as it is, trained in full (`train_base`) or through LoRA factors."""
 
     name = "text_only"
     stock_pipeline = "FluxPipeline"

@@ -34,7 +34,7 @@ class BaseModelError(ValueError):
 
 @dataclass(frozen=True)
 class FluxBase:
-    """A FLUX base model by name; parts are loaded when asked for.
+    """A FLUX base model by name; parts are loaded on demand.
 
     Attributes:
         path: folder or hub id in the diffusers layout.
@@ -42,7 +42,7 @@ class FluxBase:
         text_length: T5 tokens a prompt.
         guidance_scale: value of the guidance embedding in training; None for models without one.
         transformer_config: FluxTransformer2DModel's configuration. Needed only to build without weights.
-        initialise: "pretrained" loads weights; "random" draws them (pretraining); "meta" builds without memory.
+        initialise: "pretrained" loads weights; "random" initialises them (pretraining); "meta" builds without memory.
         text_cache: prompts whose embeddings stay in memory.
         attention_backend: diffusers' name of the attention kernel ("native", "_native_math", "_native_cudnn", "flash",
             ...); None leaves the choice to PyTorch.
@@ -66,10 +66,11 @@ class FluxBase:
             )
         if self.initialise != "pretrained" and self.transformer_config is None:
             raise BaseModelError(f"base.model.initialise={self.initialise} needs base.model.transformer_config")
-        known = [backend.value for backend in AttentionBackendName]
-        if self.attention_backend is not None and self.attention_backend not in known:
+        backends = [backend.value for backend in AttentionBackendName]
+        if self.attention_backend is not None and self.attention_backend not in backends:
             raise BaseModelError(
-                f"base.model.attention_backend={self.attention_backend!r} is unknown; choose null or one of {', '.join(known)}"
+                f"base.model.attention_backend={self.attention_backend!r} is unknown; choose null or one of "
+                f"{', '.join(backends)}"
             )
 
     @property
@@ -81,8 +82,8 @@ class FluxBase:
         """Return the same base with a transformer that has shapes and no weights."""
         config = self.transformer_config
         if config is None:
-            known = FluxTransformer2DModel.load_config(self.path, subfolder="transformer")
-            config = {name: value for name, value in known.items() if not name.startswith("_")}
+            stored = FluxTransformer2DModel.load_config(self.path, subfolder="transformer")
+            config = {name: value for name, value in stored.items() if not name.startswith("_")}
         return replace(self, initialise="meta", transformer_config=config)
 
     def transformer(self) -> FluxTransformer2DModel:

@@ -51,7 +51,7 @@ class Codec(Parkable):
             )
 
     def fingerprint(self) -> str:
-        """Return a short hash of the encoder's weights and normalisation: caches made by another VAE are stale."""
+        """Return a short hash of the encoder's weights and normalisation: caches of another VAE are stale."""
         digest = hashlib.sha256(json.dumps([self.shift, self.scale]).encode())
         for name, tensor in sorted(self.vae.encoder.state_dict().items()):
             digest.update(name.encode())

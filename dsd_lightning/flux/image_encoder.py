@@ -185,7 +185,7 @@ def load_image_encoder(
     """Return the vision tower of `path`, frozen, float32.
 
     Args:
-        path: folder or hub id in the transformers layout: a vision tower alone, or a whole CLIP or SigLIP, of which the
+        path: folder or hub id in the transformers layout: a vision tower alone, or a full CLIP or SigLIP, of which the
             vision half is read.
         initialise: "meta" builds without weights and without memory; anything else loads them.
         config: on meta, the tower's configuration with its `model_type`; that of `path` if None.

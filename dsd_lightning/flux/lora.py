@@ -24,7 +24,7 @@ class Lora:
     Attributes:
         rank: width of the factors (the paper's run: 512).
         alpha: the update is scaled by alpha / rank; null means alpha = rank, a scale of 1.
-        targets: regular expression that must match a module's whole name. A bare `proj_out` would also match the
+        targets: regular expression that must match a module's full name. A bare `proj_out` would also match the
             output head, so block layers are named with their block.
         dropout: of the factors' input.
         adapter_name: peft's name of the adapter.

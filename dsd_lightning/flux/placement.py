@@ -19,22 +19,21 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 class Parkable(nn.Module):
-    """Frozen weights that may wait in main memory, and visit a device for as long as something is computed with them.
+    """Frozen weights that may wait in main memory, and are copied to a device while something is computed with them.
 
-    A visit is a copy: when it is over, the copy is let go of and nothing is moved back. What computes with the weights does
-    so within `at_work()`.
+    The copy is freed afterwards; nothing is moved back. Computations with the weights are done within `at_work()`.
     """
 
     _where: Callable[[], torch.device] | None = None
     _visiting: bool = False
 
     def park(self, where: Callable[[], torch.device]) -> None:
-        """From now on, leave the weights where they lie, and compute on the device that `where` tells when it is asked."""
+        """From now on, leave the weights where they are, and compute on the device that `where` returns."""
         self._where = where
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Have parked weights where they compute for the length of the block. Blocks may be nested; the outermost moves."""
+        """Have parked weights on the computing device within the block. Blocks may be nested; the outermost moves."""
         if self._where is None or self._visiting:
             yield
             return
@@ -54,7 +53,7 @@ class Parkable(nn.Module):
 def park(owner: nn.Module, parts: Iterable[str], where: Callable[[], torch.device]) -> None:
     """Park the named parts of `owner`, each a `Parkable`.
 
-    They are no submodules of it any more: Lightning moves, DDP sends and FSDP divides what is registered.
+    They are no submodules of it any more: Lightning moves, DDP sends and FSDP shards what is registered.
     """
     for name in parts:
         part: Parkable = getattr(owner, name)
@@ -64,6 +63,6 @@ def park(owner: nn.Module, parts: Iterable[str], where: Callable[[], torch.devic
 
 
 def bring(values: Tensor, device: torch.device) -> Tensor:
-    """Return `values` on `device`, as a tensor that training may use, whoever asks for it."""
+    """Return `values` on `device`, as a tensor that training may use, whoever calls it."""
     with torch.inference_mode(False), torch.no_grad():
         return values.to(device)

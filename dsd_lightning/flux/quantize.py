@@ -1,8 +1,8 @@
 """Stores frozen linear layers in 8 or 4 bits, and computes with them, in sampling and in training.
 
-Weights alone are small; products are computed in the input's dtype. A layer's weight is put together for each use, in the
-backward pass once more, and let go of: what autograd keeps is the small one. (torchao's own layers leave the large one to
-autograd, which then holds the whole base until the backward pass is over; those of bitsandbytes compute without gradients on
+Weights alone are small; products are computed in the input's dtype. A layer's weight is dequantised for each use, again in
+the backward pass, and freed: autograd keeps the quantised one. (torchao's own layers leave the dequantised one to
+autograd, which then holds the full base until the backward pass is over; those of bitsandbytes compute without gradients on
 some CPUs.)
 """
 
@@ -21,12 +21,12 @@ NF4_BLOCK = 64
 """Values that share a scale (Dettmers et al., arXiv 2305.14314)."""
 
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
-"""Who quantises, by the kind of numbers: integers and floats (e4m3) of 8 bits with a float32 scale a row, and normal floats of
+"""Library by the kind of numbers: integers and floats (e4m3) of 8 bits with a float32 scale a row, and normal floats of
 4 bits with a float32 scale for each 64."""
 
 
 class QuantizationError(ValueError):
-    """Quantisation that is unknown or cannot be had here; the message says what to install or choose."""
+    """Quantisation that is unknown or not available here; the message says what to install or choose."""
 
 
 def stored_bytes(kind: str, rows: int, columns: int) -> int:
@@ -58,7 +58,7 @@ def quantize_(blocks: Iterable[nn.Module], kind: str) -> None:
 
 
 def require_known(kind: str) -> None:
-    """Refuse a kind of numbers that is not known.
+    """Refuse an unknown kind of numbers.
 
     Raises:
         QuantizationError: naming those that are.
@@ -115,7 +115,7 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """`F.linear` with a weight that is put together for it, in the backward pass anew; only the input has a gradient."""
+    """`F.linear` with a weight that is dequantised for it, and again in the backward pass; only the input has a gradient."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kind: str) -> Tensor:

@@ -25,7 +25,7 @@ class ReferenceAttention:
     - `kept`: recorded keys and values; they are appended to this pass's own.
 
     Args:
-        index: of the attention module; what is recorded stands under it.
+        index: of the attention module; key of what is recorded.
         like: the module's processor so far, whose attention kernel is taken over.
     """
 

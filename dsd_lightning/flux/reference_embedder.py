@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ReferenceEmbedder(nn.Module):
-    """Embeds noisy tokens and reference tokens and adds them; stands in the transformer's `x_embedder` slot.
+    """Embeds noisy tokens and reference tokens and adds them; replaces the transformer's `x_embedder`.
 
     Takes both along the last axis, `[noisy | reference]`, so that the transformer itself stays diffusers' own: one linear
     layer over the joined channels, in two parts. The reference's part (`c_embedder` in the official code) starts at zero:

@@ -20,7 +20,7 @@ NULL_PROMPT = ""
 
 
 CUT_WARNINGS = 4
-"""Cut prompts that are told; a data set may hold thousands."""
+"""Truncated prompts that are reported; a data set may hold thousands."""
 
 FINGERPRINT_VALUES = 1024
 """Values of each weight that a fingerprint reads."""
@@ -60,7 +60,7 @@ class TextEncoder(Parkable):
         self._warned: set[tuple[str, str]] = set()
 
     def fingerprint(self) -> str:
-        """Return a short hash of the sequence length and of samples of all weights: embeddings made otherwise are stale."""
+        """Return a short hash of the sequence length and of samples of all weights: embeddings computed otherwise are stale."""
         digest = hashlib.sha256(str(self.sequence_length).encode())
         for name, tensor in sorted([*self.clip.state_dict().items(), *self.t5.state_dict().items()]):
             values = tensor.detach().flatten()
@@ -74,22 +74,23 @@ class TextEncoder(Parkable):
         """Return embeddings of `prompts`: sequence [b, sequence_length, d] and pooled [b, p]."""
         length = sequence_length or self.sequence_length
         once = list(dict.fromkeys(prompts))
-        known = {prompt: self._cache[prompt, length] for prompt in once if (prompt, length) in self._cache}
-        missing = [prompt for prompt in once if prompt not in known]
+        cached = {prompt: self._cache[prompt, length] for prompt in once if (prompt, length) in self._cache}
+        missing = [prompt for prompt in once if prompt not in cached]
         if missing:
             sequence, pooled = self._encode(missing, length)
             for row, prompt in enumerate(missing):
-                known[prompt] = (sequence[row], pooled[row])
+                cached[prompt] = (sequence[row], pooled[row])
                 if self.cache_size:
-                    self._cache[prompt, length] = known[prompt]
+                    self._cache[prompt, length] = cached[prompt]
                     if len(self._cache) > self.cache_size:
                         self._cache.popitem(last=False)
         return TextEmbeddings(
-            torch.stack([known[prompt][0] for prompt in prompts]), torch.stack([known[prompt][1] for prompt in prompts])
+            torch.stack([cached[prompt][0] for prompt in prompts]),
+            torch.stack([cached[prompt][1] for prompt in prompts]),
         )
 
     def null(self, sequence_length: int | None = None) -> TextEmbeddings:
-        """Return the embeddings (batch 1) that stand for "no text", computed once and kept."""
+        """Return the embeddings (batch 1) of "no text", computed once and kept."""
         length = sequence_length or self.sequence_length
         if length not in self._null:
             # The same whoever asks first: a training step in lower precision, or validation in inference mode.
