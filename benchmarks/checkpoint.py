@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **facts(torch.device("cpu")),
         "trained_values": values,
         "bytes": written,
-        "bytes_over_values_moments_and_averages": written / needed,
+        "bytes_over_values_moments_and_ema": written / needed,
         "seconds": {name: spread(each) for name, each in taken.items()},
     }
     write(args.out, results)

@@ -3,7 +3,7 @@
     python -m benchmarks.kept_reference                                       the miniature, 64 px, 16 steps, on the CPU
     python -m benchmarks.kept_reference --size 512 --steps 28 base=flux_dev   the real one, on its GPU
 
-Draws the same batch from the same noise in four ways, in turns, on one transformer: with the reference's tokens appended
+Draws the same batch from the same noise in four ways, alternately, on one transformer: with the reference's tokens appended
 (`arch=reference_tokens`), in a pass of their own that is computed at every step, in one that is computed once and kept
 (`arch.separate_pass=true`), and without any reference, which is what the others cannot get below. Times are medians; a
 machine that does other work too makes them longer, and their ratios less so. Text embeddings and latents are random numbers:

@@ -4,7 +4,7 @@ python -m benchmarks.loader [--size 512] [--pairs 32] [--workers 0] [--rounds 7]
 
 Writes photographs of scikit-image as pair shards, encodes them with the miniature's VAE and text encoders, and reads whole
 epochs of batches: by our loader from encodings, by our loader from images, and by webdataset's own decoding with a crop of
-the same size. Everything lies in the page cache, so decoding is what is compared, and not the disk.
+the same size. Everything is in the page cache, so decoding is what is compared, and not the disk.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ python -m benchmarks.trainer [--base small|flux_dev] [--batch 2] [--rounds 40] [
 Both sides make the same steps from the same weights: loss, backward, clipping, AdamW, schedule. The trainer is that of
 `train.py`, with the callbacks of `conf/callbacks/minimal.yaml` (EMA, guards, throughput, progress, checkpoints, summary)
 and metrics.csv; `--no-callbacks` leaves the trainer alone. The bare loop makes its steps where the trainer asks for its next
-batch, so that the two alternate in one process; which one begins a round is drawn anew each time.
+batch, so that the two alternate in one process; which one begins a round is drawn each time.
 """
 
 from __future__ import annotations

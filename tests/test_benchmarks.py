@@ -70,7 +70,7 @@ def test_a_checkpoint_holds_little_more_than_its_values(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     checkpoint.main(["--rounds", "2", "--out", str(file)])
     metrics = json.loads(file.read_text())
-    assert 1 < metrics["bytes_over_values_moments_and_averages"] <= 1.02
+    assert 1 < metrics["bytes_over_values_moments_and_ema"] <= 1.02
     assert all(each["median"] > 0 for each in metrics["seconds"].values())
 
 

@@ -28,7 +28,7 @@ def test_metrics_of_a_step_share_a_row_and_rows_are_in_order(tmp_path: Path) -> 
     ]
 
 
-def test_a_resumed_run_replaces_what_lies_after_its_checkpoint_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_a_resumed_run_replaces_rows_after_its_checkpoint_and_keeps_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     before = MetricsFile(path)
     for step in range(6):

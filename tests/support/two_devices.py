@@ -58,7 +58,7 @@ IS_SHARDED = ("adapter_shard", "hybrid")
 """Strategies whose checkpoints each process writes its pieces of, in the background."""
 
 WHOLE_BASE = ("ddp", "adapter_shard")
-"""Strategies under which the base may lie in 8 bits."""
+"""Strategies under which the base may be in 8 bits."""
 
 CLOSE = 1e-5
 """Greatest difference between what one process and two compute."""

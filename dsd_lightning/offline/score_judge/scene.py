@@ -1,7 +1,7 @@
 """Reads a miniature scene from the pixels of an image: the character and its context.
 
 First the silhouette (`miniature.geometry`), then kind, colour and light of the background in closed form, then the
-character's surface: style and face by exact renderings, colours and pattern by renderings that are put together.
+character's surface: style and face by exact renderings, colours and pattern by renderings that are combined.
 """
 
 from __future__ import annotations
