@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage
-from dsd_lightning.files import atomic
+from dsd_lightning.files.atomic import flush, rename
 
 FORMAT = 1
 RECORDS, REJECTED, IMAGES, MANIFEST = "records.jsonl", "rejected.jsonl", "images.tar", "manifest.json"
@@ -156,11 +156,11 @@ class Store:
         if final.exists():
             old = final.with_name(f"{final.name}.{_process()}{_OLD}")
             shutil.rmtree(old, ignore_errors=True)
-            atomic.rename(final, old)
-            atomic.rename(partial, final)
+            rename(final, old)
+            rename(partial, final)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            atomic.rename(partial, final)
+            rename(partial, final)
 
     def sweep(self) -> None:
         """Remove incomplete partitions that killed processes of this machine left."""
@@ -231,4 +231,4 @@ def _alive(process: int) -> bool:
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(data)
-        atomic.flush(stream)
+        flush(stream)
