@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.toy_models import ToyOneFrame, ToyTwoFrames, text_of
+from support.models.toy_models import ToyOneFrame, ToyTwoFrames, text_of
 from torch import Tensor
 
 from dsd_lightning.objective import FrameLosses, frame_losses

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.toy_models import NULL_TEXT, Field, ToyTwoFrames, text_of
+from support.models.toy_models import NULL_TEXT, Field, ToyTwoFrames, text_of
 from torch import Tensor
 
 from dsd_lightning.pairs import Condition, TextEmbeddings

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from support.commands import CONF, ROOT, assert_equal, command, compose_train, environment, metrics, tiny_miniature
-from support.toy_models import save_image_encoder
+from support.models.toy_models import save_image_encoder
 from torch import Tensor
 
 from dsd_lightning import module as training_module

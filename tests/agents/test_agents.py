@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.agent_parts import CALL_USD, PRICE, agent_of
-from support.rehearsals import ROOT, Stand, compose_agents, texts
+from support.llm.agent_parts import CALL_USD, PRICE, agent_of
+from support.llm.rehearsals import ROOT, Stand, compose_agents, texts
 from tokenizers import Tokenizer
 
 from dsd_lightning.agents import (

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
 from support.commands import ROOT, environment
-from support.rehearsals import BATCHES, batching_agent, rehearsing_agent, texts
+from support.llm.rehearsals import BATCHES, batching_agent, rehearsing_agent, texts
 
 from dsd_lightning.agents import (
     AgentFailure,
@@ -162,7 +162,7 @@ def wait_for_id(folder: BatchFolder) -> Batch:
 
 @pytest.mark.slow
 def test_a_kill_between_submitting_and_fetching_submits_nothing_twice(provider: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "support" / "ask_batch.py")]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "ask_batch.py")]
     with RehearsalServer(rule, latency=2.0) as server:
         process = subprocess.Popen(
             [*command, provider, server.url, str(tmp_path), str(COUNT)],

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.agent_parts import CALL_USD, PRICE, agent_of
-from support.rehearsals import Stand
+from support.llm.agent_parts import CALL_USD, PRICE, agent_of
+from support.llm.rehearsals import Stand
 
 from dsd_lightning.agents import (
     BudgetExceeded,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
 from rehearsal_server.script import NONSENSE
-from support.rehearsals import PRESETS, PROVIDERS, compose_agents, rehearsing_agent
+from support.llm.rehearsals import PRESETS, PROVIDERS, compose_agents, rehearsing_agent
 
 from dsd_lightning.agents import (
     Agent,

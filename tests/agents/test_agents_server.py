@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from rehearsal_server import Asked, Fault, RehearsalServer, Script, load_script
-from support.rehearsals import ROOT
+from support.llm.rehearsals import ROOT
 
 SCRIPT = """
 answers:
@@ -137,7 +137,7 @@ def answers_below(folder: Path) -> dict[str, dict[str, Any]]:
 def test_a_killed_run_goes_on_and_no_finished_answer_is_asked_again(tmp_path: Path) -> None:
     count = 60
     script = Script([{"say": "an answer of four words"}], [{"fault": "unavailable", "first": 1, "match": "7$"}])
-    command = [sys.executable, str(ROOT / "tests" / "support" / "ask_many.py")]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "ask_many.py")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     with RehearsalServer(script, latency=0.05) as server:
         for kill_at in (11, 37):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
-from support.architecture_rows import (
+from support.models.architecture_rows import (
     BATCH,
     CONF,
     FACTORS,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import test_architectures
 from diffusers import AutoencoderKL
-from support import architecture_rows
 from support.commands import ROOT, SOURCE, compose_train
+from support.models import architecture_rows
 
 from dsd_lightning import architectures
 from dsd_lightning.flux.codec import Codec
@@ -28,7 +28,7 @@ BLOCKS = {
 FILE, YAML, ROW = (
     "dsd_lightning/architectures/pooled.py",
     "conf/arch/pooled.yaml",
-    "tests/support/architecture_rows.py",
+    "tests/support/models/architecture_rows.py",
 )
 
 LAWS = [

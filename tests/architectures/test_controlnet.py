@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from support.architecture_rows import base, configured
+from support.models.architecture_rows import base, configured
 
 from dsd_lightning.architectures.controlnet import ControlNet, copy_blocks
 from dsd_lightning.flux.lora import Lora

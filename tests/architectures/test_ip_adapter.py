@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from hydra.errors import InstantiationException
 from safetensors import safe_open
-from support.architecture_rows import BATCH, TIMES, base, condition_of, images, with_random_weights
 from support.commands import compose_train, tiny_miniature
-from support.toy_models import image_encoder
+from support.models.architecture_rows import BATCH, TIMES, base, condition_of, images, with_random_weights
+from support.models.toy_models import image_encoder
 
 from dsd_lightning.architectures.ip_adapter import EMBEDDING, IPAdapter, IPAdapterPlus
 from dsd_lightning.checkpoints.adapter import AdapterMismatchError, load_adapter, save_adapter

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from support.architecture_rows import BATCH, base, configured, with_random_weights
+from support.models.architecture_rows import BATCH, base, configured, with_random_weights
 from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.at_batch import At
-from support.checkpoint_parts import some_checkpoint
+from support.models.checkpoint_parts import some_checkpoint
 from support.tiny_run import Run, assert_same
 
 from dsd_lightning.checkpoints import sharded

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoint_parts import some_checkpoint
+from support.models.checkpoint_parts import some_checkpoint
 from support.tiny_run import assert_same
 
 from dsd_lightning.checkpoints.adapter import (

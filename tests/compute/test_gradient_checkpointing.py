@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architecture_rows import ROWS
-from support.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
+from support.models.architecture_rows import ROWS
+from support.models.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.compute.gradient_checkpointing import is_checkpointed

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.architecture_rows import ROWS, base
-from support.tiny_run import assert_same
-from support.two_devices import (
+from support.models.architecture_rows import ROWS, base
+from support.models.two_devices import (
     HALF,
     IS_SHARDED,
     NOT_SHARDABLE,
@@ -21,6 +20,7 @@ from support.two_devices import (
     one_process,
     two_processes,
 )
+from support.tiny_run import assert_same
 from torch import Tensor
 
 from dsd_lightning.checkpoints.adapter import read_adapter

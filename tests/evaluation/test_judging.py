@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
-from support.judge_images import judge
-from support.rehearsals import ROOT
+from support.llm.judge_images import judge
+from support.llm.rehearsals import ROOT
 
 from dsd_lightning.agents import QuotaExhausted
 from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
@@ -94,7 +94,7 @@ def test_a_killed_run_repeats_no_call_and_ends_with_the_same_metrics(world: Path
     (world / "judgements.jsonl").unlink()
     (world / "answers").rename(world / "answers before")
     with RehearsalServer(by_digest, latency=0.1) as server:
-        command = [sys.executable, str(ROOT / "tests" / "support" / "judge_images.py"), server.url, str(world)]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "judge_images.py"), server.url, str(world)]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         for wanted in (4, 12):
             process = subprocess.Popen(

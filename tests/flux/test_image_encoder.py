@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.toy_models import image_encoder
+from support.models.toy_models import image_encoder
 from torch import Tensor
 from transformers import (
     CLIPConfig,

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from support.architecture_rows import ROWS, base, with_random_weights
 from support.commands import compose_train, tiny
-from support.step_memory import loss_of, peak_of, transformer
+from support.models.architecture_rows import ROWS, base, with_random_weights
+from support.models.step_memory import loss_of, peak_of, transformer
+from support.models.two_devices import WHOLE_BASE, assert_same_run, one_process, two_processes
 from support.tiny_run import Run, assert_same
-from support.two_devices import WHOLE_BASE, assert_same_run, one_process, two_processes
 from torch import Tensor, nn
 
 from dsd_lightning.checkpoints.folder_io import find_last

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
-from support.rehearsals import PROVIDERS, rehearsing_agent
+from support.llm.rehearsals import PROVIDERS, rehearsing_agent
 
 from dsd_lightning.generation.command import main
 from dsd_lightning.generation.jobs import GenerationError

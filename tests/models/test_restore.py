@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from support.commands import SOURCE
 from support.finished_runs import finish
-from support.golden_pipeline import BASE, GOLDEN, SIDE, TRANSFORMER, draw
+from support.models.golden_pipeline import BASE, GOLDEN, SIDE, TRANSFORMER, draw
 from torch import Tensor
 
 from dsd_lightning.checkpoints.adapter import AdapterMismatchError

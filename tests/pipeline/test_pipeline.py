@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.golden_pipeline import IMAGE, PROMPT, SIDE, STEPS, draw, noise, official
+from support.models.golden_pipeline import IMAGE, PROMPT, SIDE, STEPS, draw, noise, official
 from torch import Tensor
 
 from dsd_lightning.pipeline import TwoFramePipeline

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from support.commands import compose_train
-from support.golden_pipeline import BASE, LORA, SIDE, TRANSFORMER, draw, official
+from support.models.golden_pipeline import BASE, LORA, SIDE, TRANSFORMER, draw, official
 
 from dsd_lightning.checkpoints.adapter import header_of
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO

@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from safetensors.torch import load_file
-from support.golden_pipeline import BASE, IMAGE, LORA, PROMPT, SIDE, STEPS, TRANSFORMER, draw, noise, official
+from support.models.golden_pipeline import BASE, IMAGE, LORA, PROMPT, SIDE, STEPS, TRANSFORMER, draw, noise, official
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from support.commands import CONF, compose_train
 from support.exported_run import TIMES, inputs
-from support.flux_arithmetic import Linear, Sizes, flux_cost
+from support.models.flux_arithmetic import Linear, Sizes, flux_cost
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lightning.models.build import build_architecture

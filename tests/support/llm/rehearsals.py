@@ -15,7 +15,7 @@ from rehearsal_server import RehearsalServer
 from dsd_lightning.agents import Agent, Answer
 from dsd_lightning.agents.providers.provider import Reply
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
 
 OFFLINE = "offline"

@@ -16,7 +16,7 @@ from dsd_lightning.checkpoints.official import LORA_FILE
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.randomness import normal
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 BASE, TRANSFORMER, LORA = (
     GOLDEN / "tiny_flux_dev",
     GOLDEN / "tiny_official" / "transformer",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dsd_lightning.agents import Request
-from support.rehearsals import batching_agent
+from support.llm.rehearsals import batching_agent
 
 provider, url, folder, count = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 with batching_agent(provider, url, folder) as agent:

@@ -1,7 +1,7 @@
 """What two processes train together, to be compared with one: every strategy, over gloo on the CPU.
 
-`python -m torch.distributed.run --nproc-per-node 2 tests/support/two_devices.py float SINGLE OUT` writes `OUT/rank0.pt` and
-`rank1.pt`; SINGLE holds checkpoints of one process, to be resumed from.
+`python -m torch.distributed.run --nproc-per-node 2 tests/support/models/two_devices.py float SINGLE OUT` writes `OUT/rank0.pt`
+and `rank1.pt`; SINGLE holds checkpoints of one process, to be resumed from.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from dsd_lightning.pairs import PairBatch, Task, TextEmbeddings
 from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import NoShift, Uniform
 from dsd_lightning.sampler import SamplerSettings
-from support.architecture_rows import ROWS, base
 from support.commands import ROOT, environment
+from support.models.architecture_rows import ROWS, base
 from support.tiny_run import Recorder
 
-CONF = Path(__file__).parents[2] / "conf" / "trainer" / "strategy"
+CONF = Path(__file__).parents[3] / "conf" / "trainer" / "strategy"
 SHARED = ("ddp", "fsdp", "adapter_shard", "hybrid")
 """Strategies of several devices."""
 

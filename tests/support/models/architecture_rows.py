@@ -18,7 +18,7 @@ from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.pairs import Condition, Encoded, TextEmbeddings
 from dsd_lightning.randomness import normal
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 CONF = ROOT / "conf" / "arch"
@@ -56,7 +56,7 @@ class Row:
 FACTORS = OmegaConf.load(CONF / "lora" / "all_linear.yaml")  # +arch/lora=all_linear
 
 
-ENCODER = {"_target_": "support.toy_models.image_encoder"}
+ENCODER = {"_target_": "support.models.toy_models.image_encoder"}
 
 
 ROWS = {

@@ -1,0 +1,1 @@
+"""Helpers of tests that build models: toy models, the laws' rows, known arithmetic, several devices."""
