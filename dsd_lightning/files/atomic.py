@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,27 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
         ValueError: NaN or infinity, which are not JSON.
     """
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, which takes its place when the block ends without an error.
+
+    A reader may find no folder of that name for the moment between two renames.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = partial_of(folder), partial_of(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
+        if folder.exists():
+            rename(folder, old)
+        rename(temporary, folder)
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Against what is a drawn image held? The truth and 15 fixed distractors, for identities and for contexts.
+"""Candidates that a generated image is compared with: the truth and 15 fixed distractors, for identities and for contexts.
 
 Five distractors differ from the truth in exactly one attribute, five different attributes; the other ten are drawn at
 random. All sixteen are distinct, so guessing scores 1 / 16 = 0.0625. A distractor whose rendering can hardly be told from

@@ -1,7 +1,7 @@
 """Plain-English captions of the miniature world, several templates each.
 
 A *target caption* tells the context and never the identity ("this character, large, on the right, ..."): only the
-reference picture can. A *full caption* tells both (single pictures of the base model's pretraining); a *depth caption* is
+reference image can. A *full caption* tells both (single images of the base model's pretraining); a *depth caption* is
 a full one without size, place and rotation, which only the depth map can tell; a *relighting caption* tells the new light
 alone; a *grid caption* describes four panels of one character. Attributes at their first, unspoken value (upright, front
 light, white light, painted) are not mentioned.

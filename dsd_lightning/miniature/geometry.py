@@ -1,6 +1,6 @@
-"""Which silhouette does an image show? The one of the world's 720 that best explains which pixels are background.
+"""Infers the silhouette of an image: the one of the world's 720 that best explains which pixels are background.
 
-A drawn image has no depth and no mask; they are inferred. What a character looks like is not used, nor what was asked
+A generated image has no depth and no mask; they are inferred. What a character looks like is not used, nor what was asked
 for: only that everything outside the character is the world's background, of any colour, kind and light, with the shadow
 that the character throws. For each silhouette and each kind of background the best colour is found in closed form; pixels
 inside cost `INSIDE` each, pixels outside their squared error. "No character" is one of the candidates, so that an empty

@@ -1,4 +1,4 @@
-"""Who is in this image? The identity whose rendering in a known context comes nearest to it.
+"""Infers the identity in an image whose context is known: the one whose rendering comes nearest to it.
 
 The search is a coordinate descent over attributes with joint moves where attributes interact (shape with colour, second
 colour with pattern), from one start for every pattern; it is not exhaustive. On rendered images with slight noise it
@@ -59,7 +59,7 @@ def infer_identity(image: NDArray[np.float32], context: Context) -> Identity:
     return min(found, key=distance)
 
 
-def told_attributes(image: NDArray[np.float32], scene: Scene) -> dict[str, bool]:
+def matching_attributes(image: NDArray[np.float32], scene: Scene) -> dict[str, bool]:
     """Return, for every attribute of identity and context, whether its true value is the nearest, all others given."""
     wanted = pooled(image[None])[0]
 

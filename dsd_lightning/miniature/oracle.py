@@ -1,4 +1,4 @@
-"""Who is in this image, of all 16,128? Every identity is tried, and where two fit about as well the answer is neither.
+"""Identifies the character in an image among all 16,128: where two fit about as well, the answer is ambiguous.
 
 The oracle sees pixels alone: neither a caption nor what was asked for. It finds the context by descent over layouts (with
 all colours tried in each, `planes`), then holds the image against every identity in that context: 288 layouts with 56

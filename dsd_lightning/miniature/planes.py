@@ -1,4 +1,4 @@
-"""All colours of one layout at once: how well does an image fit every choice of colours, in closed form?
+"""Fits all colours of one layout at once: the distance of an image from every choice of colours, in closed form.
 
 A *layout* is everything of a scene but its colours: shape, pattern, accessory, face, and of the context place, size,
 rotation, kind of ground, direction of light and style. The renderer's image is, before it is clipped to [0, 1], linear

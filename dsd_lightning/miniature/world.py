@@ -32,7 +32,7 @@ BACKGROUND_PALETTE: dict[str, tuple[float, float, float]] = {
     "gray": (0.62, 0.62, 0.64),
     "brown": (0.62, 0.50, 0.40),
 }
-"""Colours of backgrounds, sRGB in [0, 1]; paler than any character's so that figure and ground never melt."""
+"""Colours of backgrounds, sRGB in [0, 1]; paler than any character's so that it stands out from the ground."""
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLORS = tuple(PALETTE)

@@ -1,13 +1,11 @@
-"""From a pretraining run to a base model folder: averaged weights, scheduler, `model_index.json`, measured model card.
+"""Assembles a base model folder from a pretraining run: EMA weights, scheduler, `model_index.json`, metrics.
 
 python -m dsd_lightning.pretraining.assemble run=outputs/pretraining/base
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +19,7 @@ from PIL import Image
 from dsd_lightning.architectures.text_only import TextOnly
 from dsd_lightning.checkpoints.adapter import load_adapter
 from dsd_lightning.checkpoints.folder_io import find_last
+from dsd_lightning.files.atomic import replacing_folder, write_json
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.images.pixels import to_image
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
@@ -51,24 +50,21 @@ def write_scheduler(folder: Path, options: dict[str, Any]) -> None:
 
 
 def write_transformer(folder: Path, run: Path, config: DictConfig) -> int:
-    """Write the averaged weights of a pretraining run's last checkpoint, in half precision, and return its step."""
+    """Write the EMA weights of a pretraining run's last checkpoint, in half precision, and return its step."""
     checkpoint = find_last(run / "checkpoints")
     if checkpoint is None:
-        raise FileNotFoundError(f"run={run}: no whole checkpoint in {run / 'checkpoints'}; pretrain first")
+        raise FileNotFoundError(f"run={run}: no complete checkpoint in {run / 'checkpoints'}; pretrain first")
     base: FluxBase = hydra.utils.instantiate(config)
     architecture = TextOnly(base.transformer(), train_base=True)
     load_adapter(checkpoint, architecture)
-    partial, final = folder / "transformer.partial", folder / "transformer"
-    shutil.rmtree(partial, ignore_errors=True)
-    architecture.transformer.to(torch.float16).save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+    with replacing_folder(folder / "transformer") as partial:
+        architecture.transformer.to(torch.float16).save_pretrained(partial)
+    write_json(folder / "model_index.json", MODEL_INDEX)
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def teacher(folder: Path, steps: int) -> DiffusionSelfDistillation:
-    """Return the finished base as a module that can draw."""
+    """Return the finished base as a module that can generate."""
     base = FluxBase(str(folder), text_length=24, guidance_scale=3.5)
     return DiffusionSelfDistillation(
         architecture=TextOnly(base.transformer()),
@@ -98,17 +94,17 @@ def main(config: DictConfig) -> None:
     metrics: dict[str, Any] = {"steps": step, "num_inference_steps": config.num_inference_steps}
     images = {}
     for name, held_out in (("training", False), ("held_out", True)):
-        told, images[name] = attribute_accuracy(module, config.singles, config.seed, held_out)
-        metrics[f"attribute_accuracy_{name}"] = told
-        log.info("attributes of single images (%s identities): %s", name, told)
-    for name, told_identity in (("told", True), ("unnamed", False)):
+        accuracy, images[name] = attribute_accuracy(module, config.singles, config.seed, held_out)
+        metrics[f"attribute_accuracy_{name}"] = accuracy
+        log.info("attributes of single images (%s identities): %s", name, accuracy)
+    for name, names_subject in (("named", True), ("unnamed", False)):
         metrics[f"grids_{name}"], images[name] = grid_consistency(
-            module, config.grids, config.seed, told_identity, config.grid_text_length
+            module, config.grids, config.seed, names_subject, config.grid_text_length
         )
         log.info("grids, identity %s: %s", name, metrics[f"grids_{name}"])
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    for name, drawn in images.items():
-        _sheet(drawn[:16]).save(Path(config.sheets) / f"tiny_flux_{name}.png")
+    write_json(folder / "metrics.json", metrics)
+    for name, generated in images.items():
+        _sheet(generated[:16]).save(Path(config.sheets) / f"tiny_flux_{name}.png")
 
 
 def _sheet(images: torch.Tensor) -> Image.Image:

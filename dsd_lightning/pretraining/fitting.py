@@ -1,4 +1,4 @@
-"""How are the miniature's parts fitted? A warm-up and a cosine, and a command that goes on where it stopped."""
+"""Fits the miniature's parts: a warm-up and a cosine, and a command that resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -10,9 +10,7 @@ never drawn.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from dsd_lightning.files.atomic import partial_of, rename, write_json
 from dsd_lightning.miniature.renderer import RESOLUTION, render
 from dsd_lightning.miniature.world import Context, Identity, Scene, draw_context, draw_identity
 from dsd_lightning.pretraining.fitting import fit, scheduled
@@ -165,9 +164,8 @@ def measure(module: Seeing, count: int, held_out: bool, seed: int) -> dict[str, 
 
 
 def save(output: Path, tower: CLIPVisionModelWithProjection, metrics: dict[str, Any]) -> None:
-    """Write the tower in float16, its preprocessing and its metrics; each file is written beside and then renamed."""
-    partial = output / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write the tower in float16, its preprocessing and its metrics; the weights get their name last."""
+    partial = partial_of(output)
     tower.to(torch.float16).save_pretrained(partial)
     CLIPImageProcessor(
         size={"height": RESOLUTION, "width": RESOLUTION},
@@ -175,9 +173,9 @@ def save(output: Path, tower: CLIPVisionModelWithProjection, metrics: dict[str, 
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     ).save_pretrained(partial)
-    (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(partial / "metrics.json", metrics)
     for file in _weights_last(partial.iterdir()):
-        file.replace(output / file.name)
+        rename(file, output / file.name)
     partial.rmdir()
 
 

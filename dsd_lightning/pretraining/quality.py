@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsd_lightning.miniature.captions import full_caption, grid_caption
-from dsd_lightning.miniature.inverse import infer_identity, told_attributes
+from dsd_lightning.miniature.inverse import infer_identity, matching_attributes
 from dsd_lightning.miniature.world import Identity, Scene, draw_context, draw_identity, share_light_and_style
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Condition
@@ -29,7 +29,7 @@ def generate(
     batch: int = 32,
 ) -> Float[Tensor, "b 3 h w"]:
     """Return images of `side` x `side` pixels that a text-to-image module draws, from noise keyed by `keys`."""
-    drawn = []
+    generated = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
         text = module.text_encoder.encode(prompts[some], sequence_length=text_length)
@@ -43,8 +43,8 @@ def generate(
             module.sampler_settings,
             module.shift,
         )
-        drawn.append(module.codec.decode(canvas))
-    return torch.cat(drawn)
+        generated.append(module.codec.decode(canvas))
+    return torch.cat(generated)
 
 
 def attribute_accuracy(
@@ -53,7 +53,7 @@ def attribute_accuracy(
     """Return the share of single images in which each attribute is as the caption says, and the images.
 
     An attribute is right when the true value's rendering is nearer to the image than that of any other value, all
-    other attributes being as told.
+    other attributes being as the caption says.
     """
     scenes, prompts = [], []
     for index in range(count):
@@ -61,34 +61,34 @@ def attribute_accuracy(
         scenes.append(Scene(draw_identity(rng, held_out=held_out), draw_context(rng)))
         prompts.append(full_caption(scenes[-1], rng))
     images = generate(module, prompts, [f"single-{held_out}-{i}" for i in range(count)], 64)
-    right = [told_attributes(image.numpy(), scene) for image, scene in zip(images, scenes, strict=True)]
+    right = [matching_attributes(image.numpy(), scene) for image, scene in zip(images, scenes, strict=True)]
     return {name: float(np.mean([each[name] for each in right])) for name in right[0]}, images
 
 
 def grid_consistency(
-    module: DiffusionSelfDistillation, count: int, seed: int, told: bool, text_length: int
+    module: DiffusionSelfDistillation, count: int, seed: int, names_subject: bool, text_length: int
 ) -> tuple[dict[str, float], Float[Tensor, "b 3 h w"]]:
     """Return how far grids show one character, and the grids.
 
     Every panel's identity is inferred from its pixels in the context that the prompt asked for. `consistent` is the share
-    of grids whose four panels agree in all six attributes, `pairs` the share of agreeing pairs of panels, `as_told` the
-    share of panels that show the identity told (with `told`).
+    of grids whose four panels agree in all six attributes, `pairs` the share of agreeing pairs of panels, `as_named` the
+    share of panels that show the named identity (with `names_subject`).
     """
     prompts, contexts, identities = [], [], []
     for index in range(count):
-        rng = numpy_generator(seed, "grids", told, index)
+        rng = numpy_generator(seed, "grids", names_subject, index)
         identity, first = draw_identity(rng, held_out=False), draw_context(rng)
         panels = [first] + [share_light_and_style(draw_context(rng), first) for _ in range(3)]
         identities.append(identity)
         contexts.append(panels)
-        prompts.append(grid_caption(identity if told else None, panels, rng))
-    grids = generate(module, prompts, [f"grid-{told}-{i}" for i in range(count)], 128, text_length, batch=16)
-    consistent, pairs, as_told = [], [], []
+        prompts.append(grid_caption(identity if names_subject else None, panels, rng))
+    grids = generate(module, prompts, [f"grid-{names_subject}-{i}" for i in range(count)], 128, text_length, batch=16)
+    consistent, pairs, as_named = [], [], []
     for grid, panels, identity in zip(grids, contexts, identities, strict=True):
         cut = rearrange(grid, "d (r h) (c w) -> (r c) d h w", r=2, c=2).numpy()
         found: list[Identity] = [infer_identity(panel, context) for panel, context in zip(cut, panels, strict=True)]
         consistent.append(len(set(found)) == 1)
         pairs += [found[i] == found[j] for i in range(4) for j in range(i)]
-        as_told += [each == identity for each in found]
+        as_named += [each == identity for each in found]
     metrics = {"consistent": float(np.mean(consistent)), "pairs": float(np.mean(pairs))}
-    return metrics | ({"as_told": float(np.mean(as_told))} if told else {}), grids
+    return metrics | ({"as_named": float(np.mean(as_named))} if names_subject else {}), grids

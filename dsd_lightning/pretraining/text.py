@@ -9,9 +9,7 @@ Held-out identities are never drawn. The word-level tokenizer drops the words th
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +29,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dsd_lightning.files.atomic import replacing_folder, write_json
 from dsd_lightning.pretraining.fitting import warmed_up_cosine
 from dsd_lightning.pretraining.labelled_captions import (
     ATTRIBUTES,
@@ -188,34 +187,22 @@ def measure(
     return found
 
 
-def _replace_folder(new: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def save(
     output: Path, reader: CaptionReader, clip_tokenizer: CLIPTokenizer, t5_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write the four folders of the diffusers layout into `output`; each is whole or absent at any moment."""
-    partial = output / ".text.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write the four folders of the diffusers layout into `output`; each is replaced when it is complete."""
     for tokenizer in (clip_tokenizer, t5_tokenizer):
         tokenizer.backend_tokenizer.no_padding()  # else the file would keep that of the last batch
         tokenizer.backend_tokenizer.no_truncation()
-    clip_tokenizer.save_pretrained(partial / "tokenizer")
-    clip_tokenizer.backend_tokenizer.model.save(
-        str(partial / "tokenizer")
-    )  # vocab.json and merges.txt, as FLUX has them
-    t5_tokenizer.save_pretrained(partial / "tokenizer_2")
-    reader.clip.save_pretrained(partial / "text_encoder")
-    reader.t5.save_pretrained(partial / "text_encoder_2")
-    for folder in sorted(partial.iterdir()):
-        _replace_folder(folder, output / folder.name)
-    partial.rmdir()
+    with replacing_folder(output / "tokenizer") as folder:
+        clip_tokenizer.save_pretrained(folder)
+        clip_tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt, as FLUX has them
+    with replacing_folder(output / "tokenizer_2") as folder:
+        t5_tokenizer.save_pretrained(folder)
+    with replacing_folder(output / "text_encoder") as folder:
+        reader.clip.save_pretrained(folder)
+    with replacing_folder(output / "text_encoder_2") as folder:
+        reader.t5.save_pretrained(folder)
 
 
 @hydra.main(config_path="../../conf/pretraining", config_name="text", version_base="1.3")
@@ -275,10 +262,8 @@ def main(config: DictConfig) -> None:
         ).items()
     }
     for name, share in report.items():
-        log.info("share of attributes told rightly, %s: %.4f", name, share)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "accuracy.json.partial").write_text(json.dumps(report, indent=2) + "\n")
-    (work / "accuracy.json.partial").replace(work / "accuracy.json")
+        log.info("share of attributes recognised, %s: %.4f", name, share)
+    write_json(work / "accuracy.json", report)
     log.info("saved tokenizer, tokenizer_2, text_encoder and text_encoder_2 in %s", output)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dsd_lightning.files.atomic import partial_of, remove_leftovers, replacing, write_json, write_text
+from dsd_lightning.files.atomic import (
+    partial_of,
+    remove_leftovers,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_written_and_replaced_with_nothing_beside_it(tmp_path: Path) -> None:
@@ -43,6 +50,24 @@ def test_a_failure_leaves_the_old_content(tmp_path: Path) -> None:
         fail_halfway()
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_replaced_with_its_files_or_left_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content in ("one", "two"):
+        with replacing_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+    assert os.listdir(folder) == ["two"]
+
+    def fail_halfway() -> None:
+        with replacing_folder(folder) as temporary:
+            (temporary / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert os.listdir(folder) == ["two"]
+    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_no_two_writers_share_a_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Do the miniature's metrics measure what they say? Laws, on rendered truths put out of order."""
+"""The miniature's metrics measure what they say: laws, on rendered truths that were distorted."""
 
 from __future__ import annotations
 

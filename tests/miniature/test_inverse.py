@@ -1,8 +1,8 @@
-"""Does the search for an image's identity find the one that was rendered?"""
+"""The search for an image's identity finds the one that was rendered."""
 
 from __future__ import annotations
 
-from dsd_lightning.miniature.inverse import infer_identity, told_attributes
+from dsd_lightning.miniature.inverse import infer_identity, matching_attributes
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import (
     Context,
@@ -28,14 +28,14 @@ def test_the_rendered_identity_is_found_under_slight_noise():
     assert sum(one == scene.identity for one, scene in zip(found, scenes, strict=True)) >= 9
 
 
-def test_told_attributes_are_all_right_for_the_truth_and_name_a_single_change():
+def test_matching_attributes_are_all_right_for_the_truth_and_name_a_single_change():
     rng = numpy_generator("told")
     for index in range(3):
         scene = Scene(draw_identity(rng, None), draw_context(rng))
-        assert all(told_attributes(_image(scene, 0.02, index), scene).values())
+        assert all(matching_attributes(_image(scene, 0.02, index), scene).values())
         for name in ("shape", "color", "accessory", "face"):
             other = Scene(change_identity(scene.identity, name, rng), scene.context)
-            assert not told_attributes(_image(other, 0.02, index), scene)[name]
+            assert not matching_attributes(_image(other, 0.02, index), scene)[name]
         other = Scene(scene.identity, change_context(scene.context, "place", rng))
-        assert not told_attributes(_image(other, 0.02, index), scene)["place"]
-    assert set(told_attributes(_image(scene, 0.0, 0), scene)) == {*Identity.vocabulary, *Context.vocabulary}
+        assert not matching_attributes(_image(other, 0.02, index), scene)["place"]
+    assert set(matching_attributes(_image(scene, 0.0, 0), scene)) == {*Identity.vocabulary, *Context.vocabulary}

@@ -1,4 +1,4 @@
-"""What does the miniature world promise? Enough identities, visible attributes, captions that keep the secret."""
+"""The miniature world has enough identities, visible attributes, and captions that do not name the subject."""
 
 from __future__ import annotations
 

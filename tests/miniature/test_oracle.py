@@ -1,4 +1,4 @@
-"""How often is the oracle wrong? On rendered, noised and blurred images, whose truth is known."""
+"""The oracle's error rate on rendered, noised and blurred images, whose truth is known."""
 
 from __future__ import annotations
 

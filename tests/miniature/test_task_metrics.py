@@ -1,4 +1,4 @@
-"""Do the metrics of depth and relighting measure what they say? Laws, on rendered truths put out of order."""
+"""The metrics of depth and relighting measure what they say: laws, on rendered truths that were distorted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the image encoder's training images show what their labels say, and does the command that makes it run and repeat?"""
+"""The image encoder's training images show what their labels say, and the command that makes it runs and repeats itself."""
 
 from __future__ import annotations
 

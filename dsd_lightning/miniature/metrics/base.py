@@ -1,4 +1,4 @@
-"""What is a metric of drawn samples? A metric that says which samples it can score, and takes its part of them."""
+"""The base class of metrics of generated samples: each says which samples it can score."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Does a drawn image have the right geometry? Its silhouette's overlap with the true mask, and its error in depth.
+"""Scores the geometry of a generated image: its silhouette's overlap with the true mask, and its error in depth.
 
-Mask and depth of a drawn image are those of the silhouette that it shows (`geometry.infer_silhouettes`); appearance,
-background and light do not enter. So a perfect drawing scores 1 and 0: of 1024 true images one silhouette was mistaken.
+Mask and depth of a generated image are those of the silhouette that it shows (`geometry.infer_silhouettes`); appearance,
+background and light do not enter. So a perfect image scores 1 and 0: of 1024 true images one silhouette was mistaken.
 
 Measured on 256 true held-out images, mask IoU and absolute relative error of depth: untouched 1.000 and 0.000, also in
 other colours, patterns, backgrounds, lights and styles, and with noise of deviation 0.4; through the miniature's VAE 0.996

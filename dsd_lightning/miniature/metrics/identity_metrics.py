@@ -1,4 +1,4 @@
-"""How faithful is a drawn image to the identity and to the prompt? Exact metrics, since the truth can be enumerated.
+"""Scores how faithful a generated image is to the identity and to the prompt: exactly, since the truth can be enumerated.
 
 The distance is the root mean squared RGB difference over the whole image after 2 x 2 average pooling, on the [-1, 1]
 scale (`candidates.distances`). Measured on true images put out of order, nearest of 16 identities: pooling makes it

@@ -1,4 +1,4 @@
-"""Is a drawn scene lit as it was asked for? The nearest of its renderings under all 15 lights tells direction and colour.
+"""Scores the light of a generated scene: the nearest of its renderings under all 15 lights gives direction and colour.
 
 All else is as in the truth: who, where, background and style. Both attributes are searched together, so that a wrong colour
 does not disturb the direction. The distance is that of `candidates`.
