@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +20,21 @@ from dsd_lightning.training.run import train
 STEPS, STOPS = 40, 3
 
 SRUN = """#!/bin/bash
-# Runs the command as one task; options are SLURM's business.
+# Runs the command as one task. As the real one, it answers SIGTERM by killing the task with SIGKILL.
 while [[ "$1" == --* ]]; do shift; done
-exec "$@"
+"$@" &
+task=$!
+echo "$task" > "$TASK"
+trap 'kill -KILL "$task"' TERM
+wait "$task"
+code=$?
+while kill -0 "$task" 2> /dev/null; do wait "$task"; code=$?; done
+exit "$code"
+"""
+
+SCANCEL = """#!/bin/bash
+# Signals the steps of the job, and neither srun nor the batch script.
+[[ "$1" == --signal=TERM ]] && kill -TERM "$(cat "$TASK")"
 """
 
 SCONTROL = """#!/bin/bash
@@ -31,7 +45,7 @@ echo "$@" >> "$REQUEUED"
 @pytest.mark.long
 @pytest.mark.slow
 def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+    for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}.items():
         file = tmp_path / "bin" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -59,11 +73,13 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
     train(compose_train(straight, "experiment=dsd_paper", *small, *choices, "trainer.num_nodes=1"), straight)
 
     requeued = tmp_path / "requeued"
-    folder = ROOT / "outputs" / f"slurm-{tmp_path.name}"
+    task = tmp_path / "task"
     variables = {
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
         "PYTHONPATH": str(ROOT / "tests"),
         "REQUEUED": str(requeued),
+        "RUN": tmp_path.name,
+        "TASK": str(task),
         "SLURM_JOB_ID": tmp_path.name,
     }
     pace = "+callbacks.pace={_target_:support.commands.Pace,seconds:0.1}"
@@ -79,14 +95,25 @@ def test_three_requeues_lose_nothing(tiny_base: Path, tmp_path: Path) -> None:
             assert job.wait(600) == 0
             break
         wait_for_training(job, tmp_path / "run" / "metrics.csv", stop)
-        job.send_signal(signal.SIGTERM)
+        # By turns as at the time limit (--signal=TERM@300 goes to the steps), and as when the batch script is signalled.
+        os.kill(int(task.read_text()) if stop % 2 == 0 else job.pid, signal.SIGTERM)
         assert job.wait(120) == 0
         assert requeued.read_text().splitlines() == [f"requeue {tmp_path.name}"] * (stop + 1)
-    assert not folder.exists()
     assert len(list_steps(tmp_path / "run" / "checkpoints")) >= 1
     last = [load_file(tmp_path / each / "checkpoints" / f"step_{STEPS:08d}" / "adapter.safetensors")
             for each in ("straight", "run")]  # fmt: skip
     assert all((value == last[1][name]).all() for name, value in last[0].items())
+
+
+def test_the_script_signals_the_steps_and_names_its_folder_by_the_run() -> None:
+    script = (ROOT / "launch" / "slurm.sbatch").read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.M))
+    assert options["signal"] == "TERM@300"  # B: would go to the script alone
+    assert options["mem"] == "0"
+    assert "/" not in options["output"]  # SLURM does not make folders, and a job without its log's folder dies
+    assert '--cpus-per-task="${SLURM_CPUS_PER_TASK' in script
+    assert 'hydra.run.dir="outputs/${RUN:-dsd_paper}"' in script
+    assert not re.search(r"kill -TERM", script)
 
 
 def wait_for_training(job: subprocess.Popen[bytes], metrics: Path, stops: int) -> None:
