@@ -12,6 +12,7 @@ Build one agent a process: it must not be carried over a fork.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -175,6 +176,7 @@ class Agent:
 
     def close(self) -> None:
         """Close connections and threads; the agent can be used again afterwards."""
+        atexit.unregister(self.close)
         with self._starting:
             portal, self._portal, opened = self._portal, None, self._opened.pop_all()
         with opened:
@@ -195,6 +197,8 @@ class Agent:
         with self._starting:
             if self._portal is None:
                 self._portal = self._opened.enter_context(start_blocking_portal(name="agents"))
+                # Left open at the interpreter's end, the portal would wait for its daemon thread, which is gone by then.
+                atexit.register(self.close)
                 # Every request under way may block a thread: reading files, or in a library without an event loop.
                 self._portal.call(_set_worker_threads, self.limits.concurrency + 4)
             return self._portal.start_task_soon(work, *arguments)
