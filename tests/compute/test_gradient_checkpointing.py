@@ -8,12 +8,10 @@ from support.models.architecture_rows import ROWS
 from support.models.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
 
 from dsd_lightning.architectures.base import Architecture
-from dsd_lightning.compute.gradient_checkpointing import is_checkpointed
+from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks, is_checkpointed
 from dsd_lightning.planning.counters import FLOAT32, Cost
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.randomness import normal
-
-"""Pairs; T5 tokens; pixels of a frame's side (64 image tokens)."""
 
 CHOICES: tuple[str | int, ...] = ("none", 2, "all")
 
@@ -62,9 +60,11 @@ def predicted(row: str, dtype: torch.dtype, choice: str | int) -> tuple[Cost, in
 
 
 CASES = [
-    *((row, torch.float32, choice) for row in ROWS for choice in CHOICES),
-    *(("parallel", torch.bfloat16, choice) for choice in CHOICES),
-]
+    # By default every choice on the paper's architecture, and every second block on each other one.
+    pytest.param(row, torch.float32, choice, marks=() if row == "parallel" or choice == 2 else pytest.mark.long)
+    for row in ROWS
+    for choice in CHOICES
+] + [pytest.param("parallel", torch.bfloat16, choice, marks=pytest.mark.long) for choice in CHOICES]
 
 
 @pytest.mark.parametrize(("row", "dtype", "choice"), CASES)

@@ -41,6 +41,7 @@ def of_openai(out: Path, captions: Path, server: RehearsalServer, *more: str) ->
     return [each.replace("agents=local", "agents=openai") for each in given]
 
 
+@pytest.mark.long
 def test_batches_make_the_same_shards_for_half_the_dollars(tmp_path: Path) -> None:
     captions = captions_file(tmp_path, CAPTIONS[:4])
     spent = {}

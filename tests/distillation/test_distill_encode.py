@@ -14,6 +14,7 @@ from dsd_lightning.shards import PairShards, ShardError, ShardIndex
 from dsd_lightning.training.run import train
 
 
+@pytest.mark.long
 def test_a_run_is_encoded_and_trained_on_without_encoders(tmp_path: Path, tiny_base: Path) -> None:
     out = tmp_path / "run"
     few = captions_file(tmp_path, CAPTIONS[:9])

@@ -230,7 +230,7 @@ def test_the_shipped_encoder_is_small_and_half_precision() -> None:
 
 
 @pytest.mark.image_encoder
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_embeddings_tell_held_out_identities() -> None:
     encoder = load_image_encoder(str(SHIPPED))
     known = draw_images(numpy_generator("probe", "training"), 2500)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dsd_lightning.miniature.inverse import infer_identity, matching_attributes
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import (
@@ -21,6 +23,7 @@ def _image(scene: Scene, noise: float, key: int):
     return (clean + noise * normal(clean.shape, "inverse", key).numpy()).astype("float32")
 
 
+@pytest.mark.long
 def test_the_rendered_identity_is_found_under_slight_noise():
     rng = numpy_generator("inverse")
     scenes = [Scene(draw_identity(rng, None), draw_context(rng)) for _ in range(10)]

@@ -74,7 +74,7 @@ def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
     assert ambiguous == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_blurred_images_it_is_right_or_cannot_tell() -> None:
     shown = [scene(2000 + index) for index in range(BLURRED)]
     seen = [oracle.see(blurred(render(each).image, 0.75 + 1.25 * index / BLURRED)) for index, each in enumerate(shown)]

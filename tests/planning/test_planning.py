@@ -208,7 +208,7 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
     assert cost.forward * len(TIMES) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_plan_of_flux_dev() -> None:
     choices = (
         "planner.resolution=[512,512]",

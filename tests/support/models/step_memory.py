@@ -15,6 +15,7 @@ from dsd_lightning.planning.counters import LiveTensors
 from dsd_lightning.randomness import normal
 
 BATCH, TEXT, SIDE = 2, 32, 128
+"""Pairs; T5 tokens; pixels of a frame's side (64 image tokens)."""
 
 
 def transformer(dtype: torch.dtype, device: str = "cpu") -> Any:
