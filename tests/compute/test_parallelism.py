@@ -26,7 +26,7 @@ from torch import Tensor
 from dsd_lightning.checkpoints.adapter import read_adapter
 from dsd_lightning.compute.strategy import ShardedStrategy
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
