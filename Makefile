@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ page: $(VENV)/.ui ## open a page in the browser for the shipped miniature, or fo
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev ## run the test suite: at most 10 minutes on two CPU cores, install included
+test: $(VENV)/.dev ## run the test suite: about 17 minutes on two CPU cores
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not long' $(QUANTIZED:%=--ignore=%)
 
 .PHONY: test-long
