@@ -121,6 +121,8 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     for name in sorted({name for each in settings for name in each}):
         if name.split(".")[0] in _EXPECTED or may_differ(name):
             continue
+        if all(each.get(name) == each.get("seed") for each in settings):
+            continue  # follows the seed, as the record's resolved `data.datamodule.seed` does
         by_value: dict[str, list[str]] = {}
         for run, each in zip(runs, settings, strict=True):
             by_value.setdefault(str(each.get(name, "not given")), []).append(run.name)
