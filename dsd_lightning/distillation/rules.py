@@ -9,14 +9,33 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer
 
+from dsd_lightning.agents.reply_text import answer_text, without_thoughts
 from dsd_lightning.distillation.records import DistillationError
 
 OPENING = "a grid of"
 QUADRANTS = ("top-left", "top-right", "bottom-left", "bottom-right")
 PANELS = len(QUADRANTS)
 
-_CONFIDENCE = re.compile(r"confidence\W{1,4}(\d{1,3})(?:\.\d+)?\b", re.IGNORECASE)
+_CONFIDENCE = re.compile(
+    r"(?:confidence|置信度|信心)(?: level| score)?[\s\"']*(?:\([^)\n]{0,20}\)\s*)?"
+    r"(?:[:=]|\bis\b|-(?=\s)|为)?[\s\"'\[(]*(?:of |about )?"
+    r"(?P<value>-?[0-9]++(?:[.,][0-9]++)?+)(?![\w.,]*[0-9])\s*"
+    r"(?P<scale>%|(?:/|out of)\s*(?P<full>[0-9]+)|(?:-|to|\u2013|~)\s*[0-9])?",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(r"\(?\b(?:yes\s*(?:/|or)\s*no|no\s*(?:/|or)\s*yes)\b\)?(?=\W*[:)?])")
+_VERDICT_KEY = re.compile(
+    r"[\"'](?:answer|verdict|same|identical|result|conclusion)[\"']\s*:\s*[\"']?(yes|no|true|false)\b"
+)
 _WORDS = re.compile(r"[a-z]+")
+_OPENING_WORD = re.compile(r"\W*(yes|no)\b\s*(?:[,.:;!-]|$)")
+_DOUBT = {
+    "yes": re.compile(
+        r"\bnot?\b|n['\u2019]?t\b|\b(?:but|however|except|although|though|differ\w*|partly|maybe|wait)\b"
+    ),
+    "no": re.compile(r"\b(?:but|however|wait|although|though|maybe|mean)\b|\b(?<!not )(?<!the )(?:same|identical)\b"),
+}
+_CHINESE = {"是": True, "是的": True, "相同": True, "否": False, "不是": False, "不相同": False, "不同": False}
 _HUNDRED = 100
 _SUBJECT = re.compile(r"^(yes|no)\s*(?:[:,.-]\s*(.*))?$", re.IGNORECASE)
 
@@ -32,15 +51,53 @@ class Verdict:
 def read_verdict(text: str) -> Verdict | None:
     """Return the verdict at the end of an answer; None where there is none, or more than one.
 
-    The last line must hold exactly one of the words yes and no, as its last word. "Yes and no" is no verdict.
+    It is the last line that is not the confidence: exactly one of the words yes and no, as its last word, or as its first
+    with nothing behind it that contradicts it; or a JSON object's answer. "Yes and no" is no verdict.
     """
-    lines = [line for line in text.lower().splitlines() if _WORDS.search(line)]
-    words = _WORDS.findall(lines[-1]) if lines else []
-    if sum(word in ("yes", "no") for word in words) != 1 or words[-1] not in ("yes", "no"):
+    text = answer_text(text).lower()
+    same = _read_same(text)
+    return None if same is None else Verdict(same, _read_confidence(text))
+
+
+def _read_same(text: str) -> bool | None:
+    keyed = {word in ("yes", "true") for word in _VERDICT_KEY.findall(text)}
+    if keyed:
+        return keyed.pop() if len(keyed) == 1 else None
+    lines = [_CHOICE.sub("", line) for line in text.splitlines() if not _CONFIDENCE.match(line.lstrip(" -#\t"))]
+    lines = [line for line in lines if any(character.isalpha() for character in line)]
+    if not lines:
         return None
-    said = [int(number) for number in _CONFIDENCE.findall(text)]
-    confidence = min(said[-1], _HUNDRED) / _HUNDRED if said else None
-    return Verdict(words[-1] == "yes", confidence)
+    last = lines[-1]
+    if (chinese := last.rpartition(":")[2].strip(" .。!")) in _CHINESE:
+        return _CHINESE[chinese]
+    words = _WORDS.findall(last)
+    if sum(word in ("yes", "no") for word in words) != 1:
+        return None
+    if words[-1] in ("yes", "no"):
+        return words[-1] == "yes"
+    opening = _OPENING_WORD.match(last)
+    if opening is None or _DOUBT[opening[1]].search(last, opening.end()):
+        return None
+    return opening[1] == "yes"
+
+
+def _read_confidence(text: str) -> float | None:
+    """Return the last confidence that a text states, in [0, 1]; None where it states none that is clear.
+
+    Numbers are of 100 or have their scale with them; 0.95 is a share. A bare 1 could be either, so it is unclear.
+    """
+    matches = list(_CONFIDENCE.finditer(text))
+    if not matches:
+        return None
+    value, scale = float(matches[-1]["value"].replace(",", ".")), matches[-1]["scale"] or ""
+    if full := matches[-1]["full"]:
+        confidence = value / int(full) if int(full) else -1.0
+    elif scale not in ("", "%") or (not scale and matches[-1]["value"] == "1"):
+        return None
+    else:
+        is_share = not scale and value <= 1
+        confidence = value if is_share else value / _HUNDRED
+    return confidence if 0 <= confidence <= 1 else None
 
 
 def accepted(same: bool, confidence: float | None, least_confidence: float | None) -> bool:
@@ -52,8 +109,9 @@ def accepted(same: bool, confidence: float | None, least_confidence: float | Non
 
 def read_subject(text: str) -> tuple[bool, str] | None:
     """Return the answer to whether a caption has a subject: (True, the subject) or (False, the reason); None if neither."""
-    match = _SUBJECT.match(text.strip())
-    if match is None or "\n" in text.strip():
+    text = answer_text(text)
+    match = _SUBJECT.match(text)
+    if match is None or "\n" in text:
         return None
     said, rest = match[1].lower() == "yes", (match[2] or "").strip(" .`\"'")
     return None if said and not rest else (said, rest)
@@ -117,8 +175,8 @@ class Words:
 
 
 def plain(text: str) -> str:
-    """Return a model's text without the quotation marks or backticks that it may have put around it."""
-    text = text.strip()
+    """Return a model's text without its thoughts and the quotation marks or backticks that it may have put around it."""
+    text = without_thoughts(text)
     for mark in ("```", "`", '"', "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"):
         opening, closing = (mark[0], mark[1]) if mark[0] == "\N{LEFT DOUBLE QUOTATION MARK}" else (mark, mark)
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):

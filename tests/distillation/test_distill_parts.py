@@ -35,7 +35,27 @@ QUADRANTS = "top-left a, top-right b, bottom-left c, bottom-right d"
         ("I see no difference.\nconfidence: 90\nyes", True, 0.9),
         ("They differ in colour. no", False, None),
         ("**Yes.**", True, None),
-        ("confidence: 250\n\nNo", False, 1.0),
+        ("confidence: 250\n\nNo", False, None),
+        ("Confidence: 0.95\nYes", True, 0.95),
+        ("confidence: 95%\nyes", True, 0.95),
+        ("Confidence: 9/10\nyes", True, 0.9),
+        ("**Confidence:** 80 out of 100\n**Yes**", True, 0.8),
+        ("confidence (0-100): 85\nyes", True, 0.85),
+        ("confidence: 1\nyes", True, None),
+        ("confidence: 1.0\nyes", True, 1.0),
+        ("confidence: 0\nno", False, 0.0),
+        ("confidence: 80-90\nyes", True, None),
+        ("confidence: -5\nno", False, None),
+        ("yes\nConfidence: 90", True, 0.9),
+        ("Yes, they are the same.", True, None),
+        ("No, they are different characters.", False, None),
+        ("Is it the same (yes/no): no", False, None),
+        ("<think>confidence: 10\nno</think>\nconfidence: 90\nyes", True, 0.9),
+        ('```json\n{"confidence": 0.9, "answer": "yes"}\n```', True, 0.9),
+        ('{"same": false, "confidence": 20}', False, 0.2),
+        ("\uff23onfidence\uff1a\uff19\uff10\n\uff39es\u3002", True, 0.9),
+        ("置信度\uff1a90\n答案\uff1a是", True, 0.9),
+        ("不是\u3002", False, None),
         ("Final answer: yes", True, None),
     ],
 )
@@ -45,7 +65,25 @@ def test_a_verdict_is_the_last_word(text: str, same: bool, confidence: float | N
     assert (verdict.same, verdict.confidence) == (same, confidence)
 
 
-@pytest.mark.parametrize("text", ["", "yes and no", "yes\nor maybe not", "no, I mean yes", "identical", "yes?no"])
+CONTRADICTIONS = (
+    "",
+    "yes and no",
+    "yes\nor maybe not",
+    "no, I mean yes",
+    "identical",
+    "yes?no",
+    "Yes, they are not the same.",
+    "Yes, but the hat differs.",
+    "No, wait, they are identical.",
+    "No doubt they are the same.",
+    "<think>yes",
+    '{"same": true, "answer": "no"}',
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yes and no", "yes\nor maybe not", "no, I mean yes", "identical", "yes?no", *CONTRADICTIONS]
+)
 def test_anything_else_is_no_verdict(text: str) -> None:
     assert read_verdict(text) is None
 

@@ -6,22 +6,42 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from dsd_lightning.agents.reply_text import answer_text
+
 LOWEST, HIGHEST = 0, 4
 """Scores of DreamBench++'s rubrics."""
 
-Problem = Literal["refused", "no_score", "several_scores", "out_of_range", "not_a_whole_number"]
+Problem = Literal["refused", "no_score", "several_scores", "out_of_range", "not_a_whole_number", "unclear"]
 
-_MARKER = re.compile(
-    # "Score", with markdown around it, and the scale repeated behind it, as in "**Score (0-4)**:"
-    r"(?<![^\W_])scores?(?![^\W_])[\s*_`#]*(?:[(\[]?\s*(?:from\s+)?0\s*(?:-|\u2013|to)\s*4\s*[)\]]?[\s*_`#]*)?"
-    # what leads to the number: punctuation, "is", "of"
-    r"(?:[:=\uff1a]|-(?=\s)|\u2013|is|of|\bwould be)?[\s*_`#:\[(]*"
+_WORDS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "零": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4}
+_NUMBER = (
     # possessive: a number is matched completely, with its scale, or not at all
-    r"(?P<number>[-\u2212+]?[0-9]++(?:[.,][0-9]++)*+)"
-    r"(?P<rest>\s*(?:/|out of|of)\s*[0-9]++|\s*(?:-|\u2013|to|or|and)\s*[0-9]++)?+"
-    r"(?![\w%])",
+    r"(?P<number>[-\u2212+]?[0-9]++(?:[.,][0-9]++)*+)(?:\s*+分(?!之))?+"
+    r"(?P<rest>\s*[(\[]?\s*(?:/|out of|of)\s*[0-9]++(?:\.0+)?[)\]]?|\s*(?:-|\u2013|~|to|or|and|,|;|&|或|到)\s*[0-9]++)?+"
+    r"(?![\w%+\u2044])"
+)
+_MARKER = re.compile(
+    # the word, not of the scale's end or of another quantity, with the scale behind it, as in "Score (0-4):"
+    r"(?<!max)(?<!max[ _])(?<!min[ _])(?<!maximum[ _])(?<!highest[ _])(?<!possible[ _])(?<!confidence[ _])"
+    r"(?:(?<![^\W_])(?:scores?|rating)(?![^\W_])|评分|得分|打分|分数)[\s_#\"']*"
+    r"(?:[(\[]?\s*(?:(?:from\s+)?0\s*(?:-|\u2013|to|~)\s*4|(?:out of|/|of)\s*4)\s*[)\]]?[\s_#\"']*)?"
+    # what leads to the number: punctuation, "is", "of"
+    r"(?:[:=|]|-(?=\s)|\u2013|is|of|as|\bwould be|(?:this|it)(?: as)?(?: an?)?|为|是)?[\s_#:|\"'\[({]*(?:\\?\bboxed\{)?"
+    rf"(?:{_NUMBER}|(?P<word>{'|'.join(_WORDS)})(?=分?\s*(?:[.,;:!)\]\"'}}\n]|$)))",
     re.IGNORECASE,
 )
+_ALONE = re.compile(rf"[\"'\[({{]*(?:\\boxed\{{)?{_NUMBER}[\"'\])}}.。!]*", re.IGNORECASE)
+_TAG = re.compile(r"<\s*(/?)\s*(?:score|rating)\s*>", re.IGNORECASE)
+_SHARE = re.compile(
+    # a count of something: "2 of the criteria", "3/4 of features", "2 features match"
+    r"\s*(?:of\b|(?:of\s+the\s+)?(?:\w+\s+)?(?:features?|criteria|criterion|elements?|aspects?|attributes?|parts?|details?|"
+    r"items?|things?|images?|colou?rs?|traits?)\b)",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"(?:\b(?:so|hence|therefore|thus|giving|makes|gives|final)\b|=>?|->|\u2192)[^0-9.\n]{0,30}([0-9]+)", re.IGNORECASE
+)
+_OTHER_SCALE = re.compile(r"scale[^0-9\n]{0,12}[0-9]+\s*(?:-|\u2013|to|~)\s*([0-9]+)", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\b(?:i(?:'|\u2019)?m sorry|i am sorry|i apologi[sz]e|unable to (?:assist|help|comply|provide|evaluate)"
     r"|(?:can(?:'|\u2019)?t|cannot|can not|won(?:'|\u2019)?t) (?:assist|help|comply|provide|evaluate|do that|rate|score))",
@@ -44,36 +64,52 @@ class Unscored:
 
 
 def parse(reply: str) -> Score | Unscored:
-    """Return the score that a reply states after the word "score", or why it states none.
+    """Return the score that a reply states after the word "score" or "rating", or why it states none.
 
-    A reply that repeats one score states it; one that states two different ones, a range, another scale than 0 to 4, a
-    fraction or a number in words states none.
+    JSON, code fences, emphasis, tags, full-width and Chinese forms are read, reasoning in `<think>` is not. A reply that is
+    nothing but a number states it. One that repeats one score states it; one that states two different ones, a range,
+    another scale than 0 to 4, a fraction of something or a number that is not whole states none.
     """
-    values: set[int] = set()
-    problems: list[Problem] = []
-    for match in _MARKER.finditer(reply):
-        rest = match["rest"] or ""
-        beyond = re.search(r"[0-9]+", rest)
-        if "/" in rest or "of" in rest:
-            if beyond is not None and int(beyond[0]) != HIGHEST:
-                problems.append("out_of_range")
-                continue
-        elif beyond is not None:
-            problems.append("several_scores")
-            continue
-        number = match["number"].replace("\N{MINUS SIGN}", "-").replace(",", ".")
-        if not re.fullmatch(r"[-+]?[0-9]{1,9}(?:\.0+)?", number):
-            problems.append("not_a_whole_number")
-            continue
-        value = int(float(number))
-        if LOWEST <= value <= HIGHEST and not number.startswith("-"):
-            values.add(value)
-        else:
-            problems.append("out_of_range")
+    text = _TAG.sub(lambda tag: "\n" if tag[1] else "score: ", answer_text(reply))
+    alone = _ALONE.fullmatch(text.strip())
+    matches = [alone] if alone is not None else list(_MARKER.finditer(text))
+    read = [_read(match, text[match.end() :].partition("\n")[0]) for match in matches]
+    values = {each for each in read if isinstance(each, int)}
+    problems: list[Problem] = [each for each in read if not isinstance(each, int)]
     if len(values) > 1 or (values and problems):
         return Unscored("several_scores")
     if values:
         return Score(values.pop())
     if problems:
         return Unscored(problems[0])
-    return Unscored("refused" if _REFUSAL.search(reply) else "no_score")
+    return Unscored("refused" if _REFUSAL.search(text) else "no_score")
+
+
+def _read(match: re.Match[str], behind: str) -> int | Problem:
+    """Return the score of a match, or its problem.
+
+    Args:
+        match: of a number with what stands before it.
+        behind: the rest of its line.
+    """
+    if word := match.groupdict().get("word"):
+        return _WORDS[word.lower()]
+    rest = match["rest"] or ""
+    end = re.search(r"[0-9]+", rest)
+    if "/" in rest or "of" in rest.lower():
+        if end is not None and int(end[0]) != HIGHEST:
+            return "out_of_range"
+    elif end is not None:
+        return "several_scores"
+    if (scale := _OTHER_SCALE.search(behind)) and int(scale[1]) != HIGHEST:
+        return "out_of_range"
+    number = match["number"].replace("\N{MINUS SIGN}", "-").replace(",", ".")
+    if not re.fullmatch(r"[-+]?[0-9]{1,9}(?:\.0{1,2})?", number):
+        return "not_a_whole_number"
+    value = int(float(number))
+    if not LOWEST <= value <= HIGHEST or number.startswith("-"):
+        return "out_of_range"
+    conclusion = _CONCLUSION.search(behind)
+    if _SHARE.match(behind) or (conclusion is not None and int(conclusion[1]) != value):
+        return "unclear"
+    return value
