@@ -45,7 +45,7 @@ def score(config: DictConfig) -> str:
     out = Path(config.out)
     record = Record(out / "judgements" / f"{samples.method}.jsonl")
     with instantiate(config.judge) as agent:
-        judgements = Judging(agent, rubrics, protocol, record).run(samples, cases, config.estimate)
+        judgements = Judging(agent, rubrics, protocol, record, config.retry).run(samples, cases, config.estimate)
     row = collect(judgements, rule)
     row.require_coverage(config.coverage)
     if config.wandb is not None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,10 +22,14 @@ from support.llm.rehearsals import ROOT
 from dsd_lightning.agents import QuotaExhausted
 from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.judging import judgements as judgements_module
 from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.judging.replies import Unscored
 from dsd_lightning.evaluation.judging.rubrics import SHIPPED, Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Case, Prompt, Subject, folder
 from dsd_lightning.evaluation.samples.result_folder import Samples, save_jpeg
+from dsd_lightning.evaluation.scores.comparison import compare
+from dsd_lightning.evaluation.scores.estimates import collect
 
 SUBJECTS, PROMPTS = 2, 3
 QUESTIONS = SUBJECTS * PROMPTS * 4
@@ -132,12 +137,79 @@ def test_quota_and_key_stop_the_run_by_name_and_nothing_is_lost(fault: str, worl
         assert server.counts["asked"] == QUESTIONS - 10
 
 
+SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "image_side": ({"image_side": 48}, {}),
+    "jpeg_quality": ({"jpeg_quality": 30}, {}),
+    "temperature": ({}, {"temperature": 0.5}),
+    "top_p": ({}, {"top_p": 0.5}),
+    "seed": ({}, {"seed": 1}),
+    "max_output_tokens": ({}, {"max_output_tokens": 50}),
+    "extra": ({}, {"extra": {"reasoning_effort": "low"}}),
+}
+
+
+@pytest.mark.parametrize("setting", SETUPS)
+def test_what_changes_an_answer_makes_new_judgements(setting: str, world: Path) -> None:
+    protocol, sampling = SETUPS[setting]
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        judge(server.url, world, protocol=protocol, sampling=sampling)
+        assert server.counts["asked"] == 2 * QUESTIONS
+    record = list(Record(world / "judgements.jsonl").read().values())
+    assert len({each.setup for each in record}) == 2
+    with pytest.raises(EvaluationError, match="several setups"):
+        collect(record, "sample")
+    rows = [collect((each for each in record if each.setup == setup), "sample") for setup in {e.setup for e in record}]
+    with pytest.raises(EvaluationError, match="different protocols"):
+        compare(*rows)
+
+
+def test_rejections_in_a_row_stop_the_run_and_are_asked_again_when_asked_to(world: Path) -> None:
+    with (
+        RehearsalServer(lambda _: Fault("rejected")) as server,
+        pytest.raises(AgentFailure, match=r"retry=\[rejected\]"),
+    ):
+        judge(server.url, world, concurrency=1)
+    assert server.counts["asked"] == 3
+    with RehearsalServer(by_digest) as server:
+        judge(server.url, world)
+        assert server.counts["asked"] == QUESTIONS - 3
+        judge(server.url, world, retry=["rejected"])
+        assert server.counts["asked"] == QUESTIONS
+    assert all(each.score is not None for each in Record(world / "judgements.jsonl").latest())
+
+
+def test_single_rejections_do_not_stop_the_run(world: Path) -> None:
+    with RehearsalServer(lambda asked: Fault("rejected") if asked.number % 3 else by_digest(asked)) as server:
+        with pytest.raises(CoverageTooLow):
+            judge(server.url, world, concurrency=1)
+        assert server.counts["asked"] == QUESTIONS
+
+
+def test_unparsable_replies_are_parsed_again_and_asked_again_when_asked_to(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before, RehearsalServer(by_digest) as server:
+        before.setattr(judgements_module, "parse", lambda reply: Unscored("no_score"))
+        with pytest.raises(CoverageTooLow):
+            judge(server.url, world)
+    assert all(each.score is not None for each in Record(world / "judgements.jsonl").read().values())
+    (world / "judgements.jsonl").unlink()
+    with RehearsalServer(lambda asked: "no idea") as server, pytest.raises(CoverageTooLow):
+        judge(server.url, world, sampling={"seed": 1})
+    for _ in range(2):
+        with RehearsalServer(lambda asked: "still none") as server, pytest.raises(CoverageTooLow):
+            judge(server.url, world, sampling={"seed": 1}, retry=["unparsable"])
+        assert server.counts["asked"] == QUESTIONS
+    with pytest.raises(EvaluationError, match="unknown; choose of rejected"):
+        judge("http://127.0.0.1:1", world, retry=["all"])
+
+
 FAILING: dict[str, tuple[str | Fault, str]] = {
     "a filter": (Fault("refusal"), "refused"),
     "words of refusal": ("I'm sorry, I can't help with that.", "refused"),
     "nonsense": (Fault("nonsense"), "unparsable:no_score"),
     "two scores": ("Score: 1\nScore: 4", "unparsable:several_scores"),
-    "rejected": (Fault("rejected"), "api:RequestRejected"),
     "rate limit": (Fault("rate_limited", retry_after=0.01), "api:RateLimited"),
     "server error": (Fault("unavailable"), "api:ProviderFailed"),
     "broken protocol": (Fault("malformed"), "api:ProviderFailed"),

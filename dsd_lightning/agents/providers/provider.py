@@ -75,7 +75,7 @@ class Remote:
         model: name that the server knows.
         base_url: as the provider's library wants it.
         api_key_env: environment variable that holds the key; None for a server that needs none.
-        identity: name in cache keys; None takes the host's. Give one where a model moves between hosts.
+        identity: name in cache keys; None takes the host and port. Give one where a model moves between hosts.
     """
 
     kind: ClassVar[str]
@@ -108,12 +108,13 @@ class Remote:
 
 
 def identity_of(kind: str, base_url: str | None) -> str:
-    """Return `kind@host`, which keeps the answers of different services apart in the cache.
+    """Return `kind@host`, with the port where the URL names one, which keeps services' answers apart in the cache.
 
     Raises:
         ValueError: no URL with a host.
     """
-    host = urlsplit(base_url).hostname if base_url else None
+    parts = urlsplit(base_url or "")
+    host = parts.hostname
     if host is None:
         raise ValueError(f"provider.base_url={base_url!r}: no URL with a host, such as http://127.0.0.1:8000/v1")
-    return f"{kind}@{host}"
+    return f"{kind}@{host}" + (f":{parts.port}" if parts.port else "")

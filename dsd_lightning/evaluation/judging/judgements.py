@@ -6,12 +6,13 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.judging.replies import Score, parse
 from dsd_lightning.files.atomic import write_text
 
 MEASURES = ("cp", "pf", "debiased_cp", "debiased_pf")
@@ -20,8 +21,12 @@ MEASURES = ("cp", "pf", "debiased_cp", "debiased_pf")
 NO_IMAGE, UNREADABLE, PROVIDER_REFUSED, UNPARSABLE, API = "no_image", "unreadable_image", "refused", "unparsable", "api"
 """Kinds of failures; what follows a colon says more, as in `unparsable:several_scores` or `api:RateLimited`."""
 
-PASSING = ("api:RateLimited", "api:ProviderFailed", "api:ConnectionFailed", NO_IMAGE)
+REJECTED = f"{API}:RequestRejected"
+PASSING = (f"{API}:RateLimited", f"{API}:ProviderFailed", f"{API}:ConnectionFailed", NO_IMAGE)
 """Failures that are judged again when the command is run again."""
+
+RETRIED = {"rejected": REJECTED, "unparsable": UNPARSABLE, "refused": PROVIDER_REFUSED}
+"""Failures that are judged again on request, by the word that requests it."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,15 @@ class Judgement:
     cost_usd: float | None = None
     answer: str | None = None
     """Key of the answer in the agents' cache."""
+    setup: str = ""
+    """How images are sent and answers are sampled."""
+    retry: int = 0
+    """How often the question was asked before, on request."""
 
     @property
     def question(self) -> tuple[Any, ...]:
         """Return everything that identifies the question."""
-        return (*self.place, self.image, self.reference, self.text, self.rubric, self.judge)
+        return (*self.place, self.image, self.reference, self.text, self.rubric, self.judge, self.setup)
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -73,6 +82,18 @@ class Judgement:
     def is_final(self) -> bool:
         """Return whether judging again would not change it."""
         return self.failure not in PASSING
+
+    def is_kind(self, kinds: Iterable[str]) -> bool:
+        """Return whether this failed in one of the kinds, words of `RETRIED`."""
+        return self.failure is not None and self.failure.startswith(tuple(RETRIED[kind] for kind in kinds))
+
+    def with_reply(self, reply: str) -> Judgement:
+        """Return this judgement with the score that the judge's text states, or why it states none."""
+        result = parse(reply)
+        if isinstance(result, Score):
+            return replace(self, score=result.value, failure=None, reply=reply)
+        failure = PROVIDER_REFUSED if result.problem == "refused" else f"{UNPARSABLE}:{result.problem}"
+        return replace(self, score=None, failure=failure, reply=reply)
 
 
 class Record:
@@ -88,7 +109,10 @@ class Record:
         self._lock = threading.Lock()
 
     def read(self) -> dict[tuple[Any, ...], Judgement]:
-        """Return all judgements by question; a last line that a kill has cut off is skipped."""
+        """Return all judgements by question; a last line that a kill has cut off is skipped.
+
+        Stored replies are parsed again: a better parser reads more of them.
+        """
         judgements: dict[tuple[Any, ...], Judgement] = {}
         if not self.file.exists():
             return judgements
@@ -99,6 +123,8 @@ class Record:
                 judgement = Judgement(**{name: value for name, value in values.items() if name in names})
             except (ValueError, TypeError):
                 continue
+            if judgement.answer is not None and judgement.reply is not None:
+                judgement = judgement.with_reply(judgement.reply)
             judgements.pop(judgement.question, None)  # so that the order is that of the last lines
             judgements[judgement.question] = judgement
         return judgements

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,18 +20,18 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Message, Refused, Request
+from dsd_lightning.agents import Agent, AgentFailure, Answer, ImagePart, Message, Refused, Request, RequestRejected
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import (
     API,
     NO_IMAGE,
     PROVIDER_REFUSED,
-    UNPARSABLE,
+    REJECTED,
+    RETRIED,
     UNREADABLE,
     Judgement,
     Record,
 )
-from dsd_lightning.evaluation.judging.replies import Score, parse
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
@@ -40,6 +41,12 @@ log = logging.getLogger(__name__)
 
 ENCODED_IN_MEMORY = 512
 """Images kept in memory as they are sent; the questions about one image follow each other."""
+
+REJECTIONS = 3
+"""Rejected requests in a row that stop a run: the next ones would be rejected for the same reason."""
+
+_REPEATS_AT_MOST = 1000
+"""Bound of `Protocol.repeats`, so that attempts at repeats and at retries have different numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,12 @@ class Protocol:
     answer_tokens: int = 120
 
     def __post_init__(self) -> None:
-        if not self.measures or self.repeats < 1 or self.image_side < 1 or not 1 <= self.jpeg_quality <= 95:
+        if (
+            not self.measures
+            or not 1 <= self.repeats <= _REPEATS_AT_MOST
+            or self.image_side < 1
+            or not 1 <= self.jpeg_quality <= 95
+        ):
             raise EvaluationError(
                 f"measures={list(self.measures)}, repeats={self.repeats}, image_side={self.image_side}, "
                 f"jpeg_quality={self.jpeg_quality}: at least one measure, repeat and pixel, and a quality of 1 to 95"
@@ -107,13 +119,30 @@ class Judging:
         rubrics: its first turns.
         protocol: what it is asked.
         record: of the judgements; questions that it answers are not asked again.
+        retry: failures that are asked again all the same: words of `judgements.RETRIED`.
+
+    Raises:
+        EvaluationError: an unknown word in `retry`.
     """
 
-    def __init__(self, agent: Agent, rubrics: Rubrics, protocol: Protocol, record: Record) -> None:
+    def __init__(
+        self, agent: Agent, rubrics: Rubrics, protocol: Protocol, record: Record, retry: Sequence[str] = ()
+    ) -> None:
+        if unknown := [kind for kind in retry if kind not in RETRIED]:
+            raise EvaluationError(
+                f"retry=[{','.join(retry)}]: {unknown[0]!r} is unknown; choose of {', '.join(RETRIED)}"
+            )
+        self.retry = tuple(retry)
         self.agent = agent
         self.rubrics = rubrics
         self.protocol = protocol
         self.record = record
+
+    @property
+    def setup(self) -> str:
+        """Return what changes an answer beside image, text, rubric and model, as JSON."""
+        images = {"image_side": self.protocol.image_side, "jpeg_quality": self.protocol.jpeg_quality}
+        return json.dumps({**images, **self.agent.sampling.described()}, sort_keys=True)
 
     def questions(self, samples: Samples, cases: Sequence[Case]) -> Iterator[tuple[Judgement, Path | None, Path]]:
         """Yield every judgement to make, without a score yet, with the files of the image and of the reference."""
@@ -136,6 +165,7 @@ class Judging:
                             text=case.prompt.text,
                             rubric=self.rubrics.of(measure, case).sha256,
                             judge=f"{self.agent.provider.identity}/{self.agent.model}",
+                            setup=self.setup,
                         ),
                         image,
                         case.subject.reference,
@@ -149,7 +179,7 @@ class Judging:
         done, left = [], []
         for question, image, reference in self.questions(samples, cases):
             before = recorded.get(question.question)
-            if before is not None and before.is_final:
+            if before is not None and before.is_final and not before.is_kind(self.retry):
                 done.append(before)
             elif image is None:
                 absent = replace(question, failure=NO_IMAGE, reply="there is no image to judge")
@@ -157,6 +187,9 @@ class Judging:
                     self.record.append(absent)
                 done.append(absent)
             else:
+                # A reply is in the agents' cache, a rejection is not.
+                if before is not None and (before.answer is not None or before.failure == PROVIDER_REFUSED):
+                    question = replace(question, retry=before.retry + 1)
                 left.append((question, image, reference))
         return done, left
 
@@ -167,7 +200,7 @@ class Judging:
         images = _encoded(image, side, quality), _encoded(reference, side, quality)
         last = payload(question.measure, question.text, *images)
         turns = (Message.user(rubric.text), Message.assistant(rubric.acknowledgement), last)
-        return Request(turns, attempt=question.repeat)
+        return Request(turns, attempt=question.repeat + _REPEATS_AT_MOST * question.retry)
 
     def estimate(self, left: Sequence[tuple[Judgement, Path, Path]]) -> str:
         """Return the calls, tokens and cost of the open questions, for people."""
@@ -187,8 +220,8 @@ class Judging:
             estimate: whether to log first what it will cost.
 
         Raises:
-            AgentFailure: one that would meet every further question (budget, quota, key). Earlier answers are recorded;
-                the same command resumes.
+            AgentFailure: one that would meet every further question (budget, quota, key, rejections in a row). Earlier
+                answers are recorded; the same command resumes.
         """
         with self.record:
             return self._run(samples, cases, estimate)
@@ -207,6 +240,7 @@ class Judging:
             total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
         ) as bar:
             requested: list[Judgement] = []
+            rejected: list[AgentFailure] = []
 
             def add(judgement: Judgement) -> None:
                 judgements.append(judgement)
@@ -215,6 +249,8 @@ class Judging:
 
             def requests() -> Iterator[Request]:
                 for question, image, reference in left:
+                    if len(rejected) >= REJECTIONS:
+                        return
                     try:
                         request = self.request(question, image, reference)
                     except ImageError as error:
@@ -229,6 +265,10 @@ class Judging:
                     return
                 if isinstance(result, Answer) and not result.cached:
                     spent += result.cost_usd or 0.0
+                if isinstance(result, RequestRejected):
+                    rejected.append(result)
+                elif len(rejected) < REJECTIONS:
+                    rejected.clear()
                 bar.set_postfix_str(f"{spent:.4f} USD", refresh=False)
                 add(judged(requested[index], result))
 
@@ -238,6 +278,12 @@ class Judging:
                 raise type(failure)(
                     f"judging stopped ({API}:{type(failure).__name__}) with {len(judgements)} of {len(left)} answers: {failure}"
                 ) from None
+        if len(rejected) >= REJECTIONS and len(judgements) < len(left):
+            raise RequestRejected(
+                f"judging stopped after {len(rejected)} rejected requests in a row ({REJECTED}), with {len(judgements)} of "
+                f"{len(left)} questions asked: {rejected[-1]}\nFix the judge's settings and run the same command with "
+                "retry=[rejected]; without it those that were rejected are left out"
+            )
         return done + judgements
 
 
@@ -246,19 +292,9 @@ def judged(question: Judgement, result: Answer | AgentFailure) -> Judgement:
     if isinstance(result, AgentFailure):
         kind = PROVIDER_REFUSED if isinstance(result, Refused) else f"{API}:{type(result).__name__}"
         return replace(question, failure=kind, reply=str(result))
-    reply = parse(result.text)
-    if isinstance(reply, Score):
-        score, failure = reply.value, None
-    elif reply.problem == "refused":
-        score, failure = None, PROVIDER_REFUSED
-    else:
-        score, failure = None, f"{UNPARSABLE}:{reply.problem}"
     return replace(
-        question,
+        question.with_reply(result.text),
         served=result.served_model,
-        score=score,
-        failure=failure,
-        reply=result.text,
         input_tokens=result.input_tokens,
         output_tokens=result.output_tokens,
         cost_usd=result.cost_usd,

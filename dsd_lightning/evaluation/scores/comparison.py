@@ -116,7 +116,7 @@ def require_alike(rows: Sequence[Scores]) -> None:
     """Refuse rows that cannot be in one table.
 
     Raises:
-        EvaluationError: they are of different judges, rubrics or rules.
+        EvaluationError: they are of different judges, setups, rubrics or rules.
     """
     for name in ("judge", "rule"):
         if len(values := sorted({getattr(row, name) for row in rows})) > 1:
@@ -124,6 +124,11 @@ def require_alike(rows: Sequence[Scores]) -> None:
                 f"rows of different {name}s cannot be in one table or be compared: {', '.join(values)}; "
                 f"score them all with one {name}"
             )
+    if len(setups := sorted({row.setup for row in rows if row.setup})) > 1:
+        raise EvaluationError(
+            "rows of different protocols cannot be in one table or be compared: images and sampling were "
+            f"{' and '.join(setups)}; judge them all alike"
+        )
     digests: dict[tuple[str, str], str] = {}
     for row in rows:
         for measure, kind, digest in row.rubric:

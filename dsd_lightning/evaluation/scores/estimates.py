@@ -64,6 +64,7 @@ class Scores:
         sums, counts: by measure: summed scores in [0, 1] of samples, and how many [subjects, kinds].
         scored, missing: by measure: judgements with and without a score [subjects, kinds].
         failures: judgements without a score by kind.
+        setup: how images were sent and answers sampled; empty where the record does not say.
     """
 
     method: str
@@ -78,6 +79,7 @@ class Scores:
     scored: Mapping[str, NDArray[np.int64]]
     missing: Mapping[str, NDArray[np.int64]]
     failures: Mapping[str, int]
+    setup: str = ""
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -106,7 +108,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     """Return the scores of one method.
 
     Raises:
-        EvaluationError: no judgements, or of several methods or judges.
+        EvaluationError: no judgements, or of several methods, judges, rubrics or setups.
     """
     # In the order of the questions, so that sums round alike whatever the order of the lines.
     ordered = sorted(judgements, key=lambda each: (each.subject, each.prompt, each.copy, each.measure, each.repeat))
@@ -122,6 +124,12 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     rubrics = {(each.measure, _rubric_kind(each), each.rubric) for each in ordered}
     if len({(measure, kind) for measure, kind, _ in rubrics}) < len(rubrics):
         raise EvaluationError(f"{methods[0]} was judged by several rubrics; judge all of it with one folder of rubrics")
+    setups = sorted({each.setup for each in ordered})
+    if len(setups) > 1:
+        raise EvaluationError(
+            f"{methods[0]} was judged by several setups, {' and '.join(each or 'an unrecorded one' for each in setups[:2])}: "
+            "run the command that judged it again, to its end, with one protocol and sampling"
+        )
     category = {each.subject: each.category for each in ordered}
     subjects = tuple(sorted(category))
     kinds = tuple(dict.fromkeys(each.kind for each in sorted(ordered, key=lambda each: each.prompt)))
@@ -155,6 +163,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
         scored=scored,
         missing=missing,
         failures=failures(ordered),
+        setup=setups[0],
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dsd_lightning.agents import Agent, Sampling
 from dsd_lightning.agents.budget import Budget
@@ -21,7 +23,14 @@ from dsd_lightning.evaluation.scores.estimates import collect
 from dsd_lightning.evaluation.scores.formats import to_csv
 
 
-def judge(url: str, root: Path, concurrency: int = 4) -> str:
+def judge(
+    url: str,
+    root: Path,
+    concurrency: int = 4,
+    protocol: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    retry: Sequence[str] = (),
+) -> str:
     """Judge `root/samples` against `root/benchmark`; return the metrics as CSV."""
     measures = ("cp", "pf", "debiased_cp", "debiased_pf")
     agent = Agent(
@@ -31,13 +40,13 @@ def judge(url: str, root: Path, concurrency: int = 4) -> str:
         Retries(attempts=2, first_wait=0.02),
         Budget(None),
         Prices([], free=True),
-        Sampling(max_output_tokens=100),
+        Sampling(**{"max_output_tokens": 100, **(sampling or {})}),
         timeout=30.0,
     )
     record = Record(root / "judgements.jsonl")
-    protocol = Protocol(measures, image_side=32)
+    settings = {"image_side": 32, **(protocol or {})}
     with agent:
-        made = Judging(agent, Rubrics(None, measures), protocol, record).run(
+        made = Judging(agent, Rubrics(None, measures), Protocol(measures, **settings), record, retry).run(
             Samples(root / "samples", "method"), folder(root / "benchmark").cases(), estimate=False
         )
     row = collect(made, "sample")
