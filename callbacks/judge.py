@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
+from callbacks.logged_images import log_images
 from dsd_lightning.agents import Agent, AgentFailure
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
 from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
@@ -33,9 +33,9 @@ PREFIX = "judge/"
 class JudgeProbe(L.Callback):
     """Judges the model every N steps and at the end, by the same few cases and the same noise each time.
 
-    Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, generated images to W&B. EMA weights are
-    used if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Other devices wait while the first
-    generates. When the judge's budget, quota or key ends, judging ends, and training goes on.
+    Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, images to those that show some. EMA weights
+    are used if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Other devices wait while the
+    first generates. When the judge's budget, quota or key ends, judging ends, and training goes on.
 
     Args:
         agent: the judge; its `budget_usd` caps the cost of all judging.
@@ -106,14 +106,9 @@ class JudgeProbe(L.Callback):
         metrics[f"{PREFIX}coverage"] = min(row.coverage.values())
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-            if isinstance(logger, WandbLogger):
-                shown = [(case, file) for case in self.cases if (file := samples.image(case)) is not None]
-                logger.log_image(
-                    f"{PREFIX}images",
-                    [load_rgb(file) for _, file in shown],
-                    step=trainer.global_step,
-                    caption=[case.prompt.text for case, _ in shown],
-                )
+        shown = [(case, file) for case in self.cases if (file := samples.image(case)) is not None]
+        texts = [case.prompt.text for case, _ in shown]
+        log_images(trainer, f"{PREFIX}images", [load_rgb(file) for _, file in shown], texts)
         log.info(
             "step %d: %s", trainer.global_step, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         )

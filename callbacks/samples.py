@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
+from callbacks.logged_images import log_images
 from dsd_lightning.files.atomic import write_json
 from dsd_lightning.files.rows import Table
 from dsd_lightning.images.pixels import load_rgb, to_image, to_pixels
@@ -64,8 +65,8 @@ class SampleSheets(L.Callback):
 
     A row is a held-out pair (reference, reconstructed reference, generated, truth); pairs and noise are the same every time, so
     that sheets can be compared. Rows of a user's file follow, without a truth. After the first step EMA weights are used
-    if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Each sheet goes to W&B
-    too if a WandbLogger is there, with a table of captions and images at the end.
+    if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Each sheet goes to
+    W&B or TensorBoard too if their logger is there; to W&B with a table of captions and images at the end.
 
     Args:
         count: pairs a sheet, from `trainer.datamodule.probe_batches`; also the most samples generated at once.
@@ -150,8 +151,7 @@ class SampleSheets(L.Callback):
             path = self.path(trainer, step)
             save_whole(sheet, path)
             log.info("sample sheet: %s", path)
-            for logger in _wandb_loggers(trainer):
-                logger.log_image(key=SHEET, images=[sheet], step=step)
+            log_images(trainer, SHEET, [sheet])
         return rows
 
     def path(self, trainer: L.Trainer, step: int) -> Path:
@@ -179,7 +179,7 @@ class SampleSheets(L.Callback):
         return rows
 
     def _log_table(self, trainer: L.Trainer, rows: Sequence[Row]) -> None:
-        loggers = _wandb_loggers(trainer)
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not loggers:
             return
         import wandb  # here, because it takes a second and only these runs need it
@@ -218,7 +218,3 @@ def _keep(rows: Sequence[Row], folder: Path) -> None:
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     return [name for name in COLUMNS if any(name in row.images for row in rows)]
-
-
-def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

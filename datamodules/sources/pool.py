@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +16,8 @@ from datamodules.samples import Sample, choose_caption, without_images, words_of
 from datamodules.stream import Draw, Size
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class EncodedPool(Dataset[Sample]):
         waiting: dict[Size, list[int]] = {}
         self.places = [(-1, -1)] * count
         held: dict[int, Pair] = {}
-        with module.encoders_at_work(), tqdm(total=count, desc="encoding pairs", unit="pair", leave=False) as bar:
+        log.info("encoding %d pairs once, before training", count)
+        shown = tqdm(total=count, desc="encoding pairs", unit="pair", leave=False, disable=not sys.stderr.isatty())
+        with module.encoders_at_work(), shown as bar:
             for index in range(count):
                 pair = pairs[index]
                 size = (pair.target.shape[-2], pair.target.shape[-1])

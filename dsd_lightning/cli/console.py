@@ -1,8 +1,9 @@
-"""Silences harmless warnings and repeated lines of libraries on the terminal."""
+"""Silences harmless warnings, repeated lines and advertisements of libraries on the terminal."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 HARMLESS = (
@@ -17,11 +18,19 @@ HARMLESS = (
 
 
 def tidy() -> None:
-    """Leave out harmless warnings, and lines that two loggers would both print."""
+    """Leave out harmless warnings, what libraries announce of themselves, and lines that two loggers would both print."""
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     # Hydra's handlers print what Lightning's would print again.
-    logging.getLogger("lightning.pytorch").handlers.clear()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+    # Devices that are not there, other products, and what the run's own lines say.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        # A log file would get a bar for every part of a base that is loaded.
+        from transformers.utils.logging import disable_progress_bar  # here, because it takes a second
+
+        disable_progress_bar()
     # diffusers warns of every explicit attention backend that backends are experimental.
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_news)
 

@@ -74,7 +74,7 @@ class Lora:
             if ".lora_" in name:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
-        log.info("LoRA of rank %d on %d layers matching %s", self.rank, len(matched), self.targets)
+        log.info("LoRA of rank %d on %d layers", self.rank, len(matched))
         return matched
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dsd_lightning.cli.console import tidy
 from dsd_lightning.compute.machine import keep_memory
 from dsd_lightning.planning.of_config import require_fit
 from dsd_lightning.planning.plan import GIB
-from dsd_lightning.runs.folder import CHECKPOINTS, SAMPLES, SUMMARY, write_config
+from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SAMPLES, SUMMARY, read_overrides, write_config
 from dsd_lightning.runs.resume import claim, is_finished, read_summary, require_same
 from dsd_lightning.training.build import build_module
 
@@ -120,6 +121,8 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
         exit_code = 0
     finally:
+        if exit_code and trainer.is_global_zero and (last := find_last(run_dir / CHECKPOINTS)) is not None:
+            log.info("stopped; %s holds all until then. Resume: %s", last, resuming(run_dir))
         _close(loggers, exit_code)
     return dict(getattr(module, "summary", {}))
 
@@ -147,8 +150,16 @@ HEADLINES = (
 )
 
 
+def resuming(run_dir: Path, *changed: str) -> str:
+    """Return the command that resumes the run of a folder, with some overrides changed."""
+    changed = (*changed, "ckpt=last", f"hydra.run.dir={run_dir}")
+    names = {each.partition("=")[0] for each in changed}
+    given = [each for each in read_overrides(run_dir) if each.partition("=")[0] not in names]
+    return shlex.join(["python", "train.py", *given, *changed])
+
+
 def report(run_dir: Path) -> str:
-    """Return where the results of a finished run are, and its headline metrics."""
+    """Return where the results of a finished run are, its headline metrics, and the commands that use it."""
     metrics = read_summary(run_dir)
     lines = [f"run folder    {run_dir}"]
     sheets = sorted((run_dir / SAMPLES).glob("step_*.png"))
@@ -157,4 +168,13 @@ def report(run_dir: Path) -> str:
     if metrics:
         lines.append(f"metrics       {run_dir / SUMMARY}")
     lines += [f"  {name:<26}{metrics[name]:.4g}" for name in HEADLINES if name in metrics]
+    run = shlex.quote(str(run_dir))
+    lines += [
+        "next",
+        f"  curves      python -m dsd_lightning.runs plot {run}",
+        f'  generate    python generate.py --run {run} --image_path IMAGE --text "PROMPT"',
+        f"  score       python evaluate.py method.maker.run={run}",
+    ]
+    if (run_dir / CONFIG).is_file():
+        lines.append(f"  go on       {resuming(run_dir, 'trainer.max_steps=STEPS')}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Speed, waiting, gradient norm, summary and progress bar of a run are measured right."""
+"""Speed, waiting, gradient norm and summary of a run are measured right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from support.tiny_run import Run
 
 from callbacks.cost import StepCost
-from callbacks.progress import ProgressBar
 from callbacks.summary import Summary
 from callbacks.throughput import Throughput
 
@@ -77,14 +76,3 @@ def test_summary_of_a_run_with_nothing_left_to_do_stays(tmp_path: Path) -> None:
     assert (tmp_path / "summary.json").read_text() == written
     assert not list(tmp_path.glob("*.partial"))
     assert Summary(tmp_path / "x").seconds == 0
-
-
-def test_progress_bar_shows_losses_speed_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Run(tmp_path, 3, ProgressBar(refresh_rate=1)).fit()
-    Run(tmp_path, 5, ProgressBar(refresh_rate=1)).fit(tmp_path / "checkpoints" / "step_00000003")
-    shown = capsys.readouterr().out
-    for part in ("loss=", "loss_reference=", "loss_target=", "pairs/s=", " left"):
-        assert part in shown
-    assert "v_num" not in shown
-    assert "/?" not in shown.rsplit("training", 1)[-1]
-    assert "5/5" in shown  # resumed at 3, of 5 in all

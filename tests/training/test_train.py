@@ -89,9 +89,17 @@ def test_a_run_writes_images_and_checkpoints(finished: Path) -> None:
 
 def test_the_report_says_where_everything_is(finished: Path) -> None:
     text = report(finished)
-    for part in (finished, finished / "samples" / "step_00000004.png", finished / "summary.json"):
-        assert str(part) in text
+    for path in (finished, finished / "samples" / "step_00000004.png", finished / "summary.json"):
+        assert str(path) in text
     assert "identity_accuracy" in text
+    for part in (
+        "runs plot",
+        "generate.py --run",
+        "evaluate.py method.maker.run=",
+        "train.py trainer.max_steps=STEPS ckpt=last",
+    ):
+        assert part in text
+    assert f"hydra.run.dir={finished}" in text
 
 
 def test_the_same_command_gives_the_same_run(finished: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Sends images to the loggers that show images: W&B and TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+
+def log_images(
+    trainer: L.Trainer, key: str, images: Sequence[Image.Image], captions: Sequence[str] | None = None
+) -> None:
+    """Log images of the trainer's present step under one name.
+
+    Args:
+        trainer: its loggers that show no images are passed over.
+        key: the name, as in `docs/metrics.md`.
+        images: RGB.
+        captions: one an image; TensorBoard shows none.
+    """
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, list(images), step=step, **({} if captions is None else {"caption": list(captions)}))
+        elif isinstance(logger, TensorBoardLogger):
+            for index, image in enumerate(images):
+                name = key if len(images) == 1 else f"{key}/{index:02d}"
+                logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
