@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
@@ -11,7 +13,7 @@ from dsd_lightning.runs.resolvers import register_resolvers
 register_resolvers()
 
 
-@hydra.main(config_path="conf", config_name="distill", version_base="1.3")
+@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="distill", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, make what is not there yet, say where it is; or, with `dry_run=true`, only what it would take."""
     from dsd_lightning.distillation.command import distill
@@ -19,5 +21,10 @@ def main(config: DictConfig) -> None:
     print("\n" + distill(config))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as a command, also from another folder than the checkout."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -15,11 +16,16 @@ register_resolvers()
 SUBCOMMAND = pop_subcommand(sys.argv)
 
 
-@hydra.main(config_path="conf", config_name=SUBCOMMAND.config, version_base="1.3")
+@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name=SUBCOMMAND.config, version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose the configuration, run the command and print its result."""
     print(SUBCOMMAND.run(config))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as a command, also from another folder than the checkout."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

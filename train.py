@@ -14,7 +14,7 @@ from dsd_lightning.runs.resolvers import register_resolvers
 register_resolvers()
 
 
-@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, train, and report where the results are; or, with `plan=true`, only what training would take."""
     from dsd_lightning.planning.of_config import plan
@@ -29,5 +29,10 @@ def main(config: DictConfig) -> None:
     print("\n" + report(run_dir))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as a command, also from another folder than the checkout."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

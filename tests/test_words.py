@@ -50,7 +50,7 @@ ALLOWED = (
     ("dsd_lightning/miniature/captions.py", r"pictures?( of|\"| \w+\")"),
     ("conf/pretraining/text.yaml", r"picture|painting"),
     # matplotlib's class, HTML's element, and illustrations of a paper by their number.
-    ("dsd_lightning/ablation/plots.py", r"(?i)figure"),
+    ("dsd_lightning/*/plot*.py", r"(?i)figure"),
     ("*.html", r"figure( img)? \{|figure\""),
     ("*", r"Figures? \d"),
 )

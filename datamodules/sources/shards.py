@@ -21,6 +21,7 @@ from dsd_lightning.pairs import REFERENCE, TARGET, Pair, Task
 from dsd_lightning.randomness import uniform
 from dsd_lightning.shards import DamagedSample, PairShards
 from dsd_lightning.shards.catalogue import Verification
+from dsd_lightning.shards.split import first_by_hash, split_pairs
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,8 @@ class Shards:
         root: folder with the tars (and `index.json`).
         resolution: (height, width) of a frame, pixels.
         buckets: (height, width) of several frame sizes instead; each pair goes to the one nearest in aspect ratio.
-        validation_pairs: samples set aside, by a hash of their key, and never trained on; or those of `validation_root`.
+        validation_pairs: samples set aside and never trained on, at most a fifth (`shards.split.split_pairs`); or those of
+            `validation_root`.
         crop: "random" or "center", position of the crop; encodings are of the centre.
         workers: processes that decode ahead.
         max_damaged: unreadable samples tolerated in a run.
@@ -222,7 +224,7 @@ class Shards:
         """Return the samples set aside."""
         if self.validation_root is not None:
             other = self._shards(data, self.validation_root)
-            return self._pairs(data, other, _first_by_hash(other, min(self.validation_pairs, len(other)))[0], "center")
+            return self._pairs(data, other, first_by_hash(other, min(self.validation_pairs, len(other)))[0], "center")
         shards, _, validation = self._open(data)
         return self._pairs(data, shards, validation, "center")
 
@@ -239,9 +241,10 @@ class Shards:
     def _read(self, data: PairData) -> tuple[PairShards, list[int], list[int]]:
         assert self.root is not None
         shards = self._shards(data, self.root)
-        aside = min(self.validation_pairs, len(shards) // 2) if self.validation_root is None else 0
-        validation, training = _first_by_hash(shards, aside)
-        return shards, training, validation
+        split = split_pairs(shards, self.validation_pairs if self.validation_root is None else 0)
+        if self.validation_root is None:
+            log.info("%s: %s", self.root, split)
+        return shards, split.training, split.validation
 
     def _shards(self, data: PairData, root: str) -> PairShards:
         key = None
@@ -274,9 +277,3 @@ class Shards:
             kept.append(position)
             buckets.append((height, width))
         return ShardPairs(shards, kept, buckets, data.task, data.seed, crop)
-
-
-def _first_by_hash(shards: PairShards, count: int) -> tuple[list[int], list[int]]:
-    """Return the positions of the `count` samples whose keys have the lowest hashes, and those of the others."""
-    by_hash = sorted(range(len(shards)), key=lambda position: uniform("validation", shards.keys[position]))
-    return sorted(by_hash[:count]), sorted(by_hash[count:])

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsd_lightning.agents.presets import HELP
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 
@@ -86,8 +87,7 @@ def add_agent_flag(parser: argparse._ActionsContainer) -> None:
         "--agents",
         nargs="+",
         metavar=("PRESET", "OVERRIDE"),
-        help="the language model to ask: gemini, openai, local, ... (docs/agents.md) and overrides of its settings, such "
-        "as agents.vlm.provider.model=NAME; if not given, gemini or openai, whichever has a key",
+        help=HELP,
     )
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Request
 from dsd_lightning.agents.many import ask_each
+from dsd_lightning.agents.presets import find_settings
 from dsd_lightning.generation.jobs import Job, one_line
-from dsd_lightning.generation.llm_calls import NoAnswer, find_settings, instruction, line_of
+from dsd_lightning.generation.llm_calls import NoAnswer, instruction, line_of
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.pipeline.inputs import fit
 
@@ -28,7 +29,7 @@ def enhanced(jobs: Sequence[Job], chosen: Sequence[str] | None, miniature: bool)
 
     Args:
         jobs: their texts and reference images.
-        chosen: see `llm_calls.find_settings`.
+        chosen: see `presets.find_settings`.
         miniature: whether the model is the shipped miniature, which knows only the words of its own world: its prompts
             are enhanced only if `chosen` names a language model.
     """

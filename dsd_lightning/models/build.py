@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.compute.machine import AUTO
+from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
 from dsd_lightning.models.restore import start_from
@@ -89,6 +91,7 @@ def require_combinable(config: DictConfig) -> None:
 def build_base(config: DictConfig) -> FluxBase:
     """Return the base model's place, none of it loaded yet; a local folder that lacks a part is refused."""
     base: FluxBase = instantiate(config.base.model)
+    base = replace(base, path=in_checkout(base.path))
     base.require_parts()
     return base
 

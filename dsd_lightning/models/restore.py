@@ -23,14 +23,12 @@ from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.adapter import HEADER, OFFICIAL_BASE, load_adapter, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.checkpoints.official import OfficialWeightsError, is_official, load_official, load_official_folder
+from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.flux.lora import merge
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, NoRunError, read_config
 
 log = logging.getLogger(__name__)
-
-CHECKOUT = Path(__file__).parents[2]
-"""Where paths of the shipped assets begin that a configuration gives relative to the checkout."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +124,13 @@ def restore_adapter(
         BaseModelError, AdapterMismatchError, DamagedError: see there.
     """
     base: FluxBase = instantiate(config.base.model)
-    base = replace(base, path=_in_checkout(base.path), dtype=base.dtype if dtype is None else name_of(dtype))
+    base = replace(base, path=in_checkout(base.path), dtype=base.dtype if dtype is None else name_of(dtype))
     base.require_parts()
     architecture: Architecture = instantiate(config.arch)(transformer=base.transformer())
     header = read_header(checkpoint)
     if header.get(OFFICIAL_BASE) or (architecture.lora is None and header.get("lora") is not None):
         # Official weights took the base's place, or brought the factors' layers along.
-        official = _in_checkout(str(config.get("init_from")))
+        official = in_checkout(str(config.get("init_from")))
         if not is_official(official):
             raise FileNotFoundError(
                 f"{checkpoint} was trained on official weights, which are not in init_from={official} any more: put them "
@@ -222,11 +220,6 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
         raise OfficialWeightsError(
             f"{file} cannot be read: {error}; give the official model's folder transformer/"
         ) from error
-
-
-def _in_checkout(path: str) -> str:
-    """Return a path of the configuration; one that is only found from the checkout's root is looked up there."""
-    return str(CHECKOUT / path) if not Path(path).exists() and (CHECKOUT / path).exists() else path
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 python -m dsd_lightning.packing IMAGES OUT --task identity --reference-dir REFERENCES
 python -m dsd_lightning.packing FOLDER_WITH_METADATA_JSONL OUT --task identity --resolution 512
 python -m dsd_lightning.packing FOLDER_OF_PARQUET_FILES OUT --task identity
+python -m dsd_lightning.packing IMAGES_OF_A_SUBJECT OUT --all-pairs
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsd_lightning.agents import AgentFailure
+from dsd_lightning.agents.presets import HELP, PresetError, find_agent
 from dsd_lightning.files.listing import FolderError
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
-from dsd_lightning.packing.candidates import PackingError
+from dsd_lightning.packing.candidates import PackingError, Source
+from dsd_lightning.packing.image_captions import caption_images
+from dsd_lightning.packing.own_images import CAPTIONS, AllPairs, read_images, write_captions
 from dsd_lightning.packing.pack import PackingReport, listed, pack
 from dsd_lightning.packing.sources import FORMATS, open_source
 from dsd_lightning.packing.tables import KNOWN_COLUMNS
-from dsd_lightning.shards import ShardError
+from dsd_lightning.shards import PairShards, ShardError
+from dsd_lightning.shards.split import split_pairs
 
-_REFUSALS = (PackingError, ShardError, TableError, TextError, FolderError, OSError)
+VALIDATION = 64
+"""Pairs that training sets aside at most, as conf/data/shards.yaml has it."""
+
+_REFUSALS = (AgentFailure, PresetError, PackingError, ShardError, TableError, TextError, FolderError, OSError)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +43,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", help="folder of target images, folder with a metadata table, or a table")
     parser.add_argument("out", help="folder for the shards")
-    parser.add_argument("--task", required=True, help="identity, depth, relighting, or text_only (no references)")
+    parser.add_argument(
+        "--task", default="identity", help="identity (default), depth, relighting, or text_to_image (no references)"
+    )
+    own = parser.add_argument_group("images of a subject without pairs")
+    own.add_argument(
+        "--all-pairs", action="store_true", help="pair every two images of a subject; subfolders are subjects"
+    )
+    own.add_argument("--caption", choices=("vlm",), help=f"write missing captions by --agents into {CAPTIONS}, to edit")
+    own.add_argument("--caption-from-name", action="store_true", help="on_a_beach_02.png is captioned 'on a beach'")
+    own.add_argument("--trigger", metavar="WORDS", help="put before every caption and instruction")
+    own.add_argument("--agents", nargs="+", metavar=("PRESET", "OVERRIDE"), help=HELP)
     parser.add_argument("--reference-dir", help="folder of reference images with the targets' file stems")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of SOURCE (default: by its content)")
     for part, usual in KNOWN_COLUMNS.items():
@@ -53,6 +72,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _own_images(options: argparse.Namespace) -> Source:
+    """Return the pairs of a folder of images, after the captions that were asked for are written."""
+    folder = Path(options.source)
+    if not folder.is_dir():
+        raise PackingError(f"--all-pairs needs a folder of images, but {folder} is none")
+    images = read_images(folder, options.caption_from_name)
+    lacking = sum(image.caption is None for image in images)
+    if options.caption == "vlm" and lacking:
+        with find_agent(options.agents) as agent:
+            images = caption_images(images, agent)
+        table = write_captions(folder, images)
+        print(f"{table}: {lacking} captions written; edit them and pack again with --overwrite where they are wrong")
+    source = AllPairs(images, options.trigger)
+    count = sum(map(len, source.subjects.values()))
+    print(f"{count} images of {len(source.subjects)} subjects: {len(source)} ordered pairs")
+    return source
+
+
 def _print_report(report: PackingReport, out: Path) -> None:
     stream = sys.stdout if report.index is not None else sys.stderr
     for line in listed(report.orphans):
@@ -66,6 +103,7 @@ def _print_report(report: PackingReport, out: Path) -> None:
     else:
         size = sum(shard.bytes for shard in report.index.shards)
         print(f"{out}: {report.index.samples} pairs in {len(report.index.shards)} tars, {size:,} bytes", file=stream)
+        print(f"in training, unless validation_pairs changes: {split_pairs(PairShards(out), VALIDATION)}", file=stream)
         if counts:
             print(f"left out: {counts}", file=stream)
 
@@ -74,13 +112,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Pack, and return the exit code: 0 written, 2 refused, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        source = open_source(
-            options.source,
-            task=options.task,
-            source_format=options.format,
-            reference_dir=options.reference_dir,
-            columns={part: getattr(options, f"{part}_column") for part in KNOWN_COLUMNS},
-            min_quality=options.min_quality,
+        source = (
+            _own_images(options)
+            if options.all_pairs
+            else open_source(
+                options.source,
+                task=options.task,
+                source_format=options.format,
+                reference_dir=options.reference_dir,
+                columns={part: getattr(options, f"{part}_column") for part in KNOWN_COLUMNS},
+                min_quality=options.min_quality,
+            )
         )
         report = pack(
             source,

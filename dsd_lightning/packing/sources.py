@@ -15,7 +15,7 @@ from dsd_lightning.packing.tables import PairTables
 
 Format = Literal["auto", "folders", "metadata", "parquet", "subjects200k"]
 FORMATS: tuple[Format, ...] = ("auto", "folders", "metadata", "parquet", "subjects200k")
-TASK_WITHOUT_REFERENCE = "text_only"
+TASK_WITHOUT_REFERENCE = "text_to_image"
 _METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in SUFFIXES)
 
 
@@ -54,7 +54,7 @@ def open_source(
     Args:
         source: a folder of targets (or with `target` and `reference` in it), a folder with a table named metadata, a folder
             of Parquet files, or one table.
-        task: the task's name; "text_only" needs no references.
+        task: the task's name; "text_to_image" needs no references.
         source_format: the kind of `source`; "auto" goes by its content.
         reference_dir: folder of references, for folders of images.
         columns: names of a table's columns by part; the usual names need not be given.
@@ -93,7 +93,8 @@ def _open_folders(source: Path, reference_dir: str | Path | None, with_reference
         return PairedFolders(source / "target", source / "reference")
     raise PackingError(
         f"where are the references of {source}? Give their folder with --reference-dir, or put the images into "
-        f"{source / 'target'} and {source / 'reference'}, or use --task {TASK_WITHOUT_REFERENCE} for images without"
+        f"{source / 'target'} and {source / 'reference'}, pair the images of one subject with each other by --all-pairs, "
+        f"or use --task {TASK_WITHOUT_REFERENCE} for images without"
     )
 
 

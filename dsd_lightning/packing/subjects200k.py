@@ -46,7 +46,8 @@ class Subjects200K:
 
     Args:
         tables: parquet tables with the columns image, description and quality_assessment.
-        min_quality: rows with any of the three scores (0 to 5) below this are left out; 0 keeps all.
+        min_quality: rows with any of the three scores (0 to 5) below this are left out; 0 keeps all. Rows whose
+            `description_valid` is false are left out.
     """
 
     def __init__(self, tables: Sequence[Table], min_quality: int) -> None:
@@ -80,6 +81,10 @@ class Subjects200K:
             yield from (Orphan(where, reason, f"{where}: {error}") for _ in range(2))
             return
         description = row.cells.get("description") or {}
+        if description.get("description_valid") is False:
+            detail = f"{where}: its authors mark the description as not valid"
+            yield from (Orphan(where, "description_not_valid", detail, expected=True) for _ in range(2))
+            return
         name = name_of(row, "image")
         for index in (0, 1):
             caption = Row(row.file, row.number, description).text(f"description_{index}")

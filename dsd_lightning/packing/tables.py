@@ -11,17 +11,21 @@ from dsd_lightning.files.rows import Row, Table, TableError, named
 from dsd_lightning.packing.candidates import Candidate, ImageSource, Orphan, PackingError
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "target", "target_image", "image_path", "file_name", "target_file_name", "image_file_name"),
+    "image": (
+        *("image", "target", "target_image", "image_path", "file_name", "target_file_name", "image_file_name"),
+        *("image_tgt_path", "output_image", "edited_image", "output"),
+    ),
     "reference": (
         *("conditioning", "conditioning_image", "reference", "reference_image", "control", "control_image"),
         *("cond_image", "reference_path", "reference_file_name", "conditioning_image_file_name"),
-        "conditioning_file_name",
+        *("conditioning_file_name", "image_paths", "input_image", "source_image", "original_image", "input"),
     ),
     "caption": ("caption", "text", "prompt", "description"),
     "instruction": ("instruction", "edit_prompt", "edit"),
 }
 """Names under which others keep a pair's parts, the likeliest first; `image`, `conditioning` and `caption` are those of
-the data set published with Diffusion Self-Distillation."""
+the data set published with Diffusion Self-Distillation, `image_paths` and `image_tgt_path` UNO's, the last ones those
+of sets of edits."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Columns:
             if wanted is not None and wanted not in table.columns:
                 raise PackingError(f"{table.path} has no column '{wanted}'; it has: {', '.join(table.columns)}")
             chosen[part] = wanted or next((name for name in usual if name in table.columns), None)
+            if part == "caption" and chosen[part] is None:
+                # Sets of edits have instructions alone, which are prompts as well.
+                chosen[part] = next((name for name in KNOWN_COLUMNS["instruction"] if name in table.columns), None)
             needed = part in ("image", "caption") or (part == "reference" and with_reference)
             if chosen[part] is None and needed:
                 raise PackingError(
@@ -61,12 +68,18 @@ class Columns:
 
 
 def image_from(row: Row, column: str) -> ImageSource | None:
-    """Return the image of a cell: a path relative to the table, bytes, or Hugging Face's {bytes, path}; None if empty.
+    """Return the image of a cell: a path relative to the table, bytes, Hugging Face's {bytes, path}, or a list of one.
+
+    None if the cell is empty.
 
     Raises:
         TableError: the cell holds something else, such as a number or a URL.
     """
     value = row.cells.get(column)
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            raise TableError(f"{row.where}: column {column!r} names {len(value)} images; a pair has one reference")
+        value = value[0]
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.files.checkout import CHECKOUT
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.models.restore import (
-    CHECKOUT,
     Restored,
     config_of_adapter,
     finish_for_inference,

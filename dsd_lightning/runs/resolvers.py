@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dsd_lightning.cli.groups import describe_groups
 from dsd_lightning.runs.folder import CHECKPOINTS, OUTPUTS, NoRunError, read_overrides
 
 
@@ -84,6 +85,7 @@ def register_resolvers() -> None:
         "fastest_precision": _fastest_precision,
         "half": lambda number: int(number) // 2,
         "optimizer_bytes": optimizer_bytes,
+        "group_help": describe_groups,
         "arch_name": lambda target: target.split(".")[-2],
         "base_name": lambda path: path.rstrip("/").split("/")[-1],
     }

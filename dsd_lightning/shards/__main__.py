@@ -2,6 +2,7 @@
 
 python -m dsd_lightning.shards verify FOLDER     read everything; exit code 0: whole, 1: problems, 2: no set
 python -m dsd_lightning.shards list FOLDER       what is in it
+python -m dsd_lightning.shards view FOLDER       its pairs as one HTML page, FOLDER.html
 python -m dsd_lightning.shards index FOLDER      write index.json for webdataset tars that have none
 """
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsd_lightning.shards.contact_sheet import write_contact_sheet
 from dsd_lightning.shards.format import INDEX_NAME, DamagedSample, ShardError
 from dsd_lightning.shards.inspection import describe_shards, index_shards, verify_shards
 from dsd_lightning.shards.reader import PairShards
@@ -20,17 +22,20 @@ from dsd_lightning.shards.reader import PairShards
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m dsd_lightning.shards", description="Verify, list or index pair shards."
+        prog="python -m dsd_lightning.shards", description="Verify, list, show or index pair shards."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verify = commands.add_parser("verify", help="compare sizes and sha256 with index.json and read every sample")
     verify.add_argument("--quick", action="store_true", help="sizes and sha256 only; do not decode the samples")
     listing = commands.add_parser("list", help="print what the set holds")
     listing.add_argument("--all", action="store_true", help="every sample, not only the first 20")
+    view = commands.add_parser("view", help="write its pairs as one HTML page")
+    view.add_argument("--out", type=Path, help="the page (default: FOLDER.html, beside the folder)")
+    view.add_argument("--count", type=int, default=200, help="pairs on it at most (default: %(default)s)")
     index = commands.add_parser("index", help="write index.json for tars that have none")
     index.add_argument("--task", help="the task's name (default: as in the samples' records)")
     index.add_argument("--overwrite", action="store_true", help="replace an index.json that is there")
-    for command in (verify, listing, index):
+    for command in (verify, listing, view, index):
         command.add_argument("folder", help="folder that holds the tar files")
     return parser
 
@@ -54,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in (*shards.damage, *shards.passed_over):
                 print(f"problem: {line}")
             return 1 if shards.damage or shards.passed_over else 0
+        if options.command == "view":
+            folder = Path(options.folder)
+            page = options.out or folder.with_name(folder.resolve().name + ".html")
+            print(write_contact_sheet(PairShards(folder), page, max(1, options.count)))
+            return 0
         index = index_shards(options.folder, task=options.task, overwrite=options.overwrite)
         print(f"{options.folder}: {index.samples} pairs in {len(index.shards)} tars, task {index.task or 'unknown'}")
         for reason, count in index.rejections.items():

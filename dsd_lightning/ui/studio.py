@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dsd_lightning.agents import AuthenticationFailed
+from dsd_lightning.agents.presets import find_agent
 from dsd_lightning.generation.arguments import sheet_of
 from dsd_lightning.generation.generate import AT_ONCE, generate, generate_prompts, generate_sheet, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line
-from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.prompts import cropped, enhance
 from dsd_lightning.generation.provenance import PROVENANCE
 from dsd_lightning.generation.story.arguments import FEWEST, MOST
@@ -70,7 +70,7 @@ class Studio:
     Args:
         pipeline: the model.
         miniature: whether it is the shipped miniature, which knows only the words of its own world.
-        agents: see `llm_calls.find_settings`.
+        agents: see `presets.find_settings`.
     """
 
     def __init__(self, pipeline: TwoFramePipeline, miniature: bool, agents: Sequence[str] | None = None) -> None:

@@ -10,9 +10,8 @@ from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
 from support.llm.rehearsals import PROVIDERS, rehearsing_agent
 
+from dsd_lightning.agents.presets import PresetError, find_agent
 from dsd_lightning.generation.command import main
-from dsd_lightning.generation.jobs import GenerationError
-from dsd_lightning.generation.llm_calls import find_agent
 from dsd_lightning.generation.prompts import enhance
 from dsd_lightning.generation.provenance import read_provenance
 
@@ -109,5 +108,5 @@ def test_the_first_preset_with_a_key_is_used(monkeypatch: pytest.MonkeyPatch) ->
     [(["nobody"], "nobody is unknown; choose one of"), (["local"], "agents.vlm.provider.model=...")],
 )
 def test_wrong_presets_are_refused(chosen: list[str], message: str) -> None:
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(PresetError, match=message):
         find_agent(chosen)

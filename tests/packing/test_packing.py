@@ -133,8 +133,8 @@ def test_a_folder_of_every_oddity_is_packed_with_what_is_left_out_listed(
 def test_images_without_references(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folders / "images"), str(folders / "out"), "--task", "identity"]) == 2
     assert "--reference-dir" in capsys.readouterr().err
-    assert main([str(folders / "images"), str(folders / "out"), "--task", "text_only"]) == 0
-    assert all(pair.reference is None for pair in PairShards(folders / "out", task="text_only"))
+    assert main([str(folders / "images"), str(folders / "out"), "--task", "text_to_image"]) == 0
+    assert all(pair.reference is None for pair in PairShards(folders / "out", task="text_to_image"))
 
 
 def orphan_everything(folders: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dsd_lightning.agents import Agent, AuthenticationFailed, ImagePart, Message, Request
+from dsd_lightning.agents.presets import find_agent
 from dsd_lightning.files.rows import Row, Table
 from dsd_lightning.generation.jobs import GenerationError
-from dsd_lightning.generation.llm_calls import NoAnswer, find_agent, instruction, line_of
+from dsd_lightning.generation.llm_calls import NoAnswer, instruction, line_of
 from dsd_lightning.generation.story.story import Panel, Story, Storyteller
 from dsd_lightning.miniature.captions import context_phrases
 from dsd_lightning.miniature.world import Context
