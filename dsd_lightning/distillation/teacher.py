@@ -1,7 +1,8 @@
-"""The teacher that generates grids: any FLUX in the diffusers layout, through diffusers' own pipeline."""
+"""The teacher that generates grids: any text-to-image model in the diffusers layout, through diffusers' own pipeline."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,17 +14,20 @@ from dsd_lightning.distillation.records import DistillationError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class FluxTeacher:
-    """`diffusers.FluxPipeline`, loaded when the first image is asked for.
+class DiffusersTeacher:
+    """The pipeline that a model's `model_index.json` names, loaded when the first image is asked for.
+
+    FLUX, SD 3.5, SDXL, Z-Image, Qwen-Image and all others that the installed diffusers opens by `DiffusionPipeline`. A setting
+    that the pipeline does not have (SDXL: `max_sequence_length`) is not passed on.
 
     Noise is drawn on the CPU, from a generator an image, so that it depends on neither device nor batch.
 
     Args:
         path: folder or hub id in the diffusers layout.
         height, width: of a grid, pixels.
-        num_inference_steps: Euler steps.
-        guidance_scale: of the guidance embedding.
-        max_sequence_length: T5 tokens a prompt.
+        num_inference_steps: steps of the sampler.
+        guidance_scale: of the guidance embedding (FLUX) or of classifier-free guidance; None takes the pipeline's default.
+        max_sequence_length: tokens a prompt; None takes the pipeline's default.
         batch_size: grids generated at once.
         dtype: float32, bfloat16 or float16.
         device: "auto" takes CUDA where there is a device.
@@ -31,6 +35,7 @@ class FluxTeacher:
         compile: compile the transformer; takes minutes once, pays over many grids of one size.
         lora: folder or hub id of LoRA factors for the transformer, as diffusers loads them; None generates with the plain
             teacher.
+        arguments: further arguments of the pipeline's call, such as `negative_prompt` or `true_cfg_scale`.
 
     Raises:
         DistillationError: a value that makes no sense.
@@ -42,14 +47,15 @@ class FluxTeacher:
         height: int,
         width: int,
         num_inference_steps: int,
-        guidance_scale: float,
-        max_sequence_length: int,
+        guidance_scale: float | None,
+        max_sequence_length: int | None,
         batch_size: int,
         dtype: str = "bfloat16",
         device: str = "auto",
         offload: Literal["none", "model", "sequential"] = "none",
         compile: bool = False,
         lora: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise DistillationError(f"agents.teacher.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -68,6 +74,7 @@ class FluxTeacher:
         )
         self.batch_size, self.dtype, self.offload, self.compile, self.lora = batch_size, dtype, offload, compile, lora
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.arguments = dict(arguments or {})
         self._pipeline: Any = None
 
     def settings(self) -> Mapping[str, Any]:
@@ -80,11 +87,15 @@ class FluxTeacher:
             "max_sequence_length": self.max_sequence_length,
             "dtype": self.dtype,
             "lora": self.lora,
+            **({"arguments": self.arguments} if self.arguments else {}),
         }
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Return an image for each prompt."""
         pipeline = self._loaded()
+        given = {"guidance_scale": self.guidance_scale, "max_sequence_length": self.max_sequence_length}
+        accepted = inspect.signature(type(pipeline).__call__).parameters
+        chosen = {name: value for name, value in given.items() if value is not None and name in accepted}
         images: list[Image.Image] = []
         for start in range(0, len(prompts), self.batch_size):
             some = slice(start, start + self.batch_size)
@@ -93,19 +104,19 @@ class FluxTeacher:
                 height=self.height,
                 width=self.width,
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                max_sequence_length=self.max_sequence_length,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[some]],
+                **chosen,
+                **self.arguments,
             ).images
         return images
 
     def _loaded(self) -> Any:
         if self._pipeline is None:
-            from diffusers import FluxPipeline
+            from diffusers import DiffusionPipeline
             from diffusers.utils import logging as diffusers_logging
 
             diffusers_logging.disable_progress_bar()
-            pipeline = FluxPipeline.from_pretrained(self.path, torch_dtype=DTYPES[self.dtype])
+            pipeline = DiffusionPipeline.from_pretrained(self.path, torch_dtype=DTYPES[self.dtype])
             if self.lora is not None:
                 pipeline.load_lora_weights(self.lora)
                 pipeline.fuse_lora()
@@ -116,7 +127,8 @@ class FluxTeacher:
             else:
                 pipeline.to(self.device)
             if self.compile:
-                pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+                denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+                denoiser.compile_repeated_blocks(fullgraph=True)
             pipeline.set_progress_bar_config(disable=True)
             self._pipeline = pipeline
         return self._pipeline

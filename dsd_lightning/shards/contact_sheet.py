@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -27,7 +28,7 @@ def write_contact_sheet(shards: PairShards, out: Path, count: int) -> Path:
         count: pairs on the page at most, evenly spread over the set.
     """
     step = max(1, -(-len(shards) // count))
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for position in range(0, len(shards), step):
         try:
             pair = shards[position]

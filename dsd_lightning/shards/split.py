@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,9 @@ def _by_hash(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: uniform("validation", name))
 
 
-def _by_subject(shards: PairShards, origins: list[dict[str, Any]], images: Mapping[str, set[str]], count: int) -> Split:
+def _by_subject(
+    shards: PairShards, origins: Sequence[Mapping[str, Any]], images: Mapping[str, set[str]], count: int
+) -> Split:
     aside: set[str] = set()
     for subject in _by_hash(set(images))[: len(images) // SHARE]:
         if sum(origin["subject"] in aside for origin in origins) < count:
@@ -82,7 +84,9 @@ def _by_subject(shards: PairShards, origins: list[dict[str, Any]], images: Mappi
     return Split(training, _fewest(shards, inside, count), 0, "subject")
 
 
-def _by_image(shards: PairShards, origins: list[dict[str, Any]], images: Mapping[str, set[str]], count: int) -> Split:
+def _by_image(
+    shards: PairShards, origins: Sequence[Mapping[str, Any]], images: Mapping[str, set[str]], count: int
+) -> Split:
     aside: set[str] = set()
     inside: list[int] = []
     for number in range(2, max(2, max(map(len, images.values())) // SHARE) + 1):
