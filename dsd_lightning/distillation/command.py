@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dsd_lightning.distillation.expectation import expect, table
+from dsd_lightning.distillation.expectation import expect, outlook, table
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES, Distillation
 
@@ -29,7 +29,8 @@ class SetEncoder(Protocol):
 def distill(config: DictConfig) -> str:
     """Run, and return the text to print."""
     if config.dry_run:
-        return table(expect(config))
+        expected = expect(config)
+        return f"{outlook(config, expected)}\n{table(expected)}"
     run = Distillation(config)
     samples = run.run()
     beside = Path(config.beside) if config.beside is not None else None

@@ -18,12 +18,10 @@ from dsd_lightning.distillation.stages.caption import Caption, ModelDescriber
 from dsd_lightning.distillation.stages.filter import Filter
 from dsd_lightning.distillation.stages.prompts import GridPrompts
 from dsd_lightning.distillation.stages.verify import Verify
+from dsd_lightning.distillation.yields import PAIRS, Yields, captions_wanted
 
 ANSWER_TOKENS = {"filter": 20, "prompts": 80, "verify": 200, "caption": 80}
 """Expected length of an answer, by stage; models that think take more."""
-
-PAIRS = 6
-"""Unordered pairs of four panels."""
 
 _WORDS = "as said in an answer of ordinary length, "
 
@@ -42,7 +40,7 @@ class Expectation:
 def expect(config: DictConfig) -> list[Expectation]:
     """Return what each stage would take if it kept every record and repeated no request."""
     source: captions.CaptionSource = instantiate(config.captions)
-    records = captions.sample(source, config.count, config.seed)
+    records = captions.sample(source, captions_wanted(config), config.seed)
     grids = len(records) * config.stages.grids.seeds_per_prompt
     found = []
     sorter: Filter = instantiate(config.stages.filter)
@@ -61,6 +59,37 @@ def expect(config: DictConfig) -> list[Expectation]:
         total = _times(each[0], 4 * grids) + _times(each[1], 2 * PAIRS * grids)
         found.append(Expectation("caption", total))
     return found
+
+
+def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
+    """Return the lines that say what the run is expected to take and to give, by the shares of `config.expected`.
+
+    Args:
+        config: the run's.
+        at_most: what it would take if every record were kept; see `expect`.
+    """
+    expected: Yields = instantiate(config.expected)
+    yields, seeds = expected.measured(), config.stages.grids.seeds_per_prompt
+    wanted, drawn = captions_wanted(config), at_most[0].estimate.calls + at_most[0].estimate.cached
+    grids = yields.grids(drawn, seeds)
+    shares = {"filter": 1.0, "prompts": yields.filter, "verify": yields.filter * yields.prompts * yields.split}
+    shares["caption"] = shares["verify"] * yields.verify
+    calls = sum(each.estimate.calls * shares[each.stage] for each in at_most)
+    dollars = [each.estimate.usd for each in at_most]
+    priced = sum((usd or 0.0) * shares[each.stage] for usd, each in zip(dollars, at_most, strict=True))
+    cost = "price unknown" if None in dollars else f"about {priced:,.2f} USD"
+    short = f"; {wanted:,} are wanted, and the source holds no more" if drawn < wanted else ""
+    source = "by the shares of expected" if expected.run is None else f"as in {expected.run}"
+    return "\n".join(
+        [
+            f"expected, {source}:",
+            f"  captions  {drawn:,}{short}",
+            f"  grids     {grids:,.0f}, {grids * yields.seconds_per_grid / 3600:,.1f} hours of one GPU",
+            f"  calls     {calls:,.0f}, {cost}",
+            f"  pairs     {yields.pairs(drawn, seeds):,.0f} to train on, both directions counted",
+            "at most, stage by stage:",
+        ]
+    )
 
 
 def _of(agent: Agent, stage: str, requests: Iterable[Request]) -> Estimate:

@@ -17,6 +17,7 @@ from dsd_lightning.distillation.judge_quality import STAGE, Score, judged, label
 from dsd_lightning.distillation.labels import data_url, templates
 from dsd_lightning.distillation.records import GRID, SIDES, Record, Rejection, Usage
 from dsd_lightning.distillation.store import Manifest, Store
+from dsd_lightning.distillation.yields import PAIRS
 from dsd_lightning.files.atomic import write_json, write_text
 from dsd_lightning.files.text import read_text
 from dsd_lightning.randomness import uniform
@@ -54,8 +55,13 @@ class StageLine:
 
     @property
     def share(self) -> float | None:
-        """Records that came out over records that went in."""
-        return self.kept / self.taken if self.taken else None
+        """Records that came out over those that were looked at."""
+        return self.kept / self.seen if self.taken else None
+
+    @property
+    def seen(self) -> int:
+        """Records of the stage's own kind: the judge takes grids and looks at their pairs of panels."""
+        return self.taken * (PAIRS if self.stage == STAGE else 1)
 
 
 def summarise(manifests: Sequence[Manifest]) -> StageLine:

@@ -18,6 +18,7 @@ from dsd_lightning.distillation.records import PASSING, DistillationError, Outco
 from dsd_lightning.distillation.stages import captions
 from dsd_lightning.distillation.stages.shards import write_shards
 from dsd_lightning.distillation.store import Manifest, Store, digest_of
+from dsd_lightning.distillation.yields import captions_wanted
 from dsd_lightning.files.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -154,13 +155,15 @@ class Distillation:
     def _plan(self) -> list[int]:
         """Draw the captions, unless that was done, and return the numbers of the partitions."""
         source: captions.CaptionSource = instantiate(self.config.captions)
-        size, count, seed = self.config.partition_size, self.config.count, self.config.seed
+        size, count, seed = self.config.partition_size, captions_wanted(self.config), self.config.seed
         key = digest_of({"source": source.settings(), "count": count, "seed": seed, "partition_size": size})
         known = self.store.manifests(captions.NAME)
         if known and all(manifest.key == key for manifest in known) and self._is_complete(known):
             return [manifest.partition for manifest in known]
         began = time.monotonic()
         records = captions.sample(source, count, seed)
+        if len(records) < count:
+            log.warning("the source holds %d captions of the %d that are wanted", len(records), count)
         parts = [records[start : start + size] for start in range(0, len(records), size)]
         for partition in range(len(parts), (known[-1].partition if known else -1) + 1):
             for stage in ALL[:-1]:

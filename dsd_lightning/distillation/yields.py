@@ -1,0 +1,94 @@
+"""Expects how many records each stage keeps: from shares in the configuration, or from an earlier run's report."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dsd_lightning.distillation.records import DistillationError
+from dsd_lightning.files.text import read_text
+
+PAIRS = 6
+"""Unordered pairs of the four panels of a grid."""
+
+DIRECTIONS = 2
+"""Training pairs of a pair of panels: each panel is once the reference."""
+
+
+@dataclass(frozen=True)
+class Yields:
+    """Shares of its records that each stage keeps, in (0, 1], and the teacher's time.
+
+    Attributes:
+        filter: of the captions.
+        prompts: of the filtered captions.
+        split: of the grids.
+        verify: of the pairs of panels, six a grid.
+        caption: of the accepted pairs.
+        seconds_per_grid: of one grid on one device, seconds.
+        run: folder of an earlier run whose report replaces all of these; None: none does.
+    """
+
+    filter: float | int
+    prompts: float | int
+    split: float | int
+    verify: float | int
+    caption: float | int
+    seconds_per_grid: float | int
+    run: str | None = None
+
+    def measured(self) -> Yields:
+        """Return the yields of the earlier run, or these if there is none.
+
+        Raises:
+            DistillationError: a share out of range, or a run without a report or with a stage that kept nothing.
+        """
+        if self.run is None:
+            shares = {name: getattr(self, name) for name in ("filter", "prompts", "split", "verify", "caption")}
+            for name, share in shares.items():
+                if not 0 < share <= 1:
+                    raise DistillationError(f"expected.{name}={share}: a share of records, above 0 and at most 1")
+            return self
+        report = Path(self.run) / "report.json"
+        if not report.is_file():
+            raise DistillationError(f"expected.run={self.run}: {report} is missing; name the folder of a finished run")
+        lines = {line["stage"]: line for line in json.loads(read_text(report))["run"]["lines"]}
+        shares = {}
+        for name in ("filter", "prompts", "split", "verify", "caption"):
+            taken = lines[name]["taken"] * (PAIRS if name == "verify" else 1) if name in lines else 0
+            if not taken or not lines[name]["kept"]:
+                raise DistillationError(f"expected.run={self.run}: its stage {name} kept nothing")
+            shares[name] = lines[name]["kept"] / taken
+        return replace(self, seconds_per_grid=lines["grids"]["seconds"] / lines["grids"]["kept"], run=None, **shares)
+
+    def grids(self, captions: float | int, seeds_per_prompt: int) -> float:
+        """Return the grids to expect of so many captions."""
+        return captions * self.filter * self.prompts * seeds_per_prompt
+
+    def pairs(self, captions: float | int, seeds_per_prompt: int) -> float:
+        """Return the training pairs to expect of so many captions."""
+        judged = self.grids(captions, seeds_per_prompt) * self.split * PAIRS
+        return judged * self.verify * self.caption * DIRECTIONS
+
+    def captions(self, pairs: int, seeds_per_prompt: int) -> int:
+        """Return the captions that are expected to give so many training pairs."""
+        return math.ceil(pairs / self.pairs(1.0, seeds_per_prompt))
+
+
+def captions_wanted(config: DictConfig) -> int:
+    """Return the captions to draw: `count`, or as many as `pairs` are expected to need.
+
+    Raises:
+        DistillationError: `pairs` below 1, or yields that make no sense.
+    """
+    if config.pairs is None:
+        return int(config.count)
+    if config.pairs < 1:
+        raise DistillationError(f"pairs={config.pairs}: must be at least 1, or null to go by count")
+    yields: Yields = instantiate(config.expected)
+    return yields.measured().captions(config.pairs, config.stages.grids.seeds_per_prompt)
