@@ -46,7 +46,7 @@ def require_rule(rule: str) -> Rule:
 class Totals:
     """Sums of scores in [0, 1] and their numbers, by group (a category or a prompt kind).
 
-    All are arrays of one shape, which the values computed from them have too, so that a bootstrap is one call.
+    All are arrays of one shape, which the values computed from them have too, so that a jackknife is one call.
     """
 
     sums: Mapping[str, Values]

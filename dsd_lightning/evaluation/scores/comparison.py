@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL, Array, Scores, bootstrap_draws, estimates_of
+from dsd_lightning.evaluation.scores import intervals
+from dsd_lightning.evaluation.scores.estimates import Array, Scores, estimates_of
 from dsd_lightning.randomness import numpy_generator
 
 EXCHANGES = 10_000
@@ -27,7 +28,7 @@ class Comparison:
         estimate: such as `debiased_cp_pf`.
         first, second: methods.
         difference: first - second, over the subjects that both have.
-        low, high: bounds of its 95% bootstrap interval over subjects.
+        low, high: bounds of its 95% interval over subjects; NaN where there is none.
         p: of a two-sided permutation test that exchanges the methods subject by subject.
         subjects: how many both have.
     """
@@ -44,8 +45,8 @@ class Comparison:
     def __str__(self) -> str:
         """Return a line for people."""
         return (
-            f"{self.estimate}: {self.first} - {self.second} = {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], "
-            f"p = {self.p:.4f} (permutation over {self.subjects} subjects)"
+            f"{self.estimate}: {self.first} - {self.second} = {self.difference:+.3f} "
+            f"{intervals.text(self.low, self.high, '+.3f')}, p = {self.p:.4f} (permutation over {self.subjects} subjects)"
         )
 
 
@@ -61,12 +62,12 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
         raise EvaluationError(f"{first.method} and {second.method} have no subjects and prompt kinds in common")
     one, other = _restricted(first, common), _restricted(second, common)
     ones = np.ones((1, len(common)))
-    weights = bootstrap_draws(one, DRAWS)
+    weights, strata = intervals.left_out(one.categories)
     signs = numpy_generator("evaluation", "exchange").integers(0, 2, (EXCHANGES, len(common))).astype(np.float64)
     both = _joined(one, other)
     kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
     truth = {name: estimates_of(one, ones)[name] - estimates_of(other, ones)[name] for name in estimates_of(one, ones)}
-    bootstrap = {name: value - estimates_of(other, weights)[name] for name, value in estimates_of(one, weights).items()}
+    without, others = estimates_of(one, weights), estimates_of(other, weights)
     against = estimates_of(both, exchanged)
     chance = {name: value - against[name] for name, value in estimates_of(both, kept).items()}
     comparisons = []
@@ -74,13 +75,11 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
         if name not in truth:
             continue
         difference = float(truth[name][0])
-        low, high = np.nanpercentile(bootstrap[name], INTERVAL)
+        low, high = intervals.student(difference, intervals.jackknifed(without[name] - others[name], strata))
         # Differences that are equal up to rounding count as equal.
         extreme = int((np.abs(chance[name]) >= abs(difference) - 1e-12).sum())
         p = (1 + extreme) / (1 + EXCHANGES)
-        comparisons.append(
-            Comparison(name, first.method, second.method, difference, float(low), float(high), p, len(common))
-        )
+        comparisons.append(Comparison(name, first.method, second.method, difference, low, high, p, len(common)))
     return comparisons
 
 

@@ -1,7 +1,7 @@
 """Estimates a method's scores, with intervals, from judgements.
 
-Every estimate is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are 95% bootstrap
-percentiles over subjects, resampled within each category, since prompts of one subject are not independent of each other.
+Every estimate is a share: scores of 0 to 4 divided by 4, the mean over a sample's repeats first. Intervals are over
+subjects, within each category, since prompts of one subject are not independent of each other.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Judgement, failures
 from dsd_lightning.evaluation.judging.replies import HIGHEST
+from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.aggregate import Rule, Totals, mean_of, overall
-from dsd_lightning.randomness import numpy_generator
-
-DRAWS = 2000
-"""Bootstrap draws of an interval."""
-
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the bootstrap."""
 
 Array = NDArray[np.float64]
 
@@ -33,7 +27,7 @@ class Estimate:
 
     Attributes:
         value: in [0, 1]; NaN where nothing was scored.
-        low, high: bounds of the 95% interval.
+        low, high: bounds of the 95% interval; NaN where there is none (one subject, or all alike).
         scored: judgements with a score.
         missing: judgements without one.
     """
@@ -46,7 +40,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return value, interval and counts for people."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (N={self.scored}, missing {self.missing})"
+        return f"{self.value:.3f} {intervals.text(self.low, self.high)} (N={self.scored}, missing {self.missing})"
 
 
 @dataclass(frozen=True)
@@ -179,26 +173,15 @@ def estimates(scores: Scores) -> dict[str, Estimate]:
     """Return every estimate by name: `cp`, `cp/animal`, `pf/imaginative`, `cp_pf`, `debiased_cp_pf` and so on."""
     ones = np.ones((1, len(scores.subjects)))
     values = estimates_of(scores, ones)
-    bootstrap = estimates_of(scores, bootstrap_draws(scores, DRAWS))
+    weights, strata = intervals.left_out(scores.categories)
+    without = estimates_of(scores, weights)
     result = {}
     for name, value in values.items():
-        with np.errstate(all="ignore"):
-            draws = bootstrap[name][~np.isnan(bootstrap[name])]
-            low, high = np.percentile(draws, INTERVAL) if len(draws) else (np.nan, np.nan)
+        parts = intervals.jackknifed(without[name], strata)
+        low, high = intervals.student(float(value[0]), parts, bounded=True)
         scored, missing = _numbers(scores, name)
-        result[name] = Estimate(float(value[0]), float(low), float(high), scored, missing)
+        result[name] = Estimate(float(value[0]), low, high, scored, missing)
     return result
-
-
-def bootstrap_draws(scores: Scores, draws: int) -> Array:
-    """Return how often each subject is drawn [draws, subjects], each category with as many as it has."""
-    weights = np.zeros((draws, len(scores.subjects)))
-    for category in sorted(set(scores.categories)):
-        members = np.asarray([index for index, each in enumerate(scores.categories) if each == category])
-        rng = numpy_generator("evaluation", "bootstrap", category)
-        shares = np.full(len(members), 1 / len(members))
-        weights[:, members] = rng.multinomial(len(members), shares, size=draws)
-    return weights
 
 
 def estimates_of(scores: Scores, weights: Array) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -149,9 +150,15 @@ def to_csv(rows: Sequence[Scores]) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as CSV, floats with six digits."""
+    """Return a table as CSV, floats with six digits; cells of NaN are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in row] for row in rows)
+    writer.writerows([_number(value) for value in row] for row in rows)
     return out.getvalue()
+
+
+def _number(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6f}"

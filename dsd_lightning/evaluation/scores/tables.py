@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dsd_lightning.evaluation.scores import published
+from dsd_lightning.evaluation.scores import intervals, published
 from dsd_lightning.evaluation.scores.aggregate import PROMPTS_OF, SUBJECTS_OF, Rule, overall_of_values
 from dsd_lightning.evaluation.scores.comparison import require_alike
 from dsd_lightning.evaluation.scores.estimates import Estimate, Scores, estimates
@@ -97,13 +97,14 @@ def _heading(name: str) -> str:
 def _cell(estimate: Estimate | None) -> Cell:
     if estimate is None or math.isnan(estimate.value):
         return ("-",) if estimate is None else ("-", "", f"N {estimate.scored}, -{estimate.missing}")
-    interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+    interval = intervals.text(estimate.low, estimate.high)
     return (f"{estimate.value:.3f}", interval, f"N {estimate.scored}, -{estimate.missing}")
 
 
 def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
     notes = [
-        "[..]: 95% bootstrap interval over subjects. N: judgements with a score; after the minus, those without one."
+        "[..]: 95% interval over subjects. N: judgements with a score; after the minus, those without one. Subjects: "
+        + ", ".join(f"{row.method} {len(row.subjects)}" for row in rows)
     ]
     for row in rows:
         if row.failures:

@@ -1,6 +1,6 @@
 """Measures similarity of results, references and prompts, copying, diversity and the consistency of stories.
 
-All are cosines, 0 to 1 as they are published (not times 100), means of subjects' means, with 95% bootstrap intervals over
+All are cosines, 0 to 1 as they are published (not times 100), means of subjects' means, with 95% intervals over
 subjects. Each is named with its backbone: metrics of two backbones cannot be compared.
 """
 
@@ -21,13 +21,12 @@ from torch import Tensor
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
-from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
+from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.formats import csv_text
 from dsd_lightning.evaluation.similarity.encoders import Clip, Encoder, Pixels
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.files.listing import list_files
 from dsd_lightning.images.pixels import load_rgb
-from dsd_lightning.randomness import numpy_generator
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Similarity:
 
     Attributes:
         name: such as CLIP-I, with the backbone beside it.
-        value, low, high: mean over subjects and bounds of its 95% bootstrap interval.
+        value, low, high: mean over subjects and bounds of its 95% interval.
         images: how many were measured; missing: how many are not there.
     """
 
@@ -54,7 +53,7 @@ class Similarity:
     def __str__(self) -> str:
         """Return a line for people."""
         return (
-            f"{self.method}  {self.name} ({self.backbone}): {self.value:.3f} [{self.low:.3f}, {self.high:.3f}] "
+            f"{self.method}  {self.name} ({self.backbone}): {self.value:.3f} {intervals.text(self.low, self.high)} "
             f"(N={self.images}, missing {self.missing})"
         )
 
@@ -77,7 +76,7 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
     result = []
 
     def add(encoder: Encoder, name: str, by_subject: list[float]) -> None:
-        low, high = _interval(by_subject)
+        low, high = intervals.of_mean(by_subject)
         mean = float(np.mean(by_subject)) if by_subject else float("nan")
         result.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, len(present), missing))
 
@@ -107,15 +106,6 @@ def mean_of_pairs(vectors: Tensor) -> float:
     """Return the mean similarity of every two of at least two unit vectors [n, d]."""
     count = len(vectors)
     return float(((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    if not values:
-        return float("nan"), float("nan")
-    rng = numpy_generator("evaluation", "similarity")
-    resampled = np.asarray(values)[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
-    low, high = np.percentile(resampled, INTERVAL)
-    return float(low), float(high)
 
 
 def run(config: DictConfig) -> str:

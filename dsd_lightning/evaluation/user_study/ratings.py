@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.scores.estimates import DRAWS, INTERVAL
+from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.files.rows import Row, Table
 from dsd_lightning.files.text import read_text
-from dsd_lightning.randomness import numpy_generator
 
 MISSING = ("", "-", "nan", "n/a", "na", "none", "null")
 """Cells without a rating."""
@@ -48,7 +47,7 @@ class Opinion:
 
     Attributes:
         mean: of all ratings.
-        low, high: bounds of its 95% bootstrap interval, raters and items resampled.
+        low, high: bounds of its 95% interval, over raters and items; NaN for one rater or one item.
         std: population standard deviation of all ratings.
         rater_mean, rater_std: mean and population standard deviation of the raters' own means.
         alpha: Krippendorff's, ordinal, over the method's items.
@@ -211,17 +210,13 @@ def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
     rated = ~np.isnan(matrix)
     values = matrix[rated]
     by_rater = np.asarray([matrix[row, rated[row]].mean() for row in range(len(matrix))])
-    rng = numpy_generator("evaluation", "ratings")
-    raters, items = (rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64) for n in matrix.shape)
-    totals = ((raters @ np.where(rated, matrix, 0)) * items).sum(axis=1)
-    numbers = ((raters @ rated.astype(np.float64)) * items).sum(axis=1)
-    low, high = np.percentile((totals[numbers > 0] / numbers[numbers > 0]), INTERVAL)
+    low, high = intervals.student(float(values.mean()), [_variance(matrix), _variance(matrix.T)], crossed=True)
     return Opinion(
         method=method,
         criterion=criterion,
         mean=float(values.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         std=float(values.std()),
         rater_mean=float(by_rater.mean()),
         rater_std=float(by_rater.std()),
@@ -231,6 +226,20 @@ def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
         raters=matrix.shape[0],
         items=matrix.shape[1],
     )
+
+
+def _variance(matrix: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the variance of the mean of all ratings that comes from the rows, by leaving out one each, and its freedom.
+
+    Raters and images are both samples. Their variances are added; the part of the single rating is in both, so that the
+    interval is slightly wide rather than narrow.
+    """
+    count, rated = len(matrix), ~np.isnan(matrix)
+    if count < 2:
+        return 0.0, 0.0
+    totals, numbers = np.where(rated, matrix, 0).sum(axis=1), rated.sum(axis=1)
+    means = (totals.sum() - totals) / np.maximum(1, numbers.sum() - numbers)
+    return float(((means - means.mean()) ** 2).sum() * (count - 1) / count), count - 1.0
 
 
 def read_pages(files: Sequence[str | Path], key: str | Path) -> list[Rating]:

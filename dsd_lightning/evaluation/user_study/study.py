@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
+from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.formats import csv_text
 from dsd_lightning.evaluation.user_study.ratings import Opinion, agreement, opinions, read, read_pages, with_overall
 from dsd_lightning.files.atomic import write_json, write_text
@@ -153,7 +154,7 @@ def _rows(results: Sequence[Opinion]) -> list[tuple[str, ...]]:
         (
             each.method,
             each.criterion,
-            f"{each.mean:.3f} [{each.low:.3f}, {each.high:.3f}]",
+            f"{each.mean:.3f} {intervals.text(each.low, each.high)}",
             f"{each.std:.3f}",
             f"{each.rater_mean:.3f} ± {each.rater_std:.3f}",
             "-" if math.isnan(each.alpha) else f"{each.alpha:.3f}",
