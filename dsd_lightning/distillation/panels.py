@@ -29,6 +29,10 @@ WIDEST_BORDER = 0.08
 """Widest border or separator that is cut off, share of the image's side."""
 
 
+LEAST_SIDE = 32
+"""Least side of a grid, pixels: lines and seams cannot be told apart in fewer."""
+
+
 class NotTwoByTwo(ValueError):
     """The image is not divided into two by two panels; the message says where it differs."""
 
@@ -47,8 +51,12 @@ def find_panels(image: NDArray[np.uint8]) -> list[Box]:
     """Return the four panels of a grid [h, w, 3], row by row.
 
     Raises:
-        NotTwoByTwo: there is no division into 2 x 2, or a finer one.
+        NotTwoByTwo: there is no division into 2 x 2, or a finer one, or the image is tiny.
     """
+    if min(image.shape[:2]) < LEAST_SIDE:
+        raise NotTwoByTwo(
+            f"it has {image.shape[1]} x {image.shape[0]} pixels, at least {LEAST_SIDE} on a side are needed"
+        )
     values = image.astype(np.float32) / 255
     top, bottom = _without_border(values)
     left, right = _without_border(values.transpose(1, 0, 2))

@@ -18,6 +18,7 @@ from dsd_lightning.distillation.prompts import SHIPPED, Prompts
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage, png
 from dsd_lightning.distillation.rules import Words, read_subject, read_verdict
 from dsd_lightning.distillation.stages.captions import CaptionFiles, sample
+from dsd_lightning.distillation.stages.split import Split
 from dsd_lightning.distillation.store import Store
 from dsd_lightning.miniature.renderer import render
 from dsd_lightning.miniature.world import Identity, Scene, change_identity, draw_context, draw_identity
@@ -338,3 +339,15 @@ def test_the_pixel_judge_separates_one_character_from_another() -> None:
 def test_no_character_is_cut_out_of_an_empty_background() -> None:
     assert eyes.cut_out(Image.new("RGB", (64, 64), (140, 180, 220))) is None
     assert eyes.cut_out(Image.open(io.BytesIO(image(9))).resize((64, 64))) is None
+
+
+@given(st.integers(1, 31), st.integers(1, 64), st.integers(0, 255))
+def test_images_of_a_few_pixels_are_no_grids(height: int, width: int, level: int) -> None:
+    for shape in ((height, width, 3), (width, height, 3)):
+        with pytest.raises(panels.NotTwoByTwo, match="pixels"):
+            panels.find_panels(np.full(shape, level, dtype=np.uint8))
+
+
+def test_a_grid_that_cannot_be_decoded_is_rejected_by_name() -> None:
+    outcome = Split(32, 32, least=0.5, trim=0).run([Record("a", {}, {}, {"grid": b"no image"})])
+    assert [each.reason for each in outcome.rejected] == ["unreadable_image"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from dsd_lightning.distillation import panels
 from dsd_lightning.distillation.records import GRID, PANELS, DistillationError, Outcome, Record, Rejection, png
-from dsd_lightning.images.pixels import covering_size
+from dsd_lightning.images.pixels import ImageError, covering_size, load_rgb
 
 
 class Split:
@@ -45,12 +44,15 @@ class Split:
             except panels.NotTwoByTwo as reason:
                 rejected.append(Rejection(record, "not_two_by_two", str(reason)))
                 continue
+            except ImageError as reason:
+                rejected.append(Rejection(record, "unreadable_image", str(reason)))
+                continue
             named = {name: png(image) for name, image in zip(PANELS, images, strict=True)}
             kept.append(Record(record.id, record.values, record.stored, named))
         return Outcome(kept, rejected)
 
     def _panels(self, grid: bytes) -> list[Image.Image]:
-        image = Image.open(io.BytesIO(grid)).convert("RGB")
+        image = load_rgb(grid)
         found = []
         for box in panels.find_panels(np.asarray(image)):
             edges = (box.left + self.trim, box.top + self.trim, box.right - self.trim, box.bottom - self.trim)
