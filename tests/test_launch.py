@@ -1,4 +1,4 @@
-"""The sample SLURM script loses nothing over requeues."""
+"""The sample SLURM script loses nothing over requeues; the script for own images ends as an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support.commands import ROOT, compose_train, environment, tiny_miniature
+from support.commands import ROOT, compose_train, environment, tiny, tiny_miniature
 
 from dsd_lightning.checkpoints.folder_io import list_steps
 from dsd_lightning.training.run import train
@@ -126,3 +126,22 @@ def wait_for_training(job: subprocess.Popen[bytes], metrics: Path, stops: int) -
     while rows() < before + 4:
         assert job.poll() is None
         time.sleep(0.05)
+
+
+@pytest.mark.long
+def test_own_images_become_pairs_a_model_and_an_image(tiny_base: Path, tmp_path: Path) -> None:
+    given = tiny(
+        tiny_base, "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.count=2", "logger=csv"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["launch/own_images.sh", *given],
+        cwd=ROOT,
+        env=environment(OUT=str(tmp_path), PATH=path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "552 pairs train, 30 validate" in done.stdout
+    for name in ("pairs.html", "generated.png", "run/curves.png", "run/samples/step_00000002.png"):
+        assert (tmp_path / name).is_file(), name
