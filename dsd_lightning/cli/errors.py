@@ -28,8 +28,6 @@ _FILE_SYSTEM = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
-    errno.ENOSPC,
-    errno.EDQUOT,
 )
 
 
@@ -39,6 +37,12 @@ def message_for_user(error: BaseException) -> str | None:
     The user can fix what Hydra reports of the configuration, what any constructor reports of values from it, what this
     project's code raises to refuse an input, and what the file system and W&B report.
     """
+    if _is_disk_full(error):
+        place = getattr(error, "filename", None) or "the disk of the run folder, or of the folder for temporary files"
+        return (
+            f"no space is left on {place}: free some, or choose another place (hydra.run.dir=..., TMPDIR); "
+            "files that were complete before are kept"
+        )
     if isinstance(error, InstantiationException):
         cause = error.__cause__
         if cause is None:
@@ -61,6 +65,13 @@ def message_for_user(error: BaseException) -> str | None:
             f"{error.filename}: {error.strerror}; choose another place (the run folder: hydra.run.dir=...), or fix it"
         )
     return None
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Return whether the disk or its quota is full, whichever library says so: some, as safetensors, only by text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
 
 
 def _raised_by_us(error: BaseException) -> bool:
