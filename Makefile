@@ -58,6 +58,10 @@ types: $(VENV)/.dev ## mypy
 contracts: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports --no-cache
 
+.PHONY: reproduce
+reproduce: $(VENV)/.dev ## measure the paper's claims on the miniature (many hours; goes on where it was interrupted)
+	$(BIN)/python -m benchmarks.reproduce $(ARGS)
+
 .PHONY: format
 format: $(VENV)/.dev ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

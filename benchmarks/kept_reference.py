@@ -101,7 +101,9 @@ def measure(
     with torch.no_grad():
         for name, parameter in architecture.trainable():
             parameter.copy_(0.02 * normal(parameter.shape, name))
-    condition, noise = condition_of(architecture, batch, size // 8, int(config.base.model.text_length))
+    condition, noise = condition_of(
+        architecture, batch, 2 * size // int(config.base.pixels_per_token), int(config.base.model.text_length)
+    )
     settings = SamplerSettings(num_inference_steps=steps)
     times: dict[str, list[float]] = {}
     drawn: dict[str, Tensor] = {}

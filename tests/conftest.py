@@ -70,7 +70,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
-            in_channels=64,
+            in_channels=24,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checkpoint, kept_reference, loader, trainer, training_step
+from benchmarks import checkpoint, kept_reference, loader, reproduce, trainer, training_step
 from benchmarks.measure import ratio
 
 
@@ -88,3 +88,59 @@ def test_reading_is_measured_three_ways(tmp_path: Path) -> None:
     assert all(each > 0 for each in metrics["pairs_a_second"].values())
     for name in ("encodings_over_images", "images_over_webdataset"):
         assert 0 < metrics[name]["low"] <= metrics[name]["ratio"] <= metrics[name]["high"]
+
+
+PLAN = """
+out: x
+steps:
+  measured:
+    command: -c "import json, sys; json.dump(dict(share=0.75), open(sys.argv[1], 'w'))" {folder}/measured.json
+    result: {folder}/measured.json
+  broken: {{command: -c "raise SystemExit(3)", result: {folder}/broken.json}}
+  dependent: {{command: -c "pass", result: {folder}/dependent.json, needs: [broken]}}
+claims:
+  - paper: "1"
+    claim: high
+    values: {{a: {{file: {folder}/measured.json, path: [share], count: 100}}}}
+    agrees: {{least: [a, 0.5]}}
+    steps: [measured]
+  - paper: "2"
+    claim: open
+    values: {{a: {{file: {folder}/broken.json, path: [share]}}}}
+    agrees: {{least: [a, 0.5]}}
+"""
+
+
+def test_reproduction_goes_on_past_a_failure_and_fills_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "TABLE", tmp_path / "table.md")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.format(folder=tmp_path))
+    for _ in range(2):  # the second time what is done is not run again
+        assert reproduce.main(["--plan", str(plan), "--out", str(tmp_path)]) == 1
+    rows = (tmp_path / "table.md").read_text().splitlines()[-2:]
+    assert rows[0].startswith("| 1 | high | a: 0.750 [0.657, 0.825] | yes | `python -c")
+    assert rows[1] == "| 2 | open | not measured yet | — |  |"
+    steps, _ = reproduce.read_plan(plan, str(tmp_path))
+    assert reproduce.run_steps(steps, tmp_path / "logs") == ["broken", "dependent"]
+
+
+def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> None:
+    steps, claims = reproduce.read_plan(reproduce.PLAN, "outputs/reproduction")
+    names = {step.name for step in steps}
+    assert all(set(step.needs) <= names for step in steps)
+    assert all(set(claim.get("steps", ())) <= names for claim in claims)
+    assert reproduce.table(claims, steps).count("\n| ") == len(claims) + 1
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller", "verdict"),
+    [((0.9, 0.8, 1.0), (0.5, 0.4, 0.6), "yes"), ((0.5, 0.4, 0.6), (0.9, 0.8, 1.0), "no"),
+     ((0.6, 0.4, 0.8), (0.5, 0.3, 0.7), "not distinguished")],
+)  # fmt: skip
+def test_claims_agree_where_intervals_are_apart(
+    larger: tuple[float, ...], smaller: tuple[float, ...], verdict: str
+) -> None:
+    values = {"a": reproduce.Value(*larger), "b": reproduce.Value(*smaller)}
+    assert reproduce.agreement({"greater": ["a", "b"]}, values) == verdict

@@ -21,7 +21,7 @@ def pack(latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
     if height % 2 or width % 2:
         raise ValueError(
             f"latents of {height} x {width} cannot be packed 2 x 2; choose images whose sides are multiples of "
-            "16 pixels (twice the VAE's downsampling)"
+            "twice the VAE's downsampling (FLUX.1: 16 pixels)"
         )
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 

@@ -126,13 +126,19 @@ def relighting_caption(context: Context, rng: Draw) -> str:
     return _choose(("the same scene", "this scene", "relight the scene"), rng) + ", " + light
 
 
-def grid_caption(identity: Identity | None, contexts: Sequence[Context], rng: Draw) -> str:
+def grid_caption(
+    identity: Identity | None, contexts: Sequence[Context], rng: Draw, described: Sequence[bool] = (True,) * 4
+) -> str:
     """Return the caption of a 2 x 2 grid; without an identity it says only that all four show one character.
 
-    The panels come row by row; light and style are told once, since they are shared within a grid.
+    The panels come row by row; of those that are not `described` nothing stands between the semicolons. Light and style are
+    told once, since they are shared within a grid.
     """
     who = subject(identity) if identity is not None else "one character"
     shared = ", ".join(phrase for phrase in (lighting(contexts[0]), style(contexts[0])) if phrase)
-    panels = [", ".join([*placement(context), backdrop(context)]) for context in contexts]
+    panels = [
+        ", ".join([*placement(context), backdrop(context)]) if said else ""
+        for context, said in zip(contexts, described, strict=True)
+    ]
     opening = _choose(("a grid of four pictures of", "a grid of"), rng)
     return "; ".join([f"{opening} {who}" + (f", {shared}" if shared else ""), *panels])

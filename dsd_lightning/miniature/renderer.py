@@ -18,17 +18,29 @@ from dsd_lightning.miniature.world import BACKGROUND_PALETTE, PALETTE, Context, 
 RESOLUTION = 64
 """Side of an image, pixels."""
 
-BODY_RADIUS = {"large": 19.0, "small": 14.5}
+BODY_RADIUS = {"large": 23.5, "small": 18.5}
 """Body radius, pixels at 64 x 64."""
 
 CENTER = {
-    "center": (32.0, 35.0),
-    "left": (23.0, 35.0),
-    "right": (41.0, 35.0),
-    "top": (32.0, 28.0),
-    "bottom": (32.0, 42.0),
+    "large": {
+        "center": (32.0, 37.0),
+        "left": (26.5, 37.0),
+        "right": (37.5, 37.0),
+        "top": (32.0, 34.0),
+        "bottom": (32.0, 40.0),
+    },
+    "small": {
+        "center": (32.0, 37.0),
+        "left": (23.0, 37.0),
+        "right": (41.0, 37.0),
+        "top": (32.0, 29.0),
+        "bottom": (32.0, 44.0),
+    },
 }
-"""Body centre (x, y), pixels from the upper left corner at 64 x 64."""
+"""Body centre (x, y) by size, pixels from the upper left corner at 64 x 64.
+
+What is upright lies within the image; the tips of what is tilted may leave it by 2 pixels.
+"""
 
 TILT_DEGREES = {"upright": 0.0, "left": 26.0, "right": -26.0}
 """Counter-clockwise rotation, degrees."""
@@ -166,7 +178,7 @@ class Placement:
 def placed(context: Context) -> Placement:
     """Return the placement that a context's size, place and rotation give."""
     radius = BODY_RADIUS[context.word("size")]
-    center_x, center_y = CENTER[context.word("place")]
+    center_x, center_y = CENTER[context.word("size")][context.word("place")]
     angle = np.deg2rad(TILT_DEGREES[context.word("rotation")])
     cosine, sine = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     right, up = _COLUMNS - np.float32(center_x), np.float32(center_y) - _ROWS

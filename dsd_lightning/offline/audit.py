@@ -2,7 +2,8 @@
 
 python -m dsd_lightning.offline.audit RUN --grids 40
 
-looks at all pairs of a random sample of grids, and writes RUN/labels/oracle.csv. Only for the miniature world.
+judges all pairs of a random sample of grids, and writes RUN/labels/oracle.csv and the shares that follow from it,
+RUN/labels/oracle.json. Only for the miniature world.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.distillation.judge_quality import LABELS, judged, write_labels
+from dsd_lightning.distillation.judge_quality import LABELS, judged, scores, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Store
+from dsd_lightning.files.atomic import write_json
 from dsd_lightning.miniature.oracle import Sighting, same_identity, see
 from dsd_lightning.miniature.renderer import RESOLUTION
+from dsd_lightning.miniature.world import Identity
 from dsd_lightning.randomness import uniform
 
 
@@ -39,6 +44,7 @@ def audit(root: Path, grids: int, seed: int) -> Path:
         raise DistillationError(f"{root} has no judged pairs yet: python distill.py out={root} until=verify")
     chosen = sorted(of_grid, key=lambda grid: uniform(seed, "audit", grid))[:grids]
     labels: dict[str, str] = {}
+    characters: list[Identity] = []
     for grid in tqdm(chosen, desc="oracle", unit="grid", disable=not sys.stderr.isatty()):
         seen: dict[str, Sighting] = {}
         for pair in of_grid[grid]:
@@ -46,9 +52,35 @@ def audit(root: Path, grids: int, seed: int) -> Path:
                 if pair.stored[side] not in seen:
                     seen[pair.stored[side]] = see(_values(pair.images[side]))
             labels[pair.id] = same_identity(*(seen[pair.stored[side]] for side in SIDES))
+        clear = Counter(sighting.scene.identity for sighting in seen.values() if not sighting.ambiguous)
+        characters += [identity for identity, _ in clear.most_common(1)]
     target = root / LABELS / "oracle.csv"
     write_labels(target, labels)
+    pairs = [pair for grid in chosen for pair in of_grid[grid]]
+    write_json(target.with_suffix(".json"), shares(pairs, labels, characters))
     return target
+
+
+def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Sequence[Identity]) -> dict[str, Any]:
+    """Return what the labels say of the pairs before and after the judge, by its yes or no.
+
+    `before` and `after` are shares of one subject among the pairs that are clear, `kept` the share of these good ones that the
+    judge keeps, `ambiguous` and `kept_ambiguous` shares of all pairs and of the kept ones. `distinct` is the share of grids
+    with a clear character in which the character is a new one: the diversity of the teacher.
+    """
+    score = scores(pairs, labels)[0]
+    kept = score.kept + score.kept_ambiguous
+    return {
+        "grids": len({pair.id.rpartition("-")[0] for pair in pairs}),
+        "pairs": len(labels),
+        "before": score.before,
+        "after": score.precision,
+        "kept": score.recall,
+        "ambiguous": score.ambiguous / len(labels),
+        "kept_ambiguous": score.kept_ambiguous / kept if kept else None,
+        "clear_grids": len(characters),
+        "distinct": len(set(characters)) / len(characters) if characters else None,
+    }
 
 
 def _values(encoded: bytes) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.images.pixels import to_image
 from dsd_lightning.module import DiffusionSelfDistillation, Dropout
 from dsd_lightning.pairs import Task
-from dsd_lightning.pretraining.quality import attribute_accuracy, grid_consistency
+from dsd_lightning.pretraining.quality import attribute_accuracy, grid_consistency, panel_agreement
 from dsd_lightning.rectified_flow import Uniform
 from dsd_lightning.sampler import SamplerSettings
 
@@ -101,7 +101,14 @@ def main(config: DictConfig) -> None:
         metrics[f"grids_{name}"], images[name] = grid_consistency(
             module, config.grids, config.seed, names_subject, config.grid_text_length
         )
-        log.info("grids, identity %s: %s", name, metrics[f"grids_{name}"])
+        log.info("grids, subject %s: %s", name, metrics[f"grids_{name}"])
+    for name, count, length in (
+        ("two_panels_unnamed", config.judged_two_panels, None),
+        ("grids_unnamed", config.judged_grids, config.grid_text_length),
+    ):
+        if count:
+            metrics[f"{name}_judged"], images[f"{name}_judged"] = panel_agreement(module, count, config.seed, length)
+            log.info("panels, subject not named, %s: %s", name, metrics[f"{name}_judged"])
     write_json(folder / "metrics.json", metrics)
     for name, generated in images.items():
         _sheet(generated[:16]).save(Path(config.sheets) / f"tiny_flux_{name}.png")

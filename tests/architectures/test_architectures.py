@@ -79,7 +79,7 @@ def test_every_configured_architecture_is_put_to_the_laws() -> None:
 
 def test_the_canvas_holds_its_frames(row: Row) -> None:
     architecture = row.build(base())
-    frames = {name: normal((BATCH, 16, 4, 6), name) for name in architecture.frames}
+    frames = {name: normal((BATCH, 6, 4, 6), name) for name in architecture.frames}
     split = architecture.split(architecture.join(frames))
     assert list(split) == list(architecture.frames)
     assert architecture.frames[-1] == TARGET
@@ -122,9 +122,9 @@ def test_at_first_the_prediction_is_the_bases(row: Row, codec: Codec) -> None:
     if not row.starts_as_base:
         pytest.skip("this architecture changes the base's sequence")
     drawn = case(row, codec)
-    height, width = drawn.noisy.shape[-2:]
+    channels, height, width = drawn.noisy.shape[1:]
     packed = base()(
-        hidden_states=FluxPipeline._pack_latents(drawn.noisy, BATCH, 16, height, width),
+        hidden_states=FluxPipeline._pack_latents(drawn.noisy, BATCH, channels, height, width),
         encoder_hidden_states=drawn.condition.text.sequence,
         pooled_projections=drawn.condition.text.pooled,
         timestep=TIMES,

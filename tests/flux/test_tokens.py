@@ -37,5 +37,5 @@ def test_ids_are_the_pipelines(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 3)])
 def test_odd_latents_are_refused(height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"{height} x {width}.*multiples of 16 pixels"):
+    with pytest.raises(ValueError, match=f"{height} x {width}.*multiples of twice the VAE's downsampling"):
         pack(latents(height, width))

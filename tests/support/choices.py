@@ -29,7 +29,12 @@ IN_THE_MINIATURE = ("identity", "depth", "relighting")
 
 FEW = {
     "miniature": [f"{SOURCE}.pairs=4", f"{SOURCE}.validation_pairs=2"],
-    "pretraining": [f"{SOURCE}.singles=4", f"{SOURCE}.grids=4", f"{SOURCE}.validation_images=1"],
+    "pretraining": [
+        f"{SOURCE}.singles=4",
+        f"{SOURCE}.two_panels=4",
+        f"{SOURCE}.grids=4",
+        f"{SOURCE}.validation_images=1",
+    ],
     "shards": [f"{SOURCE}.workers=0", f"{SOURCE}.validation_pairs=2"],
 }
 """Overrides that make a source small; one that is not named is small by itself."""

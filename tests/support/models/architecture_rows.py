@@ -80,7 +80,7 @@ def base(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
-            in_channels=64,
+            in_channels=24,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
