@@ -20,7 +20,7 @@ MARGIN, GAP = 14, 8
 """Pixels around the sheet, and between images."""
 
 HEADING_SIZE, CAPTION_SIZE = 14, 12
-"""Sizes of the letters, pixels."""
+"""Sizes of the letters, pixels; a heading that is wider than its column is set smaller."""
 
 LINE = 16
 """Height of a line of a caption, pixels."""
@@ -80,7 +80,8 @@ def draw_sheet(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> 
     if title:
         pen.text((MARGIN, MARGIN - 2), title, fill=FAINT, font=heading)
     for index, name in enumerate(columns):
-        pen.text((MARGIN + index * (cell + GAP), top - HEADING_SIZE - GAP - 2), name, fill=INK, font=heading)
+        font = ImageFont.load_default(min(HEADING_SIZE, HEADING_SIZE * cell / heading.getlength(name)))
+        pen.text((MARGIN + index * (cell + GAP), top - HEADING_SIZE - GAP - 2), name, fill=INK, font=font)
     y = top
     for row, lines, height in zip(shown, captions, heights, strict=True):
         for index, name in enumerate(columns):
