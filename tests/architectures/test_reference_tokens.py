@@ -21,10 +21,10 @@ from dsd_lightning.randomness import normal
 from dsd_lightning.rectified_flow import NoShift
 from dsd_lightning.sampler import SamplerSettings, sample
 
-NOISY, CLEAN = normal((BATCH, 16, 4, 4), "noisy"), normal((BATCH, 16, 4, 4), "clean")
+NOISY, CLEAN = normal((BATCH, 6, 4, 4), "noisy"), normal((BATCH, 6, 4, 4), "clean")
 TIMES = torch.tensor([0.75, 0.25])
 TEXT = TextEmbeddings(normal((BATCH, 5, 16), "text"), normal((BATCH, 8), "pooled"))
-CONDITION = Condition(TEXT, torch.full((BATCH,), 1.0), {"latents": normal((BATCH, 16, 4, 4), "reference")})
+CONDITION = Condition(TEXT, torch.full((BATCH,), 1.0), {"latents": normal((BATCH, 6, 4, 4), "reference")})
 
 
 def separate(**settings: Any) -> Architecture:
@@ -62,7 +62,7 @@ def test_the_reference_pass_sees_the_reference_alone() -> None:
     kept = architecture.prepare(CONDITION)
     other_text = TextEmbeddings(normal((BATCH, 7, 16), "other"), normal((BATCH, 8), "other pooled"))
     assert_kept_alike(architecture.prepare(CONDITION.with_text(other_text)), kept)
-    other = replace(CONDITION, reference={"latents": normal((BATCH, 16, 4, 4), "another")})
+    other = replace(CONDITION, reference={"latents": normal((BATCH, 6, 4, 4), "another")})
     for index, (_, value) in architecture.prepare(other)["kept"].items():
         assert (value - kept["kept"][index][1]).abs().max() > 1e-3
 
@@ -118,7 +118,7 @@ def test_appended_tokens_are_stock_flux_on_a_longer_sequence() -> None:
 @pytest.mark.parametrize("separate_pass", [False, True])
 def test_the_reference_may_be_of_another_size(separate_pass: bool) -> None:
     architecture = with_random_weights(configured("reference_tokens", separate_pass=separate_pass)(base()))
-    larger = replace(CONDITION, reference={"latents": normal((BATCH, 16, 6, 8), "larger")})
+    larger = replace(CONDITION, reference={"latents": normal((BATCH, 6, 6, 8), "larger")})
     assert architecture(NOISY, TIMES, larger).shape == NOISY.shape
 
 

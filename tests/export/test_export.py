@@ -169,7 +169,7 @@ def test_the_merged_transformer_is_a_stock_one(
     out = export(run, tmp_path / "out", "--format", "transformer")
     transformer, problems = FluxTransformer2DModel.from_pretrained(out, output_loading_info=True)
     assert not any(problems.values()), problems
-    assert transformer.config.out_channels == 64
+    assert transformer.config.out_channels == 24
     assert_same(stock_prediction(transformer.eval(), run), predict(run.architecture))
 
 
@@ -185,8 +185,8 @@ def test_a_stock_pipeline_generates_what_our_sampler_does(parallel: MadeRun, tin
         pooled_prompt_embeds=condition.text.pooled,
         control_image=tokens.pack(condition.reference["canvas"]),
         latents=tokens.pack(noisy),
-        height=height * 8,
-        width=width * 8,
+        height=height * pipeline.vae_scale_factor,
+        width=width * pipeline.vae_scale_factor,
         num_inference_steps=3,
         guidance_scale=3.5,
         output_type="latent",

@@ -82,7 +82,7 @@ def test_a_run_of_any_architecture(make_run: Callable[[str], Path], arch: str) -
         assert pipeline.config.default_size == 64
         assert shift_of(pipeline.scheduler) == FixedShift(3.0)
         latents = pipeline.draw_latents(1, 32, 32, torch.Generator().manual_seed(0))
-        assert latents.shape == ((1, 8, 64) if arch == "parallel" else (1, 4, 64))
+        assert latents.shape == ((1, 32, 24) if arch == "parallel" else (1, 16, 24))
         outputs.append(draw(pipeline, latents=latents, height=32, width=32))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-4)
     assert (outputs[0] - outputs[2]).abs().max() > 1e-3, "EMA weights by default"

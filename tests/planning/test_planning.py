@@ -191,7 +191,7 @@ def test_stored_values_are_counted_from_headers(tiny_base: Path) -> None:
 # --- Against tensors and torch's own counter.
 
 
-SIZE = (64, 64)
+SIZE = (32, 32)
 """Pixels (height, width) of the frames of `exported_run.inputs`."""
 
 
@@ -203,7 +203,7 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         architecture(noisy, TIMES, condition)
     cost = step_cost(
-        architecture.to("meta"), SIZE, condition.text.sequence.shape[1], {"target": 1.0}, pixels_per_token=16
+        architecture.to("meta"), SIZE, condition.text.sequence.shape[1], {"target": 1.0}, pixels_per_token=8
     )
     assert cost.forward * len(TIMES) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 

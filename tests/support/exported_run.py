@@ -22,7 +22,7 @@ from support.commands import compose_train
 LORA = ("arch.lora.rank=2", "arch.lora.alpha=3")
 """alpha unlike rank: its scale has to be folded in."""
 
-BATCH, LATENTS = 2, (16, 8, 8)
+BATCH, LATENTS = 2, (6, 8, 8)
 """Samples; channels, height and width of a frame's latents."""
 
 

@@ -203,7 +203,7 @@ def test_a_set_of_unreadable_images_ends_the_run(tiny_base: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("override", "size"),
-    [(f"{SOURCE}.resolution=[60,64]", "60 x 64"), (f"{SOURCE}.buckets=[[64,64],[64,72]]", "64 x 72")],
+    [(f"{SOURCE}.resolution=[60,64]", "60 x 64"), (f"{SOURCE}.buckets=[[64,64],[64,68]]", "64 x 68")],
 )
 def test_a_size_that_the_vae_cannot_pack_is_refused_before_any_work(
     tiny_base: Path,
@@ -215,7 +215,7 @@ def test_a_size_that_the_vae_cannot_pack_is_refused_before_any_work(
     # The shards do not even exist: the size is refused first.
     message = refusal(tmp_path / "run", *shard_run(tiny_base, tmp_path / "nowhere", override))
     assert f"resolution {size} cannot be packed" in message
-    assert "multiples of 16" in message
+    assert "multiples of 8 pixels" in message
     assert "nearest is 64 x 64" in message
 
 
