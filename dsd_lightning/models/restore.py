@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -26,6 +25,7 @@ from dsd_lightning.checkpoints.official import OfficialWeightsError, is_official
 from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.flux.lora import merge
+from dsd_lightning.models.trusted import build_trusted
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, NoRunError, read_config
 
 log = logging.getLogger(__name__)
@@ -121,12 +121,14 @@ def restore_adapter(
 
     Raises:
         FileNotFoundError: if official weights that the training started from are gone.
+        UntrustedTargetError: if the configuration names something to be called that no run needs.
         BaseModelError, AdapterMismatchError, DamagedError: see there.
     """
-    base: FluxBase = instantiate(config.base.model)
+    place = (run or checkpoint) / CONFIG
+    base: FluxBase = build_trusted(config.base.model, place)
     base = replace(base, path=in_checkout(base.path), dtype=base.dtype if dtype is None else name_of(dtype))
     base.require_parts()
-    architecture: Architecture = instantiate(config.arch)(transformer=base.transformer())
+    architecture: Architecture = build_trusted(config.arch, place)(transformer=base.transformer())
     header = read_header(checkpoint)
     if header.get(OFFICIAL_BASE) or (architecture.lora is None and header.get("lora") is not None):
         # Official weights took the base's place, or brought the factors' layers along.
@@ -134,7 +136,7 @@ def restore_adapter(
         if not is_official(official):
             raise FileNotFoundError(
                 f"{checkpoint} was trained on official weights, which are not in init_from={official} any more: put them "
-                f"back, or write their new folder into {(run or checkpoint) / CONFIG}"
+                f"back, or write their new folder into {place}"
             )
         start_from(official, architecture)
     load_adapter(checkpoint, architecture, ema)

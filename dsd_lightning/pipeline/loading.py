@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -26,7 +25,9 @@ from dsd_lightning.models.restore import (
     restore_adapter,
     restore_official,
 )
+from dsd_lightning.models.trusted import build_trusted
 from dsd_lightning.pipeline.schedule import scheduler_of, scheduler_of_base
+from dsd_lightning.runs.folder import CONFIG
 from dsd_lightning.sampler import Shift
 
 TINY_ADAPTER = CHECKOUT / "assets" / "tiny-dsd"
@@ -91,7 +92,7 @@ def _parts_of(restored: Restored, merge_lora: bool, default_size: int, name: str
     `name` is what images' metadata call the weights.
     """
     base, config = restored.base, restored.config
-    shift: Any = instantiate(config.shift) if "shift" in config else FluxBase.resolution_shift
+    shift: Any = build_trusted(config.shift, restored.run / CONFIG) if "shift" in config else FluxBase.resolution_shift
     if not isinstance(shift, Shift):
         shift = shift(base)
     recipe: Any = OmegaConf.to_container(config.arch, resolve=True)
@@ -107,6 +108,7 @@ def load_architecture(folder: Path, dtype: torch.dtype | None = None) -> Archite
 
     Raises:
         LoadingError: the folder is none of ours, or weights are missing or left over.
+        UntrustedTargetError: its recipe names something to be called that no architecture needs.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else {}
@@ -119,7 +121,7 @@ def load_architecture(folder: Path, dtype: torch.dtype | None = None) -> Archite
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     weights = {name: value for each in files for name, value in load_file(each).items()}
     with torch.device("meta"):
-        architecture: Architecture = instantiate(recipe)(
+        architecture: Architecture = build_trusted(recipe, file)(
             transformer=FluxTransformer2DModel(**network_arguments(network))
         )
     missing, unexpected = architecture.load_state_dict(weights, strict=False, assign=True)
