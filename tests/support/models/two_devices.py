@@ -89,7 +89,7 @@ class Batches:
     def __init__(self, architecture: Any, length: int, rank: int, world_size: int) -> None:
         self.architecture, self.length = architecture, length
         self.rank, self.world_size, self.position = rank, world_size, 0
-        self.codec = Codec(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=16))
+        self.codec = Codec(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=6))
 
     def __len__(self) -> int:
         return self.length
@@ -150,7 +150,7 @@ def fit(
     weights = {"target": 1.0, "reference": 0.5} if "reference" in architecture.frames else {"target": 1.0}
     module = DiffusionSelfDistillation(
         architecture=architecture,
-        codec=Codec(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=16)),
+        codec=Codec(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=6)),
         text_encoder=_NoWords(),
         task=Task("identity", False, weights),
         density=Uniform(),
