@@ -16,7 +16,7 @@ from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
 from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.samples.benchmark import Benchmark
-from dsd_lightning.evaluation.samples.generate import Model, Sampling, make
+from dsd_lightning.evaluation.samples.generate import Model, Sampling, make, missing_batches
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import collect, estimates
 from dsd_lightning.images.pixels import load_rgb
@@ -34,8 +34,9 @@ class JudgeProbe(L.Callback):
     """Judges the model every N steps and at the end, by the same few cases and the same noise each time.
 
     Estimates go to the loggers as `judge/cp`, `judge/pf`, `judge/cp_pf` and so on, images to those that show some. EMA weights
-    are used if a callback keeps them (`callbacks.ema`, which comes before this one in the list). Other devices wait while the
-    first generates. When the judge's budget, quota or key ends, judging ends, and training goes on.
+    are used if a callback keeps them (`callbacks.ema`, which comes before this one in the list). All devices generate, since a
+    sharded model's forward pass is collective; the first one writes the images and asks the judge while the others wait. When
+    the judge's budget, quota or key ends, judging ends on all devices, and training goes on.
 
     Args:
         agent: the judge; its `budget_usd` caps the cost of all judging.
@@ -83,16 +84,29 @@ class JudgeProbe(L.Callback):
         self.judge(trainer, pl_module)
 
     def judge(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Generate, judge and log, on the first device, unless judging has ended."""
-        if trainer.is_global_zero and not self.ended:
-            with isolated_sampling(trainer, pl_module, ema=trainer.global_step > 0):
-                self._judge(trainer, cast(DiffusionSelfDistillation, pl_module))
-        trainer.strategy.barrier()
-
-    def _judge(self, trainer: L.Trainer, module: DiffusionSelfDistillation) -> None:
+        """Generate on all devices, judge and log on the first one, unless judging has ended."""
+        if self.ended:
+            return
         samples = Samples(self.folder / f"step_{trainer.global_step:08d}", f"step {trainer.global_step}")
+        with isolated_sampling(trainer, pl_module, ema=trainer.global_step > 0):
+            self._generate(trainer, cast(DiffusionSelfDistillation, pl_module), samples)
+            if trainer.is_global_zero:
+                self._judge(trainer, samples)
+            self.ended = trainer.strategy.broadcast(self.ended)
+
+    def _generate(self, trainer: L.Trainer, module: DiffusionSelfDistillation, samples: Samples) -> None:
+        """Generate the missing images: the same batches on every device, written by the first one."""
         side = min(load_rgb(self.cases[0].subject.reference).size)
-        make(Model(_pipeline(module, side), self.sampling), samples, self.cases, self.seed, self.batch_size)
+        model = Model(_pipeline(module, side), self.sampling)
+        first = trainer.is_global_zero
+        batches = trainer.strategy.broadcast(missing_batches(samples, self.cases, self.batch_size) if first else [])
+        if first:
+            make(model, samples, self.cases, self.seed, self.batch_size)
+        else:
+            for batch in batches:
+                model.generate(batch, [load_rgb(case.subject.reference) for case in batch], self.seed)
+
+    def _judge(self, trainer: L.Trainer, samples: Samples) -> None:
         record = Record(samples.folder / "judgements.jsonl")
         try:
             with self.agent as agent:

@@ -77,14 +77,22 @@ def make(
     if batch_size < 1:
         raise EvaluationError(f"batch_size={batch_size}: at least 1 image at once")
     _require_settings(samples, {**method.described(), "seed": seed, "batch_size": batch_size})
-    part = part or Part()
-    batches = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
-    missing = [batch for batch in batches if any(samples.image(case) is None for case in batch)]
-    log.info("%s: %d of %d batches are there already", samples.method, len(batches) - len(missing), len(batches))
+    missing = missing_batches(samples, cases, batch_size, part)
     for batch in tqdm(missing, desc=f"generating {samples.method}", unit="batch", disable=not missing):
         references = [load_rgb(case.subject.reference) for case in batch]
         for case, reference, image in zip(batch, references, method.generate(batch, references, seed), strict=True):
             samples.write(case, image, reference)
+
+
+def missing_batches(
+    samples: Samples, cases: Sequence[Case], batch_size: int, part: Part | None = None
+) -> list[Sequence[Case]]:
+    """Return the batches of `cases`, of a process's share, of which an image is missing."""
+    part = part or Part()
+    batches = [cases[start : start + batch_size] for start in range(0, len(cases), batch_size)][part.index :: part.of]
+    missing = [batch for batch in batches if any(samples.image(case) is None for case in batch)]
+    log.info("%s: %d of %d batches are there already", samples.method, len(batches) - len(missing), len(batches))
+    return missing
 
 
 def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
