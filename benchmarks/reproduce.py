@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="write the table from what was measured so far and end")
     parser.add_argument("--plan", type=Path, default=PLAN, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     steps, claims = read_plan(options.plan, options.out)
     unknown = set(options.only or ()) - {step.name for step in steps}
     if unknown:

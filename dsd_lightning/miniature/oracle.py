@@ -25,7 +25,7 @@ from dsd_lightning.miniature.world import Context, Identity, Scene
 FARTHEST = 0.20
 """Greatest distance of an image from its nearest rendering, RMS RGB difference on the [-1, 1] scale, 2 x 2 pooled.
 
-The error of a soft image lies on the character, so it grows with the character's size: 0.16 fitted bodies 1.25 times smaller.
+The error of a soft image is on the character, so it grows with the character's size: 0.16 fitted bodies 1.25 times smaller.
 What is farther was mostly searched for in the wrong place: the search can end in a local optimum.
 """
 
