@@ -69,7 +69,6 @@ def test_ctrl_c_does_not_wait_for_the_batch_which_the_next_run_takes_up(tmp_path
             while not [batch for batch in folder.all() if batch.id is not None]:
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""
                 time.sleep(0.02)
-            time.sleep(1.0)  # until the run waits for the answers
             stopped = time.monotonic()
             run.send_signal(signal.SIGINT)
             assert run.wait(timeout=60) == INTERRUPTED
