@@ -30,7 +30,7 @@ WIDEST_BORDER = 0.08
 
 
 LEAST_SIDE = 32
-"""Least side of a grid, pixels: lines and seams cannot be told apart in fewer."""
+"""Least side of a grid, pixels: lines and seams cannot be distinguished in fewer."""
 
 
 class NotTwoByTwo(ValueError):

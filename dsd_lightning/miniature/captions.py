@@ -132,7 +132,7 @@ def grid_caption(
     """Return the caption of a 2 x 2 grid; without an identity it says only that all four show one character.
 
     The panels come row by row; of those that are not `described` nothing stands between the semicolons. Light and style are
-    told once, since they are shared within a grid.
+    stated once, since they are shared within a grid.
     """
     who = subject(identity) if identity is not None else "one character"
     shared = ", ".join(phrase for phrase in (lighting(contexts[0]), style(contexts[0])) if phrase)

@@ -151,10 +151,11 @@ def measure_latents(vae: AutoencoderKL, images: Tensor) -> tuple[float, float]:
 def main(config: DictConfig) -> None:
     """Train the VAE and save it in the diffusers layout; the same command goes on where it stopped."""
     L.seed_everything(config.seed)
-    if config.start_from is None:
-        vae = AutoencoderKL(**cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True)))
-    else:
-        vae = AutoencoderKL.from_pretrained(config.start_from, torch_dtype=torch.float32)
+    vae = AutoencoderKL(**cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True)))
+    if config.start_from is not None:
+        # Not the loaded model itself, whose configuration would keep the folder's path.
+        started = AutoencoderKL.from_pretrained(config.start_from, torch_dtype=torch.float32)
+        vae.load_state_dict(started.state_dict())
     batches = ImageBatches(config.steps, config.pixels_per_batch, config.seed)
     probe = ImageBatches(200, config.pixels_per_batch, config.seed + 1)
     images = torch.cat([probe[step] for step in range(0, len(probe), 4)])
