@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks import coverage
 from dsd_lightning.evaluation.scores import intervals
@@ -24,16 +26,37 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.611, 0.611, 0.611]])
-def test_there_is_no_interval_where_nothing_varies(values: list[float]) -> None:
-    low, high = intervals.of_mean(values)
+@pytest.mark.parametrize("scale", [None, (0.0, 1.0)])
+def test_there_is_no_interval_where_nothing_varies(values: list[float], scale: tuple[float, float] | None) -> None:
+    low, high = intervals.of_mean(values, scale)
     assert math.isnan(low)
     assert math.isnan(high)
     assert intervals.text(low, high) == "[no interval]"
 
 
-def test_bounded_intervals_stay_within() -> None:
-    low, high = intervals.student(0.97, [(0.01, 2.0)], bounded=True)
-    assert 0 <= low < 0.97 < high <= 1
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(-3, 3),
+    st.floats(0.1, 5),
+    st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda values: len(set(values)) > 1),
+)
+def test_intervals_stay_on_their_scale_and_hold_the_value(least: float, length: float, shares: list[float]) -> None:
+    scale = least, least + length
+    values = [least + length * share for share in shares]
+    low, high = intervals.of_mean(values, scale)
+    if not math.isnan(low):
+        assert least - 1e-9 <= low <= np.mean(values) + 1e-9
+        assert np.mean(values) - 1e-9 <= high <= scale[1] + 1e-9
+    # Another unit gives the same interval in it.
+    low_share, high_share = intervals.of_mean(shares, intervals.SHARE)
+    assert math.isnan(low) or (low, high) == pytest.approx(
+        (least + length * low_share, least + length * high_share), abs=1e-6 * length
+    )
+
+
+def test_an_interval_of_nearly_the_whole_scale_is_none() -> None:
+    assert math.isnan(intervals.of_mean([4.0, 5.0], (1.0, 5.0))[0])
+    assert not math.isnan(intervals.of_mean([4.4, 4.6], (1.0, 5.0))[0])
 
 
 def test_a_category_of_one_subject_is_pooled_with_the_others() -> None:
@@ -46,10 +69,17 @@ def test_a_category_of_one_subject_is_pooled_with_the_others() -> None:
 def test_intervals_of_few_subjects_hold_the_truth(subjects: int, categories: int) -> None:
     shares = coverage.covered(subjects, categories, 120)
     # Of 120 intervals of 95%, 108 or more hold the truth in 99% of cases.
-    assert min(shares.values()) >= 0.88, shares
-    assert shares["cp"] >= 0.9
+    assert min(each.covered for each in shares.values()) >= 0.88, shares
+    assert shares["cp"].covered >= 0.9
 
 
 @pytest.mark.long
-def test_intervals_of_three_raters_hold_the_truth() -> None:
-    assert coverage.covered_by_raters(40) >= 0.85
+@pytest.mark.parametrize("mean", coverage.RATING_MEANS)
+def test_intervals_of_three_raters_hold_the_truth(mean: float) -> None:
+    assert coverage.covered_by_raters(3, mean, 40).covered >= 0.85
+
+
+def test_p_values_are_uniform_if_methods_are_equally_good() -> None:
+    # The standard deviations of shares of 300 trials are 0.013, 0.025 and 0.029.
+    assert coverage.significant(12, 4, 300) == pytest.approx([0.05, 0.25, 0.5], abs=0.09)
+    assert coverage.significant(12, 4, 300)[0] <= 0.09

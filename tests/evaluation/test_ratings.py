@@ -43,7 +43,7 @@ def test_wide_tables_of_several_raters_with_other_scales_and_empty_cells(tmp_pat
     for name, text in WIDE.items():
         (tmp_path / name).write_text(text)
     ratings = read([tmp_path / name for name in WIDE], ["sc", "pq"], None)
-    found = {(each.method, each.criterion): each for each in opinions(with_overall(ratings))}
+    found = {(each.method, each.criterion): each for each in opinions(with_overall(ratings), None)}
     one = found["A", "sc"]
     assert one.mean == pytest.approx(np.mean([0, 0.5, 1, 0.5, 0.5, 1]))
     assert one.std == pytest.approx(np.std([0, 0.5, 1, 0.5, 0.5, 1]))
@@ -72,10 +72,14 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_long_tables_give_the_same_ratings(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(LONG[name])
-    assert read([tmp_path / name], ["cp"], (1.0, 5.0)) == [
+    ratings = read([tmp_path / name], ["cp"], (1.0, 5.0))
+    assert [each for each in ratings if not np.isnan(each.score)] == [
         Rating("ann", "s0", "A", "cp", 3.0),
         Rating("bob", "s0", "A", "cp", 5.0),
     ]
+    # s1 was asked and nobody rated it.
+    (opinion,) = opinions(ratings, (1.0, 5.0))
+    assert (opinion.ratings, opinion.missing, opinion.raters, opinion.items) == (2, 2, 2, 1)
 
 
 WRONG = {

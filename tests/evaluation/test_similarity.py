@@ -52,6 +52,7 @@ def measured(world: Path, name: str, copies: bool) -> dict[str, float]:
         samples.write(case, reference if copies else noise(100 + number), reference)
     metrics = measure(samples, cases, [Pixels()])
     assert all((metric.images, metric.missing) == (6, 0) for metric in metrics)
+    assert {metric.subjects for metric in metrics} == {3}
     return {metric.name: metric.value for metric in metrics}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def saved(page: Path, rater: str, scores: dict[str, int]) -> Path:
 def test_raters_files_become_means_and_agreement(page: Path) -> None:
     good, bad = METHODS
     files = [saved(page, "ann", {good: 5, bad: 2}), saved(page, "bob", {good: 4, bad: 1})]
-    found = {(each.method, each.criterion): each for each in opinions(read_pages(files, page.with_name(KEY)))}
+    found = {(each.method, each.criterion): each for each in opinions(*read_pages(files, page.with_name(KEY)))}
     assert (found[good, "cp"].mean, found[good, "cp"].std, found[good, "cp"].rater_std) == (4.5, 0.5, 0.5)
     assert found[bad, "creativity"].mean == 1.5
     config = OmegaConf.create(
@@ -79,9 +80,24 @@ def test_raters_files_become_means_and_agreement(page: Path) -> None:
         }
     )
     printed = score(config)
-    assert "4.500 [-1.853, 10.853]" in printed  # two raters say next to nothing of all raters: Student's t is 12.7
+    assert "4.500 [no interval]" in printed  # two raters say next to nothing of all raters: Student's t is 12.7
     assert "Krippendorff's alpha (ordinal) over all methods: cp " in printed
     assert (page.parent / "tables" / "opinions.csv").read_text().count("\n") == 1 + 2 * 3
+
+
+def test_what_nobody_rated_is_missing(page: Path) -> None:
+    key = page.with_name(KEY)
+    files = [saved(page, rater, dict.fromkeys(METHODS, 3)) for rater in ("ann", "bob")]
+    unrated = next(name for name, each in json.loads(key.read_text())["images"].items() if each["method"] == METHODS[0])
+    for file in files:
+        content = json.loads(file.read_text())
+        del content["ratings"][unrated]
+        file.write_text(json.dumps(content))
+    found = {each.method: each for each in opinions(*read_pages(files, key)) if each.criterion == "cp"}
+    assert {name: (each.ratings, each.missing, each.items) for name, each in found.items()} == {
+        METHODS[0]: (2, 2, 1),
+        METHODS[1]: (4, 0, 2),
+    }
 
 
 def test_files_of_other_studies_and_impossible_ratings_are_refused(page: Path) -> None:
@@ -137,4 +153,6 @@ def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: P
     found = json.loads(files[0].read_text())
     assert found["rater"] == "Ann 1"
     assert found["ratings"] == {items[0]["id"]: {"cp": 5, "pf": 4, "creativity": 3}, items[1]["id"]: {"pf": 2}}
-    assert len(read_pages(files, page.with_name(KEY))) == 4
+    ratings, scale = read_pages(files, page.with_name(KEY))
+    assert sum(not math.isnan(each.score) for each in ratings) == 4
+    assert scale == (1.0, 5.0)

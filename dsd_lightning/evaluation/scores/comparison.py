@@ -19,6 +19,9 @@ from dsd_lightning.randomness import numpy_generator
 EXCHANGES = 10_000
 """Random exchanges of a comparison; the least p that it can give is 1 / 10,001."""
 
+_DIFFERENCES = (-1.0, 1.0)
+"""Scale of the difference of two shares."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,8 +53,18 @@ class Comparison:
         )
 
 
-def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "debiased_cp_pf")) -> list[Comparison]:
+def compare(
+    first: Scores,
+    second: Scores,
+    names: Sequence[str] = ("cp_pf", "debiased_cp_pf"),
+    exchanges: int = EXCHANGES,
+) -> list[Comparison]:
     """Return how two methods differ, in those of the estimates `names` that both have.
+
+    Args:
+        first, second: methods.
+        names: estimates.
+        exchanges: random ones, from which p is computed.
 
     Raises:
         EvaluationError: other judges, rubrics or rules, or no common subject.
@@ -63,7 +76,7 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
     one, other = _restricted(first, common), _restricted(second, common)
     ones = np.ones((1, len(common)))
     weights, strata = intervals.left_out(one.categories)
-    signs = numpy_generator("evaluation", "exchange").integers(0, 2, (EXCHANGES, len(common))).astype(np.float64)
+    signs = numpy_generator("evaluation", "exchange").integers(0, 2, (exchanges, len(common))).astype(np.float64)
     both = _joined(one, other)
     kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
     truth = {name: estimates_of(one, ones)[name] - estimates_of(other, ones)[name] for name in estimates_of(one, ones)}
@@ -75,10 +88,12 @@ def compare(first: Scores, second: Scores, names: Sequence[str] = ("cp_pf", "deb
         if name not in truth:
             continue
         difference = float(truth[name][0])
-        low, high = intervals.student(difference, intervals.jackknifed(without[name] - others[name], strata))
+        low, high = intervals.student(
+            difference, intervals.jackknifed(without[name] - others[name], strata), _DIFFERENCES
+        )
         # Differences that are equal up to rounding count as equal.
         extreme = int((np.abs(chance[name]) >= abs(difference) - 1e-12).sum())
-        p = (1 + extreme) / (1 + EXCHANGES)
+        p = (1 + extreme) / (1 + exchanges)
         comparisons.append(Comparison(name, first.method, second.method, difference, low, high, p, len(common)))
     return comparisons
 

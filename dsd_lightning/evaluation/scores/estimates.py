@@ -28,6 +28,7 @@ class Estimate:
     Attributes:
         value: in [0, 1]; NaN where nothing was scored.
         low, high: bounds of the 95% interval; NaN where there is none (one subject, or all alike).
+        subjects, images: how many have a score; of a product, by the measure that has fewer.
         scored: judgements with a score.
         missing: judgements without one.
     """
@@ -35,12 +36,24 @@ class Estimate:
     value: float
     low: float
     high: float
+    subjects: int
+    images: int
     scored: int
     missing: int
 
     def __str__(self) -> str:
         """Return value, interval and counts for people."""
-        return f"{self.value:.3f} {intervals.text(self.low, self.high)} (N={self.scored}, missing {self.missing})"
+        return f"{self.value:.3f} {intervals.text(self.low, self.high)} ({', '.join(self.sizes)})"
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Return how many subjects, images and judgements the estimate has, and how many judgements are missing."""
+        return (
+            f"{self.subjects} subjects",
+            f"{self.images} images",
+            f"{self.scored} judged",
+            f"{self.missing} missing",
+        )
 
 
 @dataclass(frozen=True)
@@ -178,9 +191,8 @@ def estimates(scores: Scores) -> dict[str, Estimate]:
     result = {}
     for name, value in values.items():
         parts = intervals.jackknifed(without[name], strata)
-        low, high = intervals.student(float(value[0]), parts, bounded=True)
-        scored, missing = _numbers(scores, name)
-        result[name] = Estimate(float(value[0]), low, high, scored, missing)
+        low, high = intervals.student(float(value[0]), parts, intervals.SHARE)
+        result[name] = Estimate(float(value[0]), low, high, *_sizes(scores, name))
     return result
 
 
@@ -213,11 +225,11 @@ def _by_category(categories: Sequence[str], sums: Array, counts: Array, weights:
     )
 
 
-def _numbers(scores: Scores, name: str) -> tuple[int, int]:
-    """Return how many judgements an estimate has, and how many are missing."""
+def _sizes(scores: Scores, name: str) -> tuple[int, int, int, int]:
+    """Return how many subjects, images and judgements an estimate has, and how many judgements are missing."""
     if name.endswith("cp_pf"):
-        both = [_numbers(scores, name.removesuffix("_pf")), _numbers(scores, name.removesuffix("cp_pf") + "pf")]
-        return both[0][0] + both[1][0], both[0][1] + both[1][1]
+        one, other = _sizes(scores, name.removesuffix("_pf")), _sizes(scores, name.removesuffix("cp_pf") + "pf")
+        return min(one[0], other[0]), min(one[1], other[1]), one[2] + other[2], one[3] + other[3]
     measure, _, group = name.partition("/")
     here = np.ones(scores.scored[measure].shape, dtype=bool)
     if measure.endswith("cp"):
@@ -225,7 +237,9 @@ def _numbers(scores: Scores, name: str) -> tuple[int, int]:
         here &= rows[:, None]
     else:
         here &= np.asarray([_counts_in(each, group, scores, by_kind=True) for each in scores.kinds])[None]
-    return int(scores.scored[measure][here].sum()), int(scores.missing[measure][here].sum())
+    images = np.where(here, scores.counts[measure], 0)
+    scored, missing = (int(each[measure][here].sum()) for each in (scores.scored, scores.missing))
+    return int((images.sum(axis=1) > 0).sum()), int(images.sum()), scored, missing
 
 
 def _counts_in(name: str, group: str, scores: Scores, by_kind: bool) -> bool:

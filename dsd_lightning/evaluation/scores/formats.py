@@ -7,12 +7,25 @@ import html
 import io
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from itertools import groupby
 
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.evaluation.scores.tables import Table
 
-_CSV_COLUMNS = ("method", "estimate", "value", "low", "high", "scored", "missing", "rule", "judge")
+_CSV_COLUMNS = (
+    "method",
+    "estimate",
+    "value",
+    "low",
+    "high",
+    "subjects",
+    "images",
+    "scored",
+    "missing",
+    "rule",
+    "judge",
+)
 
 
 def _caption(table: Table) -> str:
@@ -142,9 +155,7 @@ def to_html(tables: Sequence[Table]) -> str:
 def to_csv(rows: Sequence[Scores]) -> str:
     """Return every estimate of every method as a line, with interval, counts, rule and judge."""
     lines = [
-        (row.method, name, each.value, each.low, each.high, each.scored, each.missing, row.rule, row.judge)
-        for row in rows
-        for name, each in estimates(row).items()
+        (row.method, name, *astuple(each), row.rule, row.judge) for row in rows for name, each in estimates(row).items()
     ]
     return csv_text(_CSV_COLUMNS, lines)
 

@@ -17,6 +17,12 @@ CONFIDENCE = 0.95
 NONE = (math.nan, math.nan)
 """The interval where none can be had."""
 
+SHARE, COSINE = (0.0, 1.0), (-1.0, 1.0)
+"""Scales: least and greatest value."""
+
+SAYS_NOTHING = 0.95
+"""Share of its scale from which on an interval is none: Student's t of two raters has 12.7 standard deviations."""
+
 _SAME = 1e-18
 """Variances up to this are rounding."""
 
@@ -24,7 +30,10 @@ Array = NDArray[np.float64]
 
 
 def student(
-    value: float, parts: Sequence[tuple[float, float]], bounded: bool = False, crossed: bool = False
+    value: float,
+    parts: Sequence[tuple[float, float]],
+    scale: tuple[float, float] | None = None,
+    crossed: bool = False,
 ) -> tuple[float, float]:
     """Return the interval of an estimate whose variance is a sum of estimated variances.
 
@@ -34,11 +43,13 @@ def student(
     Args:
         value: the estimate.
         parts: variances with their degrees of freedom.
-        bounded: whether the estimate is in [0, 1]: then the interval is computed of its logit, and stays within.
+        scale: least and greatest value of the estimate: the interval is computed of its logit between them, and stays
+            within. None for an estimate without bounds.
         crossed: whether the parts are of factors that are crossed, such as raters and images.
 
     Returns:
-        Lower and upper bound; NaN where a part has no degree of freedom, or nothing varies.
+        Lower and upper bound; NaN where a part has no degree of freedom, nothing varies, or the interval would be
+        nearly the whole scale (`SAYS_NOTHING`).
     """
     variance = sum(part for part, _ in parts)
     if not parts or min(freedom for _, freedom in parts) < 1 or not variance > _SAME or not math.isfinite(value):
@@ -49,21 +60,28 @@ def student(
     else:
         freedom = variance**2 / sum(part**2 / each for part, each in parts)
         width = float(stdtrit(freedom, quantile)) * math.sqrt(variance)
-    if not bounded:
+    if scale is None:
         return value - width, value + width
-    if not 0 < value < 1:
+    least, length = scale[0], scale[1] - scale[0]
+    share, width = (value - least) / length, width / length
+    if not 0 < share < 1:
         return NONE
-    center, width = math.log(value / (1 - value)), width / (value * (1 - value))
+    center, width = math.log(share / (1 - share)), width / (share * (1 - share))
     low, high = (0.5 * (1 + math.tanh((center + each) / 2)) for each in (-width, width))
-    return low, high
+    return (least + low * length, least + high * length) if high - low < SAYS_NOTHING else NONE
 
 
-def of_mean(values: Sequence[float] | Array) -> tuple[float, float]:
-    """Return the interval of the mean of independent values; NaN for fewer than two, or equal ones."""
+def of_mean(values: Sequence[float] | Array, scale: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Return the interval of the mean of independent values; NaN for fewer than two, or equal ones.
+
+    Args:
+        values: one a subject.
+        scale: see `student`.
+    """
     count = len(values)
     if count < 2:
         return NONE
-    return student(float(np.mean(values)), [(float(np.var(values, ddof=1)) / count, count - 1.0)])
+    return student(float(np.mean(values)), [(float(np.var(values, ddof=1)) / count, count - 1.0)], scale)
 
 
 def left_out(groups: Sequence[str]) -> tuple[Array, list[NDArray[np.int64]]]:

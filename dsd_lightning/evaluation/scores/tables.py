@@ -15,7 +15,7 @@ HEADINGS = {"photorealistic": "Real.", "imaginative": "Imag."}
 """The paper's headings that differ from the groups' names."""
 
 Cell = tuple[str, ...]
-"""Lines: the estimate and, unless published, its interval and how many judgements it has and misses."""
+"""Lines: the estimate and, unless published, its interval and its sample sizes."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,12 @@ def _heading(name: str) -> str:
 
 def _cell(estimate: Estimate | None) -> Cell:
     if estimate is None or math.isnan(estimate.value):
-        return ("-",) if estimate is None else ("-", "", f"N {estimate.scored}, -{estimate.missing}")
-    interval = intervals.text(estimate.low, estimate.high)
-    return (f"{estimate.value:.3f}", interval, f"N {estimate.scored}, -{estimate.missing}")
+        return ("-",) if estimate is None else ("-", "", *estimate.sizes)
+    return (f"{estimate.value:.3f}", intervals.text(estimate.low, estimate.high), *estimate.sizes)
 
 
 def _notes(rows: Sequence[Scores]) -> tuple[str, ...]:
-    notes = [
-        "[..]: 95% interval over subjects. N: judgements with a score; after the minus, those without one. Subjects: "
-        + ", ".join(f"{row.method} {len(row.subjects)}" for row in rows)
-    ]
+    notes = ["[..]: 95% interval over subjects. Missing: judgements without a score"]
     for row in rows:
         if row.failures:
             notes.append(f"{row.method}, without a score: " + ", ".join(f"{k} {n}" for k, n in row.failures.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import wandb
 from dsd_lightning.evaluation.judging.judgements import Judgement
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
-from dsd_lightning.evaluation.scores.estimates import Scores, estimates
+from dsd_lightning.evaluation.scores.estimates import Estimate, Scores, estimates
 from dsd_lightning.images.pixels import load_rgb
 
 ESTIMATES, IMAGES = "evaluation/estimates", "evaluation/images"
@@ -53,8 +54,8 @@ def send(
         config={"judge": row.judge, "rule": row.rule, "rubrics": {f"{m}/{k}": digest for m, k, digest in row.rubric}},
     ) as run:
         run.summary.update({name: estimate.value for name, estimate in by_name.items()})
-        lines = [[name, e.value, e.low, e.high, e.scored, e.missing] for name, e in by_name.items()]
-        table = wandb.Table(columns=["estimate", "value", "low", "high", "scored", "missing"], data=lines)
+        lines = [[name, *astuple(estimate)] for name, estimate in by_name.items()]
+        table = wandb.Table(columns=["estimate", *(field.name for field in fields(Estimate))], data=lines)
         shown = [(case, file) for case in cases if (file := samples.image(case)) is not None][:images]
         rows = [
             [

@@ -155,13 +155,19 @@ class Pixels:
         self.side, self.backbone = side, f"RGB, {side} x {side}"
 
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector an image: its pixels without their mean; zeros for an image of one colour."""
+        """Return a unit vector an image: its pixels without their mean.
+
+        An image of one grey has no contrast to correlate: one more coordinate makes such images alike among themselves
+        and unlike all others.
+        """
         size = (self.side, self.side)
         small = [
             np.asarray(each.convert("RGB").resize(size, Image.Resampling.BOX), np.float32).ravel() for each in images
         ]
         values = torch.from_numpy(np.stack(small))
-        return F.normalize(values - values.mean(dim=1, keepdim=True), dim=-1)
+        values = values - values.mean(dim=1, keepdim=True)
+        plain = (values.abs().amax(dim=1, keepdim=True) == 0).float()
+        return F.normalize(torch.cat([values, plain], dim=1), dim=-1)
 
 
 def _batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:

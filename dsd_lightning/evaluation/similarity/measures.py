@@ -38,7 +38,8 @@ class Similarity:
     Attributes:
         name: such as CLIP-I, with the backbone beside it.
         value, low, high: mean over subjects and bounds of its 95% interval.
-        images: how many were measured; missing: how many are not there.
+        subjects, images: how many were measured.
+        missing: images that are not there.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Similarity:
     value: float
     low: float
     high: float
+    subjects: int
     images: int
     missing: int
 
@@ -54,7 +56,7 @@ class Similarity:
         """Return a line for people."""
         return (
             f"{self.method}  {self.name} ({self.backbone}): {self.value:.3f} {intervals.text(self.low, self.high)} "
-            f"(N={self.images}, missing {self.missing})"
+            f"({self.subjects} subjects, {self.images} images, {self.missing} missing)"
         )
 
 
@@ -75,10 +77,11 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
     owner = torch.tensor([subjects.index(case.subject) for case, _ in present])
     result = []
 
-    def add(encoder: Encoder, name: str, by_subject: list[float]) -> None:
-        low, high = intervals.of_mean(by_subject)
+    def add(encoder: Encoder, name: str, by_subject: list[float], scale: tuple[float, float]) -> None:
+        low, high = intervals.of_mean(by_subject, scale)
         mean = float(np.mean(by_subject)) if by_subject else float("nan")
-        result.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, len(present), missing))
+        sizes = len(by_subject), len(present), missing
+        result.append(Similarity(samples.method, name, encoder.backbone, mean, low, high, *sizes))
 
     for encoder in encoders:
         log.info("%s: %s (%s)", samples.method, encoder.name, encoder.backbone)
@@ -86,15 +89,16 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
         references = encoder.images(load_rgb(subject.reference) for subject in subjects)
         table = results @ references.T
         own = table[torch.arange(len(present)), owner]
-        add(encoder, encoder.name, _means(own, owner))
+        add(encoder, encoder.name, _means(own, owner), intervals.COSINE)
         if isinstance(encoder, Clip):
             texts = encoder.texts(case.prompt.text for case, _ in present)
-            add(encoder, "CLIP-T", _means((results * texts).sum(dim=1), owner))
+            add(encoder, "CLIP-T", _means((results * texts).sum(dim=1), owner), intervals.COSINE)
         if len(subjects) > 1:
             others = (table.sum(dim=1) - own) / (len(subjects) - 1)
-            add(encoder, f"copying, {encoder.name}", _means(own - others, owner))
+            add(encoder, f"copying, {encoder.name}", _means(own - others, owner), (-2.0, 2.0))
         groups = [results[owner == index] for index in range(len(subjects))]
-        add(encoder, f"diversity, {encoder.name}", [1 - mean_of_pairs(group) for group in groups if len(group) > 1])
+        diversities = [1 - mean_of_pairs(group) for group in groups if len(group) > 1]
+        add(encoder, f"diversity, {encoder.name}", diversities, (0.0, 2.0))
     return result
 
 
@@ -104,8 +108,8 @@ def _means(values: Tensor, owner: Tensor) -> list[float]:
 
 def mean_of_pairs(vectors: Tensor) -> float:
     """Return the mean similarity of every two of at least two unit vectors [n, d]."""
-    count = len(vectors)
-    return float(((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
+    first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    return float((vectors @ vectors.T)[first, second].mean())
 
 
 def run(config: DictConfig) -> str:

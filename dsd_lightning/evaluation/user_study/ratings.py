@@ -32,7 +32,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 @dataclass(frozen=True)
 class Rating:
-    """One rater's score of one method's image, by one criterion."""
+    """One rater's score of one method's image, by one criterion; NaN where the rater was asked and gave none."""
 
     rater: str
     item: str
@@ -47,11 +47,14 @@ class Opinion:
 
     Attributes:
         mean: of all ratings.
-        low, high: bounds of its 95% interval, over raters and items; NaN for one rater or one item.
+        low, high: bounds of its 95% interval, over raters and items; NaN where there is none (one rater or item, or all
+            ratings alike).
         std: population standard deviation of all ratings.
         rater_mean, rater_std: mean and population standard deviation of the raters' own means.
         alpha: Krippendorff's, ordinal, over the method's items.
-        ratings, missing, raters, items: how many.
+        ratings: how many there are.
+        missing: how many more there would be if every rater of the study had rated every item of the method.
+        raters, items: how many have a rating.
     """
 
     method: str
@@ -87,18 +90,25 @@ def read(files: Sequence[str | Path], criteria: Sequence[str], scale: tuple[floa
     ratings: dict[tuple[str, str, str, str], Rating] = {}
     for file in map(Path, files):
         for where, rating in _ratings(file, list(criteria)):
-            if scale is not None and not scale[0] <= rating.score <= scale[1]:
+            if scale is not None and not math.isnan(rating.score) and not scale[0] <= rating.score <= scale[1]:
                 raise EvaluationError(
                     f"{where}: {rating.criterion} {rating.score:g} is off the scale {scale[0]:g} to {scale[1]:g}; correct "
                     "it, or give the scale that was used as scale=[LEAST,GREATEST]"
                 )
             key = (rating.rater, rating.item, rating.method, rating.criterion)
-            if key in ratings:
+            before = ratings.get(key)
+            if before is not None and not math.isnan(before.score):
+                if math.isnan(rating.score):
+                    continue
                 raise EvaluationError(f"{where}: {rating.rater} has rated {rating.item} of {rating.method} before")
             ratings[key] = rating
-    if not ratings:
+    return _some(list(ratings.values()), files)
+
+
+def _some(ratings: list[Rating], files: Sequence[str | Path]) -> list[Rating]:
+    if all(math.isnan(each.score) for each in ratings):
         raise EvaluationError(f"no ratings in {', '.join(map(str, files)) or 'no file'}")
-    return list(ratings.values())
+    return ratings
 
 
 def _ratings(file: Path, criteria: list[str]) -> Iterator[tuple[str, Rating]]:
@@ -116,20 +126,16 @@ def _ratings(file: Path, criteria: list[str]) -> Iterator[tuple[str, Rating]]:
             rater, item = file.stem, row.required_text(columns[0])
             cells = [(m, c, v) for m in columns[1:] for c, v in _listed(row, m, criteria)]
         for method, criterion, cell in cells:
-            score = _number(cell, row.where)
-            if score is not None:
-                yield row.where, Rating(rater, item, method, criterion, score)
+            yield row.where, Rating(rater, item, method, criterion, _number(cell, row.where))
 
 
 def _listed(row: Row, column: str, criteria: list[str]) -> list[tuple[str, Any]]:
     cell = row.cells.get(column)
     if isinstance(cell, str):
-        if cell.strip().lower() in MISSING:
-            return []
-        cell = cell.strip().strip("[]()").split(",")
+        cell = None if cell.strip().lower() in MISSING else cell.strip().strip("[]()").split(",")
     values = cell if isinstance(cell, list) else [cell]
     if values == [None]:
-        return []
+        values = [None] * len(criteria)
     if len(values) != len(criteria):
         raise EvaluationError(
             f"{row.where}: {row.cells.get(column)!r} holds {len(values)} ratings, and the criteria are {', '.join(criteria)}; "
@@ -138,10 +144,10 @@ def _listed(row: Row, column: str, criteria: list[str]) -> list[tuple[str, Any]]
     return list(zip(criteria, values, strict=True))
 
 
-def _number(cell: Any, where: str) -> float | None:
-    """Return the rating in a cell of a table (text in CSV, a number or null in JSON and Parquet); None if it is empty."""
+def _number(cell: Any, where: str) -> float:
+    """Return the rating in a cell of a table (text in CSV, a number or null in JSON and Parquet); NaN if it is empty."""
     if cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING):
-        return None
+        return math.nan
     try:
         value = math.nan if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError):
@@ -176,14 +182,22 @@ def with_overall(ratings: Sequence[Rating]) -> list[Rating]:
     return [*ratings, *means]
 
 
-def opinions(ratings: Sequence[Rating]) -> list[Opinion]:
-    """Return the raters' opinions, method by method and criterion by criterion."""
+def opinions(ratings: Sequence[Rating], scale: tuple[float, float] | None) -> list[Opinion]:
+    """Return the raters' opinions, method by method and criterion by criterion.
+
+    Args:
+        ratings: of all methods.
+        scale: least and greatest rating, which intervals do not leave; None for ratings without bounds.
+    """
+    raters = len({each.rater for each in ratings})
     result = []
     for method in dict.fromkeys(each.method for each in ratings):
+        items = len({each.item for each in ratings if each.method == method})
         for criterion in dict.fromkeys(each.criterion for each in ratings):
             chosen = [each for each in ratings if (each.method, each.criterion) == (method, criterion)]
-            if chosen:
-                result.append(_opinion(method, criterion, chosen))
+            matrix = _matrix(chosen)
+            if matrix.size:
+                result.append(_opinion(method, criterion, matrix, raters * items, scale))
     return result
 
 
@@ -196,7 +210,8 @@ def agreement(ratings: Sequence[Rating]) -> dict[str, float]:
 
 
 def _matrix(ratings: Sequence[Rating]) -> NDArray[np.float64]:
-    """Return ratings as [raters, images], NaN where there is none."""
+    """Return ratings as [raters, images], NaN where there is none, without raters and images that have none."""
+    ratings = [each for each in ratings if not math.isnan(each.score)]
     raters = {name: index for index, name in enumerate(sorted({each.rater for each in ratings}))}
     units = {key: index for index, key in enumerate(sorted({(each.method, each.item) for each in ratings}))}
     matrix = np.full((len(raters), len(units)), np.nan)
@@ -205,12 +220,18 @@ def _matrix(ratings: Sequence[Rating]) -> NDArray[np.float64]:
     return matrix
 
 
-def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
-    matrix = _matrix(ratings)
+def _opinion(
+    method: str,
+    criterion: str,
+    matrix: NDArray[np.float64],
+    planned: int,
+    scale: tuple[float, float] | None,
+) -> Opinion:
     rated = ~np.isnan(matrix)
     values = matrix[rated]
     by_rater = np.asarray([matrix[row, rated[row]].mean() for row in range(len(matrix))])
-    low, high = intervals.student(float(values.mean()), [_variance(matrix), _variance(matrix.T)], crossed=True)
+    parts = [_variance(matrix), _variance(matrix.T)]
+    low, high = intervals.student(float(values.mean()), parts, scale, crossed=True)
     return Opinion(
         method=method,
         criterion=criterion,
@@ -222,7 +243,7 @@ def _opinion(method: str, criterion: str, ratings: Sequence[Rating]) -> Opinion:
         rater_std=float(by_rater.std()),
         alpha=alpha(matrix),
         ratings=len(values),
-        missing=matrix.size - len(values),
+        missing=planned - len(values),
         raters=matrix.shape[0],
         items=matrix.shape[1],
     )
@@ -242,8 +263,11 @@ def _variance(matrix: NDArray[np.float64]) -> tuple[float, float]:
     return float(((means - means.mean()) ** 2).sum() * (count - 1) / count), count - 1.0
 
 
-def read_pages(files: Sequence[str | Path], key: str | Path) -> list[Rating]:
+def read_pages(files: Sequence[str | Path], key: str | Path) -> tuple[list[Rating], tuple[float, float]]:
     """Read the files that the study's page saved, one a rater, and replace hidden names by methods.
+
+    Returns:
+        The ratings, NaN for what a rater left out, and their scale.
 
     Args:
         files: .json files that raters have sent back.
@@ -270,16 +294,16 @@ def read_pages(files: Sequence[str | Path], key: str | Path) -> list[Rating]:
                 f"{file}: ratings={ratings!r}; scores by image and criterion are needed, as the page saves"
             )
         for name, scores in ratings.items():
-            image = hidden["images"].get(name)
-            if image is None:
+            if name not in hidden["images"]:
                 raise EvaluationError(f"{file}: the image {name!r} is not in {key}")
             for criterion, score in scores.items():
                 if criterion not in hidden["criteria"] or not (isinstance(score, int) and low <= score <= high):
                     raise EvaluationError(f"{file}: {criterion} {score!r} of {name} is no rating of this study")
+        for name, image in hidden["images"].items():
+            for criterion in hidden["criteria"]:
+                score = ratings.get(name, {}).get(criterion, math.nan)
                 result.append(Rating(rater, image["case"], image["method"], criterion, float(score)))
-    if not result:
-        raise EvaluationError(f"no ratings in {', '.join(map(str, files)) or 'no file'}")
-    return result
+    return _some(result, files), (float(low), float(high))
 
 
 def _json_object(file: Path) -> dict[str, Any]:

@@ -130,20 +130,27 @@ def _embedded(file: Path, side: int, images: dict[str, str]) -> str:
 def score(config: DictConfig) -> str:
     """Aggregate raters' files; write and return the table of opinions."""
     files = list(config.ratings)
+    scale: tuple[float, float] | None
     if files and all(str(file).endswith(".json") for file in files):
         if config.key is None:
             raise EvaluationError("key=null: ratings of the page need the key.json that was written beside it")
-        ratings = read_pages(files, config.key)
+        ratings, scale = read_pages(files, config.key)
     else:
-        scale = None if config.scale is None else (float(config.scale[0]), float(config.scale[1]))
+        scale = None if config.scale is None else _scale(config.scale)
         ratings = read(files, list(config.criteria), scale)
-    results = opinions(with_overall(ratings) if config.overall else ratings)
+    results = opinions(with_overall(ratings) if config.overall else ratings, scale)
     alphas = agreement(ratings)
     folder = Path(config.out)
     columns = [field.name for field in fields(Opinion)]
     write_text(folder / "opinions.csv", csv_text(columns, map(astuple, results)))
     write_text(folder / "opinions.md", to_markdown(results, alphas))
     return f"{to_text(results, alphas)}\ntables  {folder}/opinions.{{csv,md}}"
+
+
+def _scale(bounds: Sequence[float]) -> tuple[float, float]:
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise EvaluationError(f"scale={list(bounds)}: give the least and the greatest rating, such as scale=[1,5]")
+    return float(bounds[0]), float(bounds[1])
 
 
 _HEADINGS = ("method", "criterion", "mean [95% interval]", "std", "raters' mean ± std", "alpha", "ratings", "missing")
@@ -158,7 +165,7 @@ def _rows(results: Sequence[Opinion]) -> list[tuple[str, ...]]:
             f"{each.std:.3f}",
             f"{each.rater_mean:.3f} ± {each.rater_std:.3f}",
             "-" if math.isnan(each.alpha) else f"{each.alpha:.3f}",
-            f"{each.ratings} by {each.raters}",
+            f"{each.ratings} of {each.items} images by {each.raters} raters",
             str(each.missing),
         )
         for each in results
