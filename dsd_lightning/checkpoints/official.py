@@ -10,38 +10,46 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.checkpoints.lora_files import (
+    LORA_FILE,
+    PREFIX,
+    common_rank,
+    linear_layers,
+    read_factors,
+    require_fit,
+)
+from dsd_lightning.checkpoints.weight_files import (
+    TRANSFORMER_FILE,
+    OfficialWeightsError,
+    copy_into,
+    opened,
+    some,
+    transformer_files,
+)
 from dsd_lightning.flux.lora import Lora
+
+__all__ = [
+    "LORA_FILE",
+    "PREFIX",
+    "TRANSFORMER_FILE",
+    "OfficialWeightsError",
+    "is_official",
+    "load_official",
+    "load_official_folder",
+]
 
 log = logging.getLogger(__name__)
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Name under which the LoRA factors are released."""
-
-TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
-"""Name of the transformer's weights in `transformer/`."""
-
-PREFIX = "transformer."
-"""How every key of the LoRA file begins."""
-
-_FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _STRAY = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
 """Left over in the released transformer from its authors' training; not part of the model."""
-
-
-class OfficialWeightsError(ValueError):
-    """Files that are not in the official layout or do not fit; the message names file, keys and remedy."""
 
 
 def is_official(folder: str | Path) -> bool:
@@ -66,7 +74,7 @@ def load_official_folder(architecture: Architecture, folder: str | Path) -> None
         )
     transformer = folder / "transformer" if (folder / "transformer").is_dir() else None
     file = folder / LORA_FILE if (folder / LORA_FILE).is_file() else None
-    if file is not None and not any(bool(pair["B"].any()) for pair in _read_factors(file).values() if "B" in pair):
+    if file is not None and not any(bool(pair["B"].any()) for pair in read_factors(file).values() if "B" in pair):
         log.info("left out %s, whose factors are zero", file)
         file = None
     if transformer is None:
@@ -105,11 +113,7 @@ def load_official(
 
 def _load_transformer(architecture: Parallel, folder: Path) -> None:
     _check_config(architecture, folder / "config.json")
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise OfficialWeightsError(
-            f"{folder} holds no diffusion_pytorch_model*.safetensors; give the official model's folder transformer/"
-        )
+    files = transformer_files(folder)
     # Beside factors of its own, a layer's weights go by another name.
     missing = {
         name.replace(".base_layer.", "."): value
@@ -118,24 +122,24 @@ def _load_transformer(architecture: Parallel, folder: Path) -> None:
     }
     stray, unexpected = 0, []
     for file in files:
-        with _opened(file) as tensors:
+        with opened(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 if _STRAY.fullmatch(key):
                     stray += 1
                 elif (place := missing.pop(_ours(key), None)) is None:
                     unexpected.append(key)
                 else:
-                    _copy(tensors.get_tensor(key), place, key, file)
+                    copy_into(tensors.get_tensor(key), place, key, file)
     if unexpected:
         raise OfficialWeightsError(
-            f"{folder} holds {_some(unexpected)}, which the transformer does not have (or has twice)"
+            f"{folder} holds {some(unexpected)}, which the transformer does not have (or has twice)"
         )
     if missing:
         names = [_theirs(name) for name in missing]
         hint = (
             "; is it a plain FLUX transformer? Then name it as base.model.path" if "c_embedder.weight" in names else ""
         )
-        raise OfficialWeightsError(f"{folder} lacks {len(names)} of the transformer's weights: {_some(names)}{hint}")
+        raise OfficialWeightsError(f"{folder} lacks {len(names)} of the transformer's weights: {some(names)}{hint}")
     if stray:
         log.info("left out %d stray LoRA tensors of %s", stray, folder)
 
@@ -177,15 +181,9 @@ def _load_lora(architecture: Parallel, file: Path, scale: float) -> None:
         raise OfficialWeightsError(
             f"{file} brings its own factors: build the architecture without any (arch.lora=null)"
         )
-    factors = {_ours(layer): pair for layer, pair in _read_factors(file).items()}
-    rank = _common_rank(factors, file)
-    linear = {name: layer for name, layer in architecture.transformer.named_modules() if isinstance(layer, nn.Linear)}
-    if unknown := sorted(set(factors) - set(linear)):
-        raise OfficialWeightsError(f"{file} has factors for {_some(unknown)}, which the transformer does not have")
-    for name, pair in factors.items():
-        theirs, ours = (pair["B"].shape[0], pair["A"].shape[1]), tuple(linear[name].weight.shape)
-        if theirs != ours:
-            raise OfficialWeightsError(f"{file}: the factors of {name!r} make {theirs}, but the layer has {ours}")
+    factors = {_ours(layer): pair for layer, pair in read_factors(file).items()}
+    rank = common_rank(factors, file)
+    require_fit(factors, linear_layers(architecture.transformer), file)
     # A pattern of full names, for a bare list of them would match by their endings: `proj_out`, the output head, is also
     # how the single blocks' last layers end.
     settings = Lora(rank=rank, targets="|".join(re.escape(name) for name in sorted(factors)))
@@ -197,15 +195,17 @@ def _load_lora(architecture: Parallel, file: Path, scale: float) -> None:
         for name, pair in factors.items():
             layer = architecture.transformer.get_submodule(name)
             for side, value in {"A": pair["A"], "B": scale * pair["B"]}.items():
-                _copy(value, getattr(layer, f"lora_{side}")[settings.adapter_name].weight, f"{name}.lora_{side}", file)
+                copy_into(
+                    value, getattr(layer, f"lora_{side}")[settings.adapter_name].weight, f"{name}.lora_{side}", file
+                )
 
 
 def _fill_factors(architecture: Parallel, file: Path) -> None:
     """Copy a file's factors into those that the architecture has; its own scale is divided out."""
-    factors = {_ours(layer): pair for layer, pair in _read_factors(file).items()}
+    factors = {_ours(layer): pair for layer, pair in read_factors(file).items()}
     mine = {name: layer for name, layer in architecture.transformer.named_modules() if isinstance(layer, LoraLayer)}
     assert architecture.lora is not None
-    adapter, rank = architecture.lora.adapter_name, _common_rank(factors, file)
+    adapter, rank = architecture.lora.adapter_name, common_rank(factors, file)
     if set(mine) != set(factors) or rank != architecture.lora.rank:
         raise OfficialWeightsError(
             f"{file} has factors of rank {rank} on {len(factors)} layers, and arch.lora has rank {architecture.lora.rank} on "
@@ -216,69 +216,4 @@ def _fill_factors(architecture: Parallel, file: Path) -> None:
         for name, layer in mine.items():
             scale = float(layer.scaling[adapter])
             for side, value in {"A": factors[name]["A"], "B": factors[name]["B"] / scale}.items():
-                _copy(value, getattr(layer, f"lora_{side}")[adapter].weight, f"{name}.lora_{side}", file)
-
-
-def _read_factors(file: Path) -> dict[str, dict[str, Tensor]]:
-    if not file.is_file():
-        raise OfficialWeightsError(f"{file} is no file; give the released {LORA_FILE}")
-    with _opened(file) as tensors:
-        keys = list(tensors.keys())
-        if alphas := [key for key in keys if key.endswith(".alpha")]:
-            raise OfficialWeightsError(
-                f"{file} holds {_some(alphas)}: the official layout has no alpha; multiply each layer's lora_B by "
-                "alpha / rank and leave the alpha keys out"
-            )
-        if foreign := [key for key in keys if not key.startswith(PREFIX)]:
-            raise OfficialWeightsError(
-                f"{file} holds {_some(foreign)}: every key must begin with {PREFIX!r}, or the official loader would "
-                "silently load nothing; rename them"
-            )
-        factors: dict[str, dict[str, Tensor]] = {}
-        for key in keys:
-            match = _FACTOR.fullmatch(key.removeprefix(PREFIX))
-            if match is None:
-                raise OfficialWeightsError(
-                    f"{file} holds {key!r}; the official layout has only {PREFIX}<layer>.lora_A.weight and .lora_B.weight"
-                )
-            factors.setdefault(match["layer"], {})[match["side"]] = tensors.get_tensor(key)
-    if half := sorted(layer for layer, pair in factors.items() if len(pair) != 2):
-        raise OfficialWeightsError(f"{file} has only one of lora_A and lora_B for {_some(half)}")
-    return factors
-
-
-def _common_rank(factors: Mapping[str, Mapping[str, Tensor]], file: Path) -> int:
-    ranks = {layer: {pair["A"].shape[0], pair["B"].shape[1]} for layer, pair in factors.items()}
-    distinct = set().union(*ranks.values())
-    if len(distinct) != 1:
-        examples = ", ".join(f"{sorted(each)} in {layer}" for layer, each in list(ranks.items())[:3])
-        raise OfficialWeightsError(
-            f"{file} must hold factors of one rank, and holds {sorted(distinct)} ({examples or 'none'})"
-        )
-    return int(distinct.pop())
-
-
-# --- Reading.
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise OfficialWeightsError(f"{file} cannot be read: {error}; download it again") from error
-
-
-def _copy(value: Tensor, place: Tensor, name: str, file: Path) -> None:
-    if value.shape != place.shape:
-        raise OfficialWeightsError(f"{file}: {name!r} is {tuple(value.shape)}, but the model has {tuple(place.shape)}")
-    if place.is_meta:
-        raise OfficialWeightsError(f"{name!r} has no memory yet (base.model.initialise=meta): load into a real base")
-    place.copy_(value)
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
+                copy_into(value, getattr(layer, f"lora_{side}")[adapter].weight, f"{name}.lora_{side}", file)

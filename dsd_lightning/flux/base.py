@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
@@ -168,6 +168,24 @@ class FluxBase:
                 f"base.model.path={self.path!r} lacks {', '.join(missing)}: a FLUX model in the diffusers layout has the "
                 f"folders {', '.join(PARTS)}"
             )
+
+    def require_text_widths(self, transformer_config: Mapping[str, Any], place: object) -> None:
+        """Refuse a transformer that reads text of other widths than the base's encoders write; reads configurations alone.
+
+        Raises:
+            BaseModelError: naming both widths, and `place`, where the transformer's configuration is.
+        """
+        encoders = (
+            ("text_encoder_2", "d_model", "joint_attention_dim"),
+            ("text_encoder", "hidden_size", "pooled_projection_dim"),
+        )
+        for part, theirs, ours in encoders:
+            width, read = int(getattr(self._load(AutoConfig, part), theirs)), transformer_config.get(ours)
+            if read is not None and width != read:
+                raise BaseModelError(
+                    f"{place} says {ours}={read}, but {part} of {self.path!r} writes {width} values a token; give the base "
+                    "that the transformer was trained with (--base_path)"
+                )
 
     def scheduler_config(self) -> dict[str, Any]:
         local = Path(self.path) / "scheduler" / "scheduler_config.json"

@@ -21,8 +21,9 @@ DEFAULT_SHEET = "1,1.5,2/1,1.5,2"
 _EPILOG = """examples:
   python generate.py --image_path a.png --text "this character, large, on a red background"      the shipped miniature
   python generate.py --run outputs/2026-01-31/12-00-00 --image_path a.png --text "..."           a model of your own
-  python generate.py --model_path transformer --lora_path pytorch_lora_weights.safetensors \\
-      --image_path a.png --text "..." --output_path out.png --model_offload                      the authors' weights
+  python generate.py --model_path primecai/dsd_model --image_path a.png --text "..."             the authors' weights, 48 GB
+  python generate.py --model_path primecai/dsd_model --model_offload --quantize fp8 \\
+      --image_path a.png --text "..." --output_path out.png                                      the same, 24 GB
 
 a comic of 8 to 10 panels: python generate.py story --help
 

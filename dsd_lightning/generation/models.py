@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 if TYPE_CHECKING:
     from dsd_lightning.pipeline import TwoFramePipeline
 
-HUB_BASE = "black-forest-labs/FLUX.1-dev"
-"""The base of the authors' weights."""
+HUB_BASE = "black-forest-labs/FLUX.1-dev"  # as in models/restore.py, which takes seconds to import
+NO_LORA = "none"
+"""Value of --lora_path that stands for no file, not even the one beside --model_path."""
 
 MINIATURE = (
     "No model was named: using the shipped miniature (assets/tiny-flux and assets/tiny-dsd), which was trained on 64 x 64 "
@@ -32,10 +34,24 @@ def command_parser(prog: str, description: str, epilog: str) -> argparse.Argumen
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name a model."""
     model = parser.add_argument_group("the model (the shipped miniature if none is named)")
-    model.add_argument("--model_path", type=Path, help="the authors' transformer folder")
-    model.add_argument("--lora_path", type=Path, help="the authors' LoRA file, for --model_path")
-    model.add_argument("--base_path", help=f"folder or hub id of FLUX.1-dev, for --model_path; default {HUB_BASE}")
-    model.add_argument("--run", type=Path, help="a training's run folder (or one of its checkpoints), any architecture")
+    model.add_argument(
+        "--model_path",
+        metavar="NAME",
+        help="the authors' weights: hub id (primecai/dsd_model), a download of it, or its folder transformer/",
+    )
+    model.add_argument(
+        "--lora_path",
+        nargs="+",
+        metavar="NAME[:WEIGHT]",
+        help="LoRA files (or folders, or hub ids) and what their updates are multiplied by; for --model_path in place of the "
+        f"file beside it ({NO_LORA}: no file), for --run on top of it",
+    )
+    model.add_argument("--base_path", help=f"folder or hub id of the base, for --model_path; default {HUB_BASE}")
+    model.add_argument(
+        "--run",
+        metavar="NAME",
+        help="a training's run folder, one of its checkpoints, or an exported adapter (folder or hub id); any architecture",
+    )
     model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of the EMA weights")
     model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
 
@@ -97,18 +113,23 @@ def check_model(chosen: argparse.Namespace) -> None:
     Raises:
         GenerationError: naming them.
     """
-    if chosen.run is not None and any((chosen.model_path, chosen.lora_path, chosen.base_path)):
-        raise GenerationError("--run names a whole model: leave out --model_path, --lora_path and --base_path")
-    if chosen.model_path is None and (chosen.lora_path or chosen.base_path):
+    if chosen.run is not None and any((chosen.model_path, chosen.base_path)):
+        raise GenerationError("--run names a whole model: leave out --model_path and --base_path")
+    if chosen.run is None and chosen.model_path is None and (chosen.lora_path or chosen.base_path):
         raise GenerationError(
-            "--lora_path and --base_path belong to --model_path: give the authors' transformer folder"
+            "--lora_path and --base_path belong to --model_path: give the authors' weights (primecai/dsd_model)"
         )
+    if NO_LORA in (chosen.lora_path or ()) and (len(chosen.lora_path) > 1 or chosen.run is not None):
+        raise GenerationError(f"--lora_path {NO_LORA} stands alone, for --model_path: give it, or files")
     if chosen.model_offload and chosen.sequential_offload:
         raise GenerationError("choose one of --model_offload and --sequential_offload")
-    for name in ("model_path", "lora_path", "run"):
+    for name in ("model_path", "run"):
         path = getattr(chosen, name)
-        if path is not None and not path.exists():
-            raise GenerationError(f"--{name} {path}: there is no such file or folder")
+        if path is not None and not Path(path).exists() and not _HUB_ID.fullmatch(path):
+            raise GenerationError(f"--{name} {path}: there is no such file or folder, and it is no hub id (owner/name)")
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_miniature(chosen: argparse.Namespace) -> bool:
@@ -130,7 +151,9 @@ def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
         "merge_lora": not chosen.unmerged_lora,
     }
     if chosen.run is not None:
-        return TwoFramePipeline.from_run(chosen.run, ema=not chosen.no_ema, **options)
+        return TwoFramePipeline.from_run(chosen.run, ema=not chosen.no_ema, lora=chosen.lora_path, **options)
     if chosen.model_path is not None:
-        return TwoFramePipeline.load(chosen.base_path or HUB_BASE, chosen.model_path, chosen.lora_path, **options)
+        if chosen.lora_path is not None:
+            options["lora"] = None if chosen.lora_path == [NO_LORA] else chosen.lora_path
+        return TwoFramePipeline.load(chosen.base_path or HUB_BASE, chosen.model_path, **options)
     return TwoFramePipeline.tiny(**options)

@@ -6,29 +6,42 @@ is used with the very weights that it was trained on.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
-from dsd_lightning.checkpoints.adapter import HEADER, OFFICIAL_BASE, load_adapter, read_header
+from dsd_lightning.checkpoints.adapter import HEADER, OFFICIAL_BASE, WEIGHTS, load_adapter, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
+from dsd_lightning.checkpoints.lora_files import LoraFile, add_updates
 from dsd_lightning.checkpoints.official import OfficialWeightsError, is_official, load_official, load_official_folder
 from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.flux.lora import merge
+from dsd_lightning.models.hub import OfficialFiles, download, find_lora, find_official, is_hub_id
 from dsd_lightning.models.trusted import build_trusted
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, NoRunError, read_config
 
 log = logging.getLogger(__name__)
+
+HUB_BASE = "black-forest-labs/FLUX.1-dev"
+"""The base of the authors' weights."""
+
+FOUND = "found"
+"""Instead of a LoRA file: the one beside the transformer."""
+
+Loras = str | Path | Sequence[str | Path] | None
+"""Names of LoRA files."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +99,19 @@ def restore(
     """Build the architecture of a run from its recorded configuration, with the weights it trained.
 
     Args:
-        folder: a run folder, one of its checkpoint folders, or an exported adapter with its `config.yaml`.
+        folder: a run folder, one of its checkpoint folders, or an exported adapter with its `config.yaml`; of the latter a
+            hub id as well.
         ema: the EMA weights rather than the last ones.
         base_path: where the base is now, if not where the run had it.
         dtype: of the base's weights; the run's if None.
 
     Raises:
         NoRunError: if there is no checkpoint or no recorded configuration.
+        ModelSourceError: a hub id that cannot be downloaded.
         BaseModelError, AdapterMismatchError, DamagedError: see there.
     """
+    if is_hub_id(folder):
+        folder = download(str(folder), [HEADER, WEIGHTS, CONFIG])
     run, checkpoint = find_run(Path(folder))
     if not (run / CONFIG).is_file():
         raise NoRunError(
@@ -144,35 +161,57 @@ def restore_adapter(
 
 
 def restore_official(
-    base: str | Path, transformer: str | Path | None, lora: str | Path | None, dtype: torch.dtype, text_length: int
+    base: str | Path, transformer: str | Path | None, lora: Loras, dtype: torch.dtype, text_length: int
 ) -> tuple[Architecture, FluxBase]:
-    """Return the authors' model: a FLUX base, the official transformer folder, and the LoRA file.
+    """Return the authors' model: a FLUX base, the official transformer, and LoRA files.
 
-    The base's own transformer is only read where `transformer` is None.
+    The base's own transformer is only read where there is no official one.
+
+    Args:
+        base: folder or hub id.
+        transformer: what `find_official` takes; None for the base's own.
+        lora: what `find_lora` takes, one or several; FOUND takes the file beside the transformer, None takes none. The first
+            one's factors are attached, the updates of the others are added to the weights.
+        dtype: of all weights.
+        text_length: T5 tokens a prompt.
 
     Raises:
+        ModelSourceError: a name that leads to no files.
         OfficialWeightsError: files that are not in the official layout or do not fit; weights missing or left over.
         BaseModelError: the base cannot be loaded.
     """
-    flux = FluxBase(str(base), dtype=name_of(dtype), text_length=text_length)
-    folder: Path | None = None
-    if transformer is None:
+    files = OfficialFiles(None, None) if transformer is None else find_official(transformer)
+    loras = lora_files(lora, files.lora)
+    flux = FluxBase(in_checkout(str(base)), dtype=name_of(dtype), text_length=text_length)
+    if files.transformer is None:
         network = flux.transformer()
     else:
-        folder = Path(transformer)
-        folder = folder / "transformer" if (folder / "transformer" / "config.json").is_file() else folder
-        config = _transformer_config(folder)
+        config = _transformer_config(files.transformer)
         guidance = 1.0 if config.get("guidance_embeds") else None
         flux = replace(flux, initialise="meta", transformer_config=config, guidance_scale=guidance)
+        flux.require_text_widths(config, files.transformer / "config.json")
         network = flux.transformer().to_empty(device="cpu")  # filled below, or refused
     architecture = Parallel(network)
-    if folder is not None:
-        load_official(architecture, folder)
-    elif lora is None:
+    if files.transformer is not None:
+        load_official(architecture, files.transformer)
+    elif not loras:
         log.warning("neither official weights nor a LoRA: plain FLUX does not look at the reference")
-    if lora is not None:
-        load_official(architecture, lora=lora)
+    for each in loras[1:]:
+        add_updates(network, each)
+    if loras:
+        load_official(architecture, lora=loras[0].path, scale=loras[0].weight)
     return architecture.eval(), flux
+
+
+def lora_files(names: Loras, beside: Path | None = None) -> list[LoraFile]:
+    """Return the LoRA files of names; FOUND stands for the one beside a transformer, if there is one.
+
+    Raises:
+        ModelSourceError, OfficialWeightsError: as `find_lora`.
+    """
+    if names == FOUND:
+        return [] if beside is None else [LoraFile(beside)]
+    return [find_lora(name) for name in ([names] if isinstance(names, str | Path) else names or ())]
 
 
 def finish_for_inference(architecture: Architecture, dtype: torch.dtype | None, merge_lora: bool) -> None:
@@ -208,17 +247,23 @@ def config_of_adapter(adapter: Path, base: Path) -> DictConfig:
     return OmegaConf.create({"base": OmegaConf.load(base), "arch": arch})
 
 
-def network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of FluxTransformer2DModel in a stored configuration."""
+def network_arguments(config: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    """Return the arguments of FluxTransformer2DModel in a stored configuration; others are passed over with a note."""
+    known = inspect.signature(FluxTransformer2DModel.__init__).parameters
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    if unknown := sorted(set(plain) - set(known)):
+        log.warning(
+            "%s: passed over %s, which diffusers' FluxTransformer2DModel does not have", file, ", ".join(unknown)
+        )
+    plain = {key: value for key, value in plain.items() if key in known}
     return {key: tuple(value) if key == "axes_dims_rope" else value for key, value in plain.items()}
 
 
 def _transformer_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return network_arguments(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
+        return network_arguments(json.loads(file.read_text()), file)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise OfficialWeightsError(
             f"{file} cannot be read: {error}; give the official model's folder transformer/"
         ) from error

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dsd_lightning.flux.quantize import QuantizationError
+from dsd_lightning.models.restore import FOUND, HUB_BASE, Loras
 from dsd_lightning.pipeline import loading, memory
 from dsd_lightning.pipeline.inputs import InputError
 
@@ -29,9 +30,9 @@ class LoadedPipeline(DiffusionPipeline):
     @classmethod
     def load(
         cls: type[Pipeline],
-        base: str | Path,
+        base: str | Path = HUB_BASE,
         transformer: str | Path | None = None,
-        lora: str | Path | None = None,
+        lora: Loras = FOUND,
         *,
         dtype: torch.dtype | str | None = None,
         text_length: int = 512,
@@ -42,13 +43,15 @@ class LoadedPipeline(DiffusionPipeline):
 
         Args:
             base: FLUX.1-dev's folder or hub id; its own transformer is only read where `transformer` is None.
-            transformer: the official folder `transformer/`, or the folder that holds it.
-            lora: the official LoRA file.
+            transformer: hub id of the official weights, a download of them, or its folder `transformer/`.
+            lora: the LoRA file beside the transformer; or a file, folder or hub id, each with `:WEIGHT` if it is to be
+                scaled; or several of these; or None. The updates of those after the first are added to the weights.
             dtype: of all weights; bfloat16 on a GPU and float32 elsewhere if None.
             text_length: T5 tokens a prompt. default_size: side of a frame, pixels.
             options: those of `ready`.
 
         Raises:
+            ModelSourceError: a name that leads to no files.
             OfficialWeightsError: keys that are missing, left over or renamed.
             BaseModelError: the base cannot be loaded.
         """
@@ -63,21 +66,24 @@ class LoadedPipeline(DiffusionPipeline):
         run: str | Path,
         *,
         ema: bool = True,
+        lora: Loras = None,
         dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> Pipeline:
         """Return a pipeline of a run's folder, of one of its checkpoint folders, or of an exported adapter; any architecture.
 
         Args:
-            run: `outputs/<date>/<time>`, with `config.yaml` and `checkpoints/`; or what `--format adapter` exported.
+            run: `outputs/<date>/<time>`, with `config.yaml` and `checkpoints/`; or what `--format adapter` exported, as a
+                folder or hub id.
             ema: the EMA weights, where there are any.
+            lora: LoRA files whose updates are added to the weights, as `load` takes them.
             dtype: of all weights; that of the run's base if None.
             options: those of `ready`.
 
         Raises:
             NoRunError: it is none of these, or holds no complete checkpoint.
         """
-        parts = loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True))
+        parts = loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True), lora)
         return cls(**parts).ready(**options)
 
     @classmethod

@@ -14,12 +14,16 @@ from safetensors.torch import load_file
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.parallel import Parallel
+from dsd_lightning.checkpoints.lora_files import add_updates
 from dsd_lightning.files.checkout import CHECKOUT
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.models.restore import (
+    FOUND,
+    Loras,
     Restored,
     config_of_adapter,
     finish_for_inference,
+    lora_files,
     network_arguments,
     restore,
     restore_adapter,
@@ -47,7 +51,7 @@ Parts = dict[str, Any]
 def official_parts(
     base: str | Path,
     transformer: str | Path | None,
-    lora: str | Path | None,
+    lora: Loras,
     dtype: torch.dtype,
     merge_lora: bool,
     text_length: int,
@@ -55,20 +59,32 @@ def official_parts(
 ) -> Parts:
     """Return the parts of the authors' model; see `restore_official`."""
     architecture, flux = restore_official(base, transformer, lora, dtype, text_length)
-    name = " + ".join(_label(each) for each in (base, transformer, lora) if each is not None)
+    loras = [lora] if isinstance(lora, str | Path) else [*(lora or ())]
+    named = [each for each in (base, transformer, *loras) if each is not None and each != FOUND]
+    name = " + ".join(_label(each) for each in named)
     recipe = {"_target_": f"{Parallel.__module__}.{Parallel.__qualname__}"}
     _finish(architecture, recipe, dtype, merge_lora)
     return _parts(flux, architecture, scheduler_of_base(flux), default_size, name)
 
 
-def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora: bool) -> Parts:
+def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora: bool, lora: Loras = None) -> Parts:
     """Return the parts of a run's last complete checkpoint, of one of its checkpoint folders, or of an exported adapter.
+
+    Args:
+        run: folder, or hub id of an exported adapter. ema: the EMA weights rather than the last ones.
+        dtype: of all weights; that of the run's base if None.
+        merge_lora: False keeps the run's own factors apart.
+        lora: LoRA files whose updates are added to the weights.
 
     Raises:
         NoRunError: it is none of these.
-        AdapterMismatchError, BaseModelError: see there.
+        ModelSourceError: a hub id that cannot be downloaded, or a LoRA file that is not there.
+        AdapterMismatchError, BaseModelError, OfficialWeightsError: see there.
     """
+    extra = lora_files(lora)
     restored = restore(run, ema, dtype=dtype)
+    for each in extra:
+        add_updates(restored.architecture.transformer, each)
     resolution = OmegaConf.select(restored.config, "data.datamodule.source.resolution")
     size = 512 if resolution is None else int(max(resolution))
     is_export = restored.run == restored.checkpoint
@@ -77,7 +93,8 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
         if is_export
         else (*restored.run.resolve().parts[-2:], restored.checkpoint.name)
     )
-    return _parts_of(restored, merge_lora, size, "/".join(place))
+    name = " + ".join(["/".join(place), *(each.path.name for each in extra)])
+    return _parts_of(restored, merge_lora, size, name)
 
 
 def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
@@ -122,7 +139,7 @@ def load_architecture(folder: Path, dtype: torch.dtype | None = None) -> Archite
     weights = {name: value for each in files for name, value in load_file(each).items()}
     with torch.device("meta"):
         architecture: Architecture = build_trusted(recipe, file)(
-            transformer=FluxTransformer2DModel(**network_arguments(network))
+            transformer=FluxTransformer2DModel(**network_arguments(network, file))
         )
     missing, unexpected = architecture.load_state_dict(weights, strict=False, assign=True)
     missing += [name for name, value in architecture.named_buffers() if value.is_meta]
