@@ -73,7 +73,7 @@ class Agent:
             raise ValueError(f"timeout={timeout}: seconds for one attempt, must be > 0")
         if budget.budget_usd is not None and not prices.known(provider.model):
             raise ValueError(
-                f"budget_usd={budget.budget_usd}, but {provider.model} has no price to count by: add it to "
+                f"budget_usd={budget.budget_usd}, but {prices.named(provider.model)} has no price to count by: add it to "
                 "conf/agents/common/default.yaml (prices.models), set prices.free=true for a server of your own, or "
                 "budget_usd=null"
             )
@@ -288,7 +288,8 @@ class Agent:
 
     def _answer(self, reply: Reply, size: Size, cost: float | None) -> dict[str, Any]:
         content = {"text": reply.text, "finish": reply.finish, "model": self.model, "served_model": reply.served_model}
-        return {**content, **asdict(size), "cost_usd": cost}
+        image = {} if reply.image is None else {"image": reply.image}
+        return {**content, **asdict(size), **image, "cost_usd": cost}
 
     async def _send(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
         if isinstance(self.provider, BatchProvider):

@@ -159,3 +159,5 @@ class Answer:
     """Cache key; records can refer to the answer by it."""
     cached: bool
     """Whether it was on disk already, so that no call was made."""
+    image: bytes | None = field(default=None, repr=False)
+    """The file of the image that a model which generates images answered with."""

@@ -1,10 +1,10 @@
-"""Prices of calls: expected, and at most."""
+"""Prices of calls, of texts and of generated images: expected, and at most."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsd_lightning.agents.messages import Message
@@ -30,8 +30,12 @@ class Price:
     source: str
     date: str
     """YYYY-MM-DD on which the source said so."""
+    images: Mapping[str, float] = field(default_factory=dict)
+    """USD of one generated image, by what is asked for, such as {"1024x1024 medium": 0.053}."""
 
     def __post_init__(self) -> None:
+        if self.images and (min(self.images.values()) <= 0 or self.output_usd <= 0):
+            raise ValueError(f"price of {self.model}: generated images and their tokens (output_usd) must cost > 0")
         if min(self.input_usd, self.output_usd) < 0 or self.image_tokens < 1:
             raise ValueError(f"price of {self.model}: dollars must be >= 0 and image_tokens at least 1; got {self}")
 
@@ -52,13 +56,20 @@ class Prices:
         free: every model costs nothing, as one's own server does.
         unknown_image_tokens: bound of an image's tokens for models that are not in the table.
         share: what is paid of the table's prices; batches cost half.
+        image: which image a call generates, as the rows of `Price.images` name it, such as "1024x1024 medium"; None: calls
+            answer with texts.
 
     Raises:
         ValueError: a negative price or share.
     """
 
     def __init__(
-        self, models: Sequence[Any], free: bool = False, unknown_image_tokens: int = 4096, share: float = 1.0
+        self,
+        models: Sequence[Any],
+        free: bool = False,
+        unknown_image_tokens: int = 4096,
+        share: float = 1.0,
+        image: str | None = None,
     ) -> None:
         if share < 0:
             raise ValueError(f"prices.share={share}: what is paid of the table's prices, must be >= 0")
@@ -67,10 +78,16 @@ class Prices:
         self._free = free
         self._unknown_image_tokens = unknown_image_tokens
         self._share = share
+        self._image = image
 
     def known(self, model: str) -> bool:
         """Return whether calls of `model` can be priced."""
-        return self._free or model in self._prices
+        price = self._prices.get(model)
+        return self._free or (price is not None and (self._image is None or self._image in price.images))
+
+    def named(self, model: str) -> str:
+        """Return what has or lacks a price: the model, or its image of one kind."""
+        return model if self._image is None else f"{model} (prices.models: images: {self._image!r})"
 
     def cost(self, model: str, size: Size) -> float | None:
         """Return the USD that a call of `size` costs; None for a model without a price."""
@@ -84,12 +101,20 @@ class Prices:
     def at_most(self, model: str, messages: Sequence[Message], max_output_tokens: int) -> Size:
         """Return a size that no call exceeds: a token holds at least one byte of the text."""
         characters = sum(len(message.text.encode()) for message in messages)
-        return self._size(model, messages, characters, max_output_tokens)
+        return self._size(model, messages, characters, self._output(model, max_output_tokens))
 
     def expected(self, model: str, messages: Sequence[Message], output_tokens: int) -> Size:
         """Return the size to expect of a call that answers with `output_tokens`."""
         characters = sum(len(message.text) for message in messages)
-        return self._size(model, messages, math.ceil(characters / _CHARACTERS_PER_TOKEN), output_tokens)
+        tokens = math.ceil(characters / _CHARACTERS_PER_TOKEN)
+        return self._size(model, messages, tokens, self._output(model, output_tokens))
+
+    def _output(self, model: str, tokens: int) -> int:
+        """Return the tokens of an answer: those that a generated image is billed as, or `tokens`."""
+        price = self._prices.get(model)
+        if self._image is None or price is None or self._image not in price.images:
+            return tokens
+        return round(price.images[self._image] * MILLION / price.output_usd)
 
     def _size(self, model: str, messages: Sequence[Message], text_tokens: int, output_tokens: int) -> Size:
         price = self._prices.get(model)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, Message, Request
 from dsd_lightning.agents.estimate import Estimate
+from dsd_lightning.distillation.image_api import ImageApi
 from dsd_lightning.distillation.records import SIDES, Record
 from dsd_lightning.distillation.stages import captions
 from dsd_lightning.distillation.stages.caption import Caption, ModelDescriber
@@ -24,6 +25,7 @@ ANSWER_TOKENS = {"filter": 20, "prompts": 80, "verify": 200, "caption": 80}
 """Expected length of an answer, by stage; models that think take more."""
 
 _WORDS = "as said in an answer of ordinary length, "
+_PROMPT = _WORDS * (ANSWER_TOKENS["prompts"] * 4 // len(_WORDS))
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ def expect(config: DictConfig) -> list[Expectation]:
     found.append(Expectation("filter", _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])))
     writer: GridPrompts = instantiate(config.stages.prompts)
     found.append(Expectation("prompts", _of(writer.agent, "prompts", [writer.request(each) for each in records])))
+    teacher = instantiate(config.stages.grids).teacher
+    if isinstance(teacher, ImageApi):
+        one = teacher.expected(_PROMPT)
+        found.append(Expectation("grids", _times(one, grids)))
     judge: Verify = instantiate(config.stages.verify)
     pair = _stand_in(config.stages.split.width, config.stages.split.height)
     conversation = _conversation(*judge.requests(pair), ANSWER_TOKENS["verify"])
@@ -72,19 +78,22 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
     yields, seeds = expected.measured(), config.stages.grids.seeds_per_prompt
     wanted, drawn = captions_wanted(config), at_most[0].estimate.calls + at_most[0].estimate.cached
     grids = yields.grids(drawn, seeds)
-    shares = {"filter": 1.0, "prompts": yields.filter, "verify": yields.filter * yields.prompts * yields.split}
+    prompts = yields.filter * yields.prompts
+    shares = {"filter": 1.0, "prompts": yields.filter, "grids": prompts, "verify": prompts * yields.split}
     shares["caption"] = shares["verify"] * yields.verify
     calls = sum(each.estimate.calls * shares[each.stage] for each in at_most)
     dollars = [each.estimate.usd for each in at_most]
     priced = sum((usd or 0.0) * shares[each.stage] for usd, each in zip(dollars, at_most, strict=True))
     cost = "price unknown" if None in dollars else f"about {priced:,.2f} USD"
+    by_api = any(each.stage == "grids" for each in at_most)
+    hours = "" if by_api else f", {grids * yields.seconds_per_grid / 3600:,.1f} hours of one GPU"
     short = f"; {wanted:,} are wanted, and the source holds no more" if drawn < wanted else ""
     source = "by the shares of expected" if expected.run is None else f"as in {expected.run}"
     return "\n".join(
         [
             f"expected, {source}:",
             f"  captions  {drawn:,}{short}",
-            f"  grids     {grids:,.0f}, {grids * yields.seconds_per_grid / 3600:,.1f} hours of one GPU",
+            f"  grids     {grids:,.0f}{hours}",
             f"  calls     {calls:,.0f}, {cost}",
             f"  pairs     {yields.pairs(drawn, seeds):,.0f} to train on, both directions counted",
             "at most, stage by stage:",

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m rehearsal_server",
-        description="Speak OpenAI's chat completions and Gemini's generateContent, by a script. GET /counts counts.",
+        description="Speak OpenAI's chat completions and images, and Gemini's generateContent, by script. GET /counts counts.",
         epilog=_EPILOG + "\n        ".join(f"{name}: {what}" for name, what in FAULTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

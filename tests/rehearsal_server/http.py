@@ -26,6 +26,8 @@ _STATUS_FAULTS = {
     "rejected": (HTTPStatus.BAD_REQUEST, "invalid_request_error", "no rule of the script answers this"),
     "unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "overloaded"),
 }
+_BLOCKED = (HTTPStatus.BAD_REQUEST, "moderation_blocked", "Your request was rejected by the safety system.")
+"""By which OpenAI refuses to generate an image."""
 _SHOWN = 80
 
 
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _react(self, conversation: protocols.Conversation, digest: str, said: str | Fault) -> None:
         if isinstance(said, str):
-            self._answer(protocols.answer(conversation, said), digest)
+            self._answer(protocols.answer(conversation, said, digest), digest)
             return
         self.server.counts.fail(said.fault)
         if said.fault in _STATUS_FAULTS:
@@ -135,12 +137,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif said.fault == "malformed":
             self._send(HTTPStatus.OK, b'{"hello": "world"}')
+        elif said.fault == "refusal" and protocols.refuses_by_error(conversation):
+            self._send(_BLOCKED[0], json.dumps(protocols.error(conversation, *_BLOCKED)).encode())
         elif said.fault == "refusal":
-            self._answer(protocols.answer(conversation, "I cannot help with that.", refused=True), digest)
+            self._answer(protocols.answer(conversation, "I cannot help with that.", digest, refused=True), digest)
         elif said.fault == "nonsense":
-            self._answer(protocols.answer(conversation, NONSENSE), digest)
+            self._answer(protocols.answer(conversation, NONSENSE, digest), digest)
         else:
-            self._crawl(protocols.answer(conversation, NONSENSE), said)
+            self._crawl(protocols.answer(conversation, NONSENSE, digest), said)
 
     def _key(self) -> str:
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -211,15 +215,17 @@ class _Sockets(ThreadingHTTPServer):
         self.counts.leave()
         if isinstance(said, str):
             self.counts.answer(digest)
-            return HTTPStatus.OK, protocols.answer(conversation, said)
+            return HTTPStatus.OK, protocols.answer(conversation, said, digest)
         self.counts.fail(said.fault)
         if said.fault in _STATUS_FAULTS:
             status, name, text = _STATUS_FAULTS[said.fault]
             return status, protocols.error(conversation, status, name, text)
+        if said.fault == "refusal" and protocols.refuses_by_error(conversation):
+            return _BLOCKED[0], protocols.error(conversation, *_BLOCKED)
         in_words = {"refusal": ("I cannot help with that.", True), "nonsense": (NONSENSE, False)}
         if said.fault in in_words:
             text, refused = in_words[said.fault]
-            return HTTPStatus.OK, protocols.answer(conversation, text, refused=refused)
+            return HTTPStatus.OK, protocols.answer(conversation, text, digest, refused=refused)
         return (HTTPStatus.OK, {"hello": "world"}) if said.fault == "malformed" else None
 
 

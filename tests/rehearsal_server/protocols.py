@@ -7,11 +7,20 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from rehearsal_server.grids import png, speckled_grid
+
+OPENAI_IMAGES_PATH = re.compile(r"^(?:/v1)?/images/generations$")
 OPENAI_PATH = re.compile(r"^(?:/v1)?/chat/completions$")
 GEMINI_PATH = re.compile(r"^/v1(?:beta)?/models/(?P<model>[^/:]+):generateContent$")
 
 IMAGE_TOKENS = 100
-"""What the rehearsal server counts for an image."""
+"""What the rehearsal server counts for an image that it is sent."""
+
+GENERATED_TOKENS = 1000
+"""What the rehearsal server counts for an image that it answers with."""
+
+SIDE = 128
+"""Pixels of the images that it answers with: few, so that tests are quick."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,8 @@ class Conversation:
     model: str
     turns: tuple[tuple[str, str], ...]
     images: tuple[bytes, ...]
+    side: int | None = None
+    """Pixels of the square image that is asked for; None: a text is."""
 
     @property
     def input_tokens(self) -> int:
@@ -33,6 +44,8 @@ def read(path: str, body: dict[str, Any]) -> Conversation | None:
     """Return the conversation of a request to `path`; None where no protocol has such a path."""
     if OPENAI_PATH.match(path):
         return _read_openai(body)
+    if OPENAI_IMAGES_PATH.match(path):
+        return Conversation("openai", body["model"], (("user", body["prompt"]),), (), SIDE)
     gemini = GEMINI_PATH.match(path)
     return _read_gemini(gemini["model"], body) if gemini else None
 
@@ -63,12 +76,22 @@ def _read_gemini(model: str, body: dict[str, Any]) -> Conversation:
             for part in content["parts"]
             if "inlineData" in part
         ]
-    return Conversation("gemini", model, tuple(turns), tuple(images))
+    side = SIDE if "IMAGE" in body.get("generationConfig", {}).get("responseModalities", ()) else None
+    return Conversation("gemini", model, tuple(turns), tuple(images), side)
 
 
-def answer(conversation: Conversation, text: str, *, refused: bool = False) -> dict[str, Any]:
-    """Return the body of an answer, or of a refusal with the reason `text`."""
+def answer(conversation: Conversation, text: str, digest: str, *, refused: bool = False) -> dict[str, Any]:
+    """Return the body of an answer, or of a refusal with the reason `text`; an image is drawn by the request's digest."""
     served, words = f"{conversation.model}-rehearsal", len(text.split())
+    image = None
+    if conversation.side is not None and not refused:
+        drawn = speckled_grid(conversation.side, conversation.side, int(digest[:8], 16))
+        image, words = base64.b64encode(png(drawn)).decode(), GENERATED_TOKENS
+    if conversation.protocol == "openai" and conversation.side is not None:
+        tokens = {"input_tokens": conversation.input_tokens, "output_tokens": words}
+        details = {"text_tokens": conversation.input_tokens, "image_tokens": 0}
+        usage = {**tokens, "total_tokens": sum(tokens.values()), "input_tokens_details": details}
+        return {"created": 0, "data": [{"b64_json": image}], "output_format": "png", "usage": usage}
     if conversation.protocol == "openai":
         message = {"role": "assistant", "content": None if refused else text, "refusal": text if refused else None}
         return {
@@ -83,7 +106,8 @@ def answer(conversation: Conversation, text: str, *, refused: bool = False) -> d
                 "total_tokens": conversation.input_tokens + words,
             },
         }
-    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP", "index": 0}
+    part = {"text": text} if image is None else {"inlineData": {"mimeType": "image/png", "data": image}}
+    candidate = {"content": {"role": "model", "parts": [part]}, "finishReason": "STOP", "index": 0}
     return {
         **({"promptFeedback": {"blockReason": "SAFETY"}} if refused else {"candidates": [candidate]}),
         "modelVersion": served,
@@ -93,6 +117,11 @@ def answer(conversation: Conversation, text: str, *, refused: bool = False) -> d
             "totalTokenCount": conversation.input_tokens + words,
         },
     }
+
+
+def refuses_by_error(conversation: Conversation) -> bool:
+    """Return whether a filter answers by an error, as OpenAI's does to a prompt of an image."""
+    return conversation.protocol == "openai" and conversation.side is not None
 
 
 def error(conversation: Conversation, status: int, name: str, text: str) -> dict[str, Any]:

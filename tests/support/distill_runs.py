@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
 from rehearsal_server import RehearsalServer
+from rehearsal_server.grids import speckled_grid
 from rehearsal_server.script import Asked
 
 from dsd_lightning.runs.resolvers import register_resolvers
@@ -57,17 +57,7 @@ class Crayons:
         return [self._grid(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
     def _grid(self, prompt: str, seed: int) -> Image.Image:
-        rng = np.random.default_rng(seed)
-        columns = 3 if "owl" in prompt else 2
-        colors = rng.permutation(np.linspace(30, 220, 2 * columns))[..., None] + rng.uniform(-15, 15, (2 * columns, 3))
-        values = np.zeros((self.height, self.width, 3))
-        for index, color in enumerate(colors):
-            row, column = divmod(index, columns)
-            down = slice(row * self.height // 2, (row + 1) * self.height // 2)
-            across = slice(column * self.width // columns, (column + 1) * self.width // columns)
-            values[down, across] = color
-        values += rng.normal(0, 4, values.shape)
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        return speckled_grid(self.height, self.width, seed, columns=3 if "owl" in prompt else 2)
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from dsd_lightning.agents.batch.gathering import Ended
 from dsd_lightning.agents.batch.remote import CLOCKS_DIFFER, LISTED, TIMEOUT, BatchRemote
 from dsd_lightning.agents.failures import AgentFailure, ProviderFailed, failure_of_status
 from dsd_lightning.agents.messages import Message, Sampling
-from dsd_lightning.agents.providers.gemini import Gemini, asked_of, reply_of
+from dsd_lightning.agents.providers.gemini import Gemini, asked_of, reply_of, wants_image
 from dsd_lightning.agents.providers.keys import redacted
 from dsd_lightning.agents.providers.provider import Reply
 
@@ -32,7 +32,11 @@ class GeminiBatch(BatchRemote, Gemini):
         """Send in a batch; see `BatchProvider`."""
         self._connected(TIMEOUT)
         line = await self._line(key, lambda: _request(key, messages, sampling))
-        return reply_of(types.GenerateContentResponse.model_validate_json(json.dumps(line["response"])), self.model)
+        return reply_of(
+            types.GenerateContentResponse.model_validate_json(json.dumps(line["response"])),
+            self.model,
+            wants_image(sampling),
+        )
 
     async def submit(self, batch: Batch, requests: bytes) -> str:
         """Make a batch of `requests`; return its name at the provider."""

@@ -1,11 +1,12 @@
-"""Calls OpenAI's Batch API: chat completions are uploaded together and answered within a day, at half the price."""
+"""Calls OpenAI's Batch API: requests are uploaded together and answered within a day, at half the price."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Literal
 
+from openai.types import ImagesResponse
 from openai.types.chat import ChatCompletion
 
 from dsd_lightning.agents.batch.folder import Batch
@@ -15,9 +16,10 @@ from dsd_lightning.agents.failures import AgentFailure, ProviderFailed, QuotaExh
 from dsd_lightning.agents.messages import Message, Sampling
 from dsd_lightning.agents.providers.keys import redacted
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat, reply_of
+from dsd_lightning.agents.providers.openai_images import OpenAIImages, image_of
 from dsd_lightning.agents.providers.provider import Reply
 
-_ENDPOINT: Final = "/v1/chat/completions"
+Endpoint = Literal["/v1/chat/completions", "/v1/images/generations"]
 _NAME = "dsd_batch"
 """Metadata in which the provider keeps our name of a batch."""
 _ENDED = ("completed", "failed", "expired", "cancelled")
@@ -28,15 +30,20 @@ _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached")
 class OpenAIBatch(BatchRemote, OpenAIChat):
     """`OpenAIChat` in batches of up to 50 000 requests and 200 MB: the same questions, answers and cache keys."""
 
+    endpoint: ClassVar[Endpoint] = "/v1/chat/completions"
+
     async def send_as(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """Send in a batch; see `BatchProvider`."""
         self._connected()
         line = await self._line(key, lambda: self._request(key, messages, sampling))
-        return reply_of(ChatCompletion.construct(**line["response"]["body"]), self.model)
+        return self._reply(line["response"]["body"])
+
+    def _reply(self, body: dict[str, Any]) -> Reply:
+        return reply_of(ChatCompletion.construct(**body), self.model)
 
     def _request(self, key: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
         body = {**self._body(messages, sampling), **sampling.described().get("extra", {})}
-        return json.dumps({"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}).encode() + b"\n"
+        return json.dumps({"custom_id": key, "method": "POST", "url": self.endpoint, "body": body}).encode() + b"\n"
 
     async def submit(self, batch: Batch, requests: bytes) -> str:
         """Upload `requests` and make a batch of them; return its id."""
@@ -46,7 +53,7 @@ class OpenAIBatch(BatchRemote, OpenAIChat):
         made = await self._result(
             client.batches.create(
                 input_file_id=file.id,
-                endpoint=_ENDPOINT,
+                endpoint=self.endpoint,
                 completion_window="24h",
                 metadata={_NAME: batch.name},
                 timeout=TIMEOUT,
@@ -97,3 +104,15 @@ class OpenAIBatch(BatchRemote, OpenAIChat):
         if "token_limit_exceeded" in codes:  # of all batches that wait; there is room when some have ended
             return failure_of_status(_TOO_MANY, message)
         return failure_of_status(_REJECTED, message) if state.status == "failed" else ProviderFailed(message)
+
+
+class OpenAIImagesBatch(OpenAIBatch, OpenAIImages):
+    """`OpenAIImages` in batches: the same prompts, images and cache keys."""
+
+    endpoint: ClassVar[Endpoint] = "/v1/images/generations"
+
+    async def send_as(self, key: str, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        return await self.or_refusal(super().send_as(key, messages, sampling))
+
+    def _reply(self, body: dict[str, Any]) -> Reply:
+        return image_of(ImagesResponse.construct(**body), self.model)

@@ -75,7 +75,7 @@ class Gemini(Remote):
         client = self._connected(timeout_seconds)
         contents, config = asked_of(messages, sampling)
         call = client.aio.models.generate_content(model=self.model, contents=contents, config=config)
-        return reply_of(await self._result(call), self.model)
+        return reply_of(await self._result(call), self.model, wants_image(sampling))
 
     def _failure(self, error: Exception) -> AgentFailure:
         text = redacted(str(error), self._key)
@@ -91,12 +91,18 @@ class Gemini(Remote):
         self._client = self._http = None
 
 
+def wants_image(sampling: Sampling) -> bool:
+    """Return whether `sampling.extra.response_modalities` asks for an image."""
+    return "IMAGE" in sampling.extra.get("response_modalities", ())
+
+
 def asked_of(messages: Sequence[Message], sampling: Sampling) -> tuple[Any, types.GenerateContentConfig]:
     """Return a conversation and its sampling as the library has them: contents, config."""
     system = [message.text for message in messages if message.role == "system"]
     config = types.GenerateContentConfig(
         system_instruction=system[0] if system else None,
-        max_output_tokens=sampling.max_output_tokens,
+        # An image cut short is none; what it costs is bounded by its price.
+        max_output_tokens=None if wants_image(sampling) else sampling.max_output_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
@@ -118,8 +124,8 @@ def _part(part: str | ImagePart) -> types.Part:
     return types.Part.from_bytes(data=part.data, mime_type=part.media_type)
 
 
-def reply_of(response: types.GenerateContentResponse, model: str) -> Reply:
-    """Return the reply that a response holds.
+def reply_of(response: types.GenerateContentResponse, model: str, wants_image: bool = False) -> Reply:
+    """Return the reply that a response holds: its text, or the image that it was asked for.
 
     Raises:
         ProviderFailed: it holds none.
@@ -132,11 +138,15 @@ def reply_of(response: types.GenerateContentResponse, model: str) -> Reply:
         raise ProviderFailed(f"an answer of {model} without candidates, which is no generateContent answer")
     parts = candidate.content.parts if candidate and candidate.content and candidate.content.parts else []
     text = "".join(part.text for part in parts if part.text and not part.thought)
+    image = next((part.inline_data.data for part in parts if part.inline_data and not part.thought), None)
     reason = candidate.finish_reason.value if candidate and candidate.finish_reason else "STOP"
+    # A model that generates images refuses in words, without one.
+    refused = blocked is not None or (wants_image and not image)
     return Reply(
         text=f"blocked: {blocked.value}" if blocked else text,
-        finish="refused" if blocked else finish_of(reason),
+        finish="refused" if refused else finish_of(reason),
         served_model=response.model_version or model,
         input_tokens=usage.prompt_token_count if usage else None,
         output_tokens=sum(count or 0 for count in spoken) if usage else None,
+        image=image if wants_image else None,
     )

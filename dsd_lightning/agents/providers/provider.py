@@ -28,6 +28,8 @@ class Reply:
     input_tokens: int | None
     """None where the provider did not report it."""
     output_tokens: int | None
+    image: bytes | None = None
+    """The file of a generated image."""
 
 
 @runtime_checkable

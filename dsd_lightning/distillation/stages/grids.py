@@ -7,20 +7,25 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
-from dsd_lightning.distillation.records import GRID, DistillationError, Outcome, Record, png
+from dsd_lightning.agents import AgentFailure, Answer
+from dsd_lightning.distillation.records import GRID, DistillationError, Outcome, Record, Rejection, Usage, png
+from dsd_lightning.images.pixels import ImageError, load_rgb
 from dsd_lightning.randomness import key_to_int
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A text-to-image model."""
+    """A text-to-image model, or an API of one."""
 
     def settings(self) -> Mapping[str, Any]:
         """Return what determines its images, as plain JSON."""
         ...
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """Return an image for each prompt, of noise that its seed alone determines."""
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image | Answer | AgentFailure]:
+        """Return an image for each prompt, of noise that its seed alone determines.
+
+        An API's teacher returns the answer that holds the image, or why there is none.
+        """
         ...
 
     def close(self) -> None:
@@ -63,12 +68,25 @@ class GenerateGrids:
         grids = self.teacher.generate(
             [record.values["prompt"] for record in wanted], [record.values["seed"] for record in wanted]
         )
+        outcomes = [_grid(record, made) for record, made in zip(wanted, grids, strict=True)]
         return Outcome(
-            [
-                Record(record.id, record.values, record.stored, {GRID: png(image)})
-                for record, image in zip(wanted, grids, strict=True)
-            ]
+            [each for each in outcomes if isinstance(each, Record)],
+            [each for each in outcomes if isinstance(each, Rejection)],
+            Usage.of(made for made in grids if isinstance(made, Answer)),
         )
 
     def close(self) -> None:
         self.teacher.close()
+
+
+def _grid(record: Record, made: Image.Image | Answer | AgentFailure) -> Record | Rejection:
+    if isinstance(made, AgentFailure):
+        return Rejection.by_failure(record, made)
+    if isinstance(made, Answer):
+        if made.image is None:
+            return Rejection(record, "no_image", f"{made.model} answered without an image: {made.text}")
+        try:
+            made = load_rgb(made.image)
+        except ImageError as reason:
+            return Rejection(record, "unreadable_image", str(reason))
+    return Record(record.id, record.values, record.stored, {GRID: png(made)})
