@@ -231,6 +231,7 @@ def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, damaged: i
         resolution=resolution,
         max_bytes=config.max_bytes,
         encoding_key=key,
+        origin=shards.index.origin if shards.index is not None else None,
         overwrite=out.is_dir() and any(out.glob("*.partial")),
     ) as writer:
         if damaged:

@@ -33,7 +33,13 @@ def tidy() -> None:
         disable_progress_bar()
     # diffusers warns of every explicit attention backend that backends are experimental.
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_news)
+    # transformers recommends torchvision whenever a pipeline of diffusers names an image processor.
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Attention backends are an experimental feature")
+    message = record.getMessage()
+    return not (
+        message.startswith("Attention backends are an experimental feature")
+        or "requires torchvision (not installed)" in message
+    )

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dsd_lightning.cli.console import tidy
 from dsd_lightning.distillation.expectation import expect, outlook, table
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES, Distillation
@@ -28,6 +29,7 @@ class SetEncoder(Protocol):
 
 def distill(config: DictConfig) -> str:
     """Run, and return the text to print."""
+    tidy()
     if config.dry_run:
         expected = expect(config)
         return f"{outlook(config, expected)}\n{table(expected)}"

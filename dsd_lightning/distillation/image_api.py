@@ -37,8 +37,8 @@ class ImageApi:
         return {**self.agent.settings(), "size": [self.height, self.width]}
 
     def licence(self) -> Mapping[str, str]:
-        """Return the licence fields of the provider's terms."""
-        return self._licence
+        """Return the model's name and the licence fields of the provider's terms."""
+        return {"teacher": self.agent.model, **self._licence}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer | AgentFailure]:
         """Return the answer for each prompt, its image with it, or why there is none.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dsd_lightning.distillation.records import PASSING, DistillationError, Outcome, Stage, Usage
 from dsd_lightning.distillation.stages import captions
+from dsd_lightning.distillation.stages.grids import Teacher
 from dsd_lightning.distillation.stages.shards import write_shards
 from dsd_lightning.distillation.store import Manifest, Store, digest_of
 from dsd_lightning.distillation.yields import captions_wanted
@@ -201,6 +202,6 @@ class Distillation:
                 done = self.store.manifest(stage, partition)
                 for reason, number in done.rejected.items() if done is not None else ():
                     rejections[f"{stage}:{reason}"] += number
-        return write_shards(
-            self.store, [each for each in manifests if each is not None], rejections, instantiate(self.config.shards)
-        )
+        teacher: Teacher = instantiate(self.config.stages.grids.teacher)
+        known = [each for each in manifests if each is not None]
+        return write_shards(self.store, known, rejections, instantiate(self.config.shards), teacher.licence())

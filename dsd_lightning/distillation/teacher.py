@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from dsd_lightning.distillation.records import DistillationError
+from dsd_lightning.export.licences import licence_of_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +37,8 @@ class DiffusersTeacher:
         compile: compile the transformer; takes minutes once, pays over many grids of one size.
         lora: folder or hub id of LoRA factors for the transformer, as diffusers loads them; None generates with the plain
             teacher.
+        licence: fields `license`, `license_name`, `license_link` that bind the images; None takes those that the model's
+            folder or hub id is known to have.
         arguments: further arguments of the pipeline's call, such as `negative_prompt` or `true_cfg_scale`.
 
     Raises:
@@ -55,6 +59,7 @@ class DiffusersTeacher:
         offload: Literal["none", "model", "sequential"] = "none",
         compile: bool = False,
         lora: str | None = None,
+        licence: Mapping[str, str] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if dtype not in DTYPES:
@@ -75,6 +80,7 @@ class DiffusersTeacher:
         self.batch_size, self.dtype, self.offload, self.compile, self.lora = batch_size, dtype, offload, compile, lora
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.arguments = dict(arguments or {})
+        self._licence = licence
         self._pipeline: Any = None
 
     def settings(self) -> Mapping[str, Any]:
@@ -90,6 +96,11 @@ class DiffusersTeacher:
             **({"arguments": self.arguments} if self.arguments else {}),
         }
 
+    def licence(self) -> Mapping[str, str]:
+        """Return the model's name and the fields of its licence, `license: unknown` where it states none."""
+        known = licence_of_model(self.path)
+        return {"teacher": known.base_model or Path(self.path).name, **(self._licence or known.fields)}
+
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Return an image for each prompt."""
         pipeline = self._loaded()
@@ -100,7 +111,7 @@ class DiffusersTeacher:
         for start in range(0, len(prompts), self.batch_size):
             some = slice(start, start + self.batch_size)
             images += pipeline(
-                list(prompts[some]),
+                prompt=list(prompts[some]),  # by name: what comes first differs from pipeline to pipeline
                 height=self.height,
                 width=self.width,
                 num_inference_steps=self.steps,
@@ -116,7 +127,7 @@ class DiffusersTeacher:
             from diffusers.utils import logging as diffusers_logging
 
             diffusers_logging.disable_progress_bar()
-            pipeline = DiffusionPipeline.from_pretrained(self.path, torch_dtype=DTYPES[self.dtype])
+            pipeline = DiffusionPipeline.from_pretrained(self.path, dtype=DTYPES[self.dtype])
             if self.lora is not None:
                 pipeline.load_lora_weights(self.lora)
                 pipeline.fuse_lora()

@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from dsd_lightning.export.licences import CARD, Licence, licence_of_model
 from dsd_lightning.files import atomic
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.runs.folder import CONFIG, SAMPLES, SUMMARY
 
-CARD, DATA, METRICS, SHEET = "README.md", "data.json", "metrics.json", "samples.png"
-"""The model card; where the run's pairs came from; the run's `summary.json`; its last sample sheet."""
-
-UNKNOWN = "unknown"
-
-_DEV = "black-forest-labs/FLUX.1-dev"
-_DEV_LICENSE = {
-    "license": "other",
-    "license_name": "flux-1-dev-non-commercial-license",
-    "license_link": f"https://huggingface.co/{_DEV}/blob/main/LICENSE.md",
-}
-_BASE_LICENCES: Mapping[str, Mapping[str, str]] = {
-    _DEV: _DEV_LICENSE,
-    "black-forest-labs/FLUX.1-schnell": {"license": "apache-2.0"},
-}
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Licence:
-    """The base's name on the hub (None: not there) and the licence fields of a card, which bind what is trained from it."""
-
-    base_model: str | None
-    fields: Mapping[str, str]
-
-    @property
-    def known(self) -> bool:
-        """Whether the base says under which licence it may be used."""
-        return self.fields["license"] != UNKNOWN
+DATA, METRICS, SHEET = "data.json", "metrics.json", "samples.png"
+"""Where the run's pairs came from; the run's `summary.json`; its last sample sheet."""
 
 
 def licence_of(base: FluxBase, base_model: str | None = None) -> Licence:
-    """Return the base's licence: by its hub id, or by the front matter of the README in its folder.
-
-    Args:
-        base: the run's.
-        base_model: its hub id, where the folder's name does not tell.
-    """
-    folder = Path(base.path)
-    fields: dict[str, str] = {}
-    if folder.is_dir():
-        front = _front_matter(folder / CARD)
-        fields = {key: str(front[key]) for key in ("license", "license_name", "license_link") if key in front}
-        if base_model is None and fields.get("license_name") == _DEV_LICENSE["license_name"]:
-            base_model = _DEV
-    else:
-        base_model = base_model or base.path
-    if base_model is not None and base_model in _BASE_LICENCES:
-        return Licence(base_model, _BASE_LICENCES[base_model])
-    if base_model is not None and not _HUB_ID.fullmatch(base_model):
-        raise ValueError(f"--base-model={base_model!r} is no hub id (owner/name)")
-    return Licence(base_model, fields if "license" in fields else {"license": UNKNOWN})
+    """Return the base's licence; see `licence_of_model`."""
+    return licence_of_model(base.path, base_model)
 
 
 def data_manifest(config: DictConfig) -> dict[str, Any]:
@@ -169,13 +122,6 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
         if value is not None and "_bin" not in name and not name.startswith("throughput/")
     }
     return ["| metric | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
-
-
-def _front_matter(file: Path) -> dict[str, Any]:
-    text = file.read_text(errors="replace") if file.is_file() else ""
-    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    content = yaml.safe_load(match[1]) if match else {}
-    return content if isinstance(content, dict) else {}
 
 
 def _plain(config: DictConfig, key: str) -> Any:

@@ -18,9 +18,10 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
-from dsd_lightning.export.card import CARD, Licence, copy_metrics, licence_of, write_card, write_companions
+from dsd_lightning.export.card import copy_metrics, licence_of, write_card, write_companions
 from dsd_lightning.export.hub import push
 from dsd_lightning.export.layouts import LAYOUTS, Exported
+from dsd_lightning.export.licences import CARD, Licence
 from dsd_lightning.export.stock import FP8, ExportError
 from dsd_lightning.export.usage import usage_of
 from dsd_lightning.files.folders import MANIFEST, DamagedError, atomic_folder, partial_of, read_json

@@ -147,6 +147,8 @@ class ShardIndex:
         encoding_key: what the stored encodings depend on (an architecture's `encoding_key`); None where there are none.
         shards: the tar files, by name.
         rejections: number of samples that were left out, by reason.
+        origin: which model generated the images (`teacher`) and the fields of the licence that binds them (`license`,
+            `license_name`, `license_link`); empty where they are one's own.
     """
 
     task: str | None
@@ -154,6 +156,7 @@ class ShardIndex:
     shards: tuple[ShardEntry, ...]
     encoding_key: str | None = None
     rejections: Mapping[str, int] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -167,7 +170,10 @@ class ShardIndex:
         return partial
 
     def _write(self, path: Path) -> None:
-        write_json(path, {"format_version": FORMAT_VERSION, "samples": self.samples, **asdict(self)})
+        values = asdict(self)
+        if not self.origin:
+            del values["origin"]
+        write_json(path, {"format_version": FORMAT_VERSION, "samples": self.samples, **values})
 
     def write(self, root: Path) -> None:
         """Write index.json atomically."""
@@ -194,6 +200,7 @@ class ShardIndex:
                     shards=tuple(ShardEntry(**shard) for shard in values["shards"]),
                     encoding_key=values.get("encoding_key"),
                     rejections=values.get("rejections", {}),
+                    origin=values.get("origin", {}),
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error

@@ -108,6 +108,7 @@ class ShardWriter:
         max_bytes: a tar is closed before it grows beyond this many bytes (one sample always fits).
         image_format: how images are stored, "webp" or "png", both without loss; gray of 16 bits always as png.
         encoding_key: identifies what the stored encodings depend on; needed where samples have `encoded` or `text`.
+        origin: model and licence of generated images; see `ShardIndex`.
         overwrite: replace the set that is in `root`; it stays until the new one is complete.
 
     Raises:
@@ -123,10 +124,12 @@ class ShardWriter:
         max_bytes: int | float = 1e9,
         image_format: ImageFormat = "webp",
         encoding_key: str | None = None,
+        origin: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
         self.root, self.task, self.resolution = Path(root), task, resolution
         self.max_bytes, self.image_format, self.encoding_key = int(max_bytes), image_format, encoding_key
+        self.origin = dict(origin or {})
         self.rejections: Counter[str] = Counter()
         self._made_root = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
@@ -262,7 +265,12 @@ class ShardWriter:
             raise ShardError(f"no sample was written to {self.root}; a set needs at least one")
         self._entries.append(self._tars[-1].finish())
         index = ShardIndex(
-            self.task, self.resolution, tuple(self._entries), self.encoding_key, dict(sorted(self.rejections.items()))
+            self.task,
+            self.resolution,
+            tuple(self._entries),
+            self.encoding_key,
+            dict(sorted(self.rejections.items())),
+            self.origin,
         )
         # As long as one name ends in .partial readers refuse the folder, so the index's own goes last.
         partial = index.write_partial(self.root)

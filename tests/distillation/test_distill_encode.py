@@ -27,6 +27,9 @@ def test_a_run_is_encoded_and_trained_on_without_encoders(tmp_path: Path, tiny_b
         assert f"data.root={encoded} data.datamodule.source.encoded=true" in said
         first = ShardIndex.read(encoded)
         assert first is not None
+        plain = ShardIndex.read(out / "shards" / "train")
+        assert plain is not None
+        assert plain.origin == first.origin == {"teacher": "crayons", "license": "cc0-1.0"}
         written = {path.name: path.stat().st_mtime_ns for path in encoded.iterdir()}
         distill(compose_distill(*given))
         assert {path.name: path.stat().st_mtime_ns for path in encoded.iterdir()} == written

@@ -2,77 +2,81 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from PIL import Image
+from support.commands import ROOT, environment
+from support.models.teacher_twins import TWINS, write_twin
 
+from dsd_lightning.distillation.records import GRID, Record
+from dsd_lightning.distillation.stages.grids import GenerateGrids
 from dsd_lightning.distillation.teacher import DiffusersTeacher
 
+PROMPTS = ("a red cube", "a red cube", "a cat")
 
-def tiny_sdxl(folder: Path, tokenizers: Path) -> Path:
-    """Write SDXL with a few random weights."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizers, subfolder="tokenizer")
-    words = CLIPTextConfig(
-        hidden_size=32,
-        intermediate_size=37,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        projection_dim=32,
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipeline = StableDiffusionXLPipeline(
-            vae=AutoencoderKL(block_out_channels=(32, 64), latent_channels=4, **kinds),
-            text_encoder=CLIPTextModel(words),
-            text_encoder_2=CLIPTextModelWithProjection(words),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            unet=UNet2DConditionModel(
-                block_out_channels=(32, 64),
-                layers_per_block=1,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                attention_head_dim=(2, 4),
-                use_linear_projection=True,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=8,
-                transformer_layers_per_block=(1, 1),
-                projection_class_embeddings_input_dim=80,
-                cross_attention_dim=64,
-            ),
-            scheduler=EulerDiscreteScheduler(),
-            add_watermarker=False,
-        )
-    pipeline.save_pretrained(folder)
+
+def flux(folder: Path, base: Path) -> Path:
+    """Write the tiny base of the tests as a pipeline."""
+    folder.mkdir()
+    for part in base.iterdir():
+        (folder / part.name).symlink_to(part)
+    index = ROOT / "assets" / "tiny-flux" / "model_index.json"
+    (folder / "model_index.json").write_text(index.read_text())
     return folder
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def teacher_of(path: Path, batch_size: int, flux_settings: bool) -> DiffusersTeacher:
+    """Return a teacher of 64 pixels and two steps; a family's own defaults unless it is FLUX."""
+    settings = {"guidance_scale": 3.5, "max_sequence_length": 16} if flux_settings else {}
+    given = {"guidance_scale": None, "max_sequence_length": None, **settings}
+    return DiffusersTeacher(
+        str(path), 64, 64, num_inference_steps=2, batch_size=batch_size, dtype="float32", device="cpu", **given
+    )
+
+
+@pytest.mark.parametrize("family", ["flux", *TWINS])
 def test_images_depend_on_prompt_and_seed_alone(family: str, tiny_base: Path, tmp_path: Path) -> None:
-    if family == "sdxl":
-        path = tiny_sdxl(tmp_path / "sdxl", tiny_base)
-    else:
-        path = tmp_path / "flux"
-        path.mkdir()
-        for part in tiny_base.iterdir():
-            (path / part.name).symlink_to(part)
-        index = Path(__file__).parents[2] / "assets" / "tiny-flux" / "model_index.json"
-        (path / "model_index.json").write_text(index.read_text())
-    settings = {"num_inference_steps": 2, "guidance_scale": 3.5, "max_sequence_length": 16, "dtype": "float32"}
-    several = DiffusersTeacher(str(path), 64, 64, batch_size=2, device="cpu", **settings)  # type: ignore[arg-type]
-    single = DiffusersTeacher(str(path), 64, 64, batch_size=1, device="cpu", **settings)  # type: ignore[arg-type]
-    images = [
-        np.asarray(image, dtype=int) for image in several.generate(["a red cube", "a red cube", "a cat"], [1, 2, 3])
-    ]
+    folder = tmp_path / family
+    path = flux(folder, tiny_base) if family == "flux" else write_twin(family, folder, tiny_base)
+    several, single = (teacher_of(path, size, family == "flux") for size in (2, 1))
+    images = [np.asarray(image, dtype=int) for image in several.generate(PROMPTS, [1, 2, 3])]
     assert images[0].shape == (64, 64, 3)
     assert np.abs(images[0] - images[1]).max() > 8
-    (again,) = single.generate(["a red cube"], [2])
+    (again,) = single.generate(PROMPTS[1:2], [2])
     assert np.abs(np.asarray(again, dtype=int) - images[1]).max() <= 2
-    assert "arguments" not in single.settings()
+    assert "arguments" not in several.settings()
+    # One stage of grids, as a run has it.
+    outcome = GenerateGrids(single, 1, 0).run([Record("caption-1", {"prompt": "a grid of a cat"})])
+    assert not outcome.rejected
+    [grid] = outcome.kept
+    with Image.open(io.BytesIO(grid.images[GRID])) as image:
+        assert image.size == (64, 64)
+
+
+def test_the_licence_is_the_models_or_the_configurations(tmp_path: Path) -> None:
+    assert teacher_of(tmp_path, 1, False).licence() == {"teacher": tmp_path.name, "license": "unknown"}
+    (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n")
+    assert teacher_of(tmp_path, 1, False).licence()["license"] == "openrail++"
+    known = teacher_of(Path("stabilityai/stable-diffusion-3.5-medium"), 1, False).licence()
+    assert known["license_name"] == "stabilityai-ai-community"
+    own = DiffusersTeacher(str(tmp_path), 64, 64, 1, None, None, 1, licence={"license": "mit"})
+    assert own.licence() == {"teacher": tmp_path.name, "license": "mit"}
+
+
+def test_opening_a_pipeline_prints_nothing_on_the_terminal(tiny_base: Path, tmp_path: Path) -> None:
+    path = flux(tmp_path / "flux", tiny_base)
+    code = (
+        "from dsd_lightning.cli.console import tidy; tidy()\n"
+        "from dsd_lightning.distillation.teacher import DiffusersTeacher\n"
+        f"DiffusersTeacher({str(path)!r}, 64, 64, 1, 3.5, 16, 1, 'float32', 'cpu').generate(['a cat'], [1])"
+    )
+    setting = {**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT)])}
+    made = subprocess.run([sys.executable, "-c", code], env=setting, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""

@@ -53,6 +53,9 @@ class Crayons:
     def settings(self) -> Mapping[str, Any]:
         return {"crayons": [self.height, self.width]}
 
+    def licence(self) -> Mapping[str, str]:
+        return {"teacher": "crayons", "license": "cc0-1.0"}
+
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         return [self._grid(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 

@@ -28,6 +28,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def licence(self) -> Mapping[str, str]:
+        """Return the model's name (`teacher`) and the fields of the licence that binds its images (`license`, ...)."""
+        ...
+
     def close(self) -> None:
         """Free the model's memory."""
         ...

@@ -48,11 +48,15 @@ def subject_of(record: Record) -> str:
 
 
 def write_shards(
-    store: Store, manifests: Sequence[Manifest], rejections: Counter[str], settings: ShardSettings
+    store: Store,
+    manifests: Sequence[Manifest],
+    rejections: Counter[str],
+    settings: ShardSettings,
+    origin: Mapping[str, str],
 ) -> dict[str, int]:
     """Write both sets from the captioned pairs, unless they are there already; return their numbers of samples.
 
-    Each pair is written in both directions.
+    Each pair is written in both directions; `origin` goes into the index of both sets.
 
     Raises:
         DistillationError: there is no pair for training, or there are files in the folder that are not of a run.
@@ -64,6 +68,7 @@ def write_shards(
         "validation_share": settings.validation_share,
         "max_bytes": settings.max_bytes,
         "rejections": dict(sorted(rejections.items())),
+        "origin": dict(origin),
     }
     note = root / MADE_FROM
     if note.exists() and (known := json.loads(note.read_text()))["made_from"] == made_from:
@@ -84,7 +89,7 @@ def write_shards(
                     VALIDATION if uniform("validation", subject_of(record)) < settings.validation_share else TRAINING
                 )
                 if split not in writers:
-                    writers[split] = _writer(root / split, settings)
+                    writers[split] = _writer(root / split, settings, origin)
                 samples[split] += _write_both(writers[split], record)
         if not samples[TRAINING]:
             raise DistillationError(
@@ -108,12 +113,13 @@ def _write_note(note: Path, made_from: Mapping[str, Any] | None, samples: Mappin
     write_json(note, {"made_from": made_from, "samples": dict(samples)})
 
 
-def _writer(folder: Path, settings: ShardSettings) -> ShardWriter:
+def _writer(folder: Path, settings: ShardSettings, origin: Mapping[str, str]) -> ShardWriter:
     return ShardWriter(
         folder,
         task=settings.task,
         resolution=settings.resolution,
         max_bytes=settings.max_bytes,
+        origin=origin,
         overwrite=True,
     )
 
