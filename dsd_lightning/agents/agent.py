@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,8 @@ from dsd_lightning.agents.providers.provider import BatchProvider, Provider, Rep
 from dsd_lightning.agents.retries import Retries
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 _POLL, _LONGEST_POLL = 0.02, 2.0
 """Seconds between two looks whether calls under way have freed some of the budget; the wait doubles."""
@@ -71,12 +74,17 @@ class Agent:
     ) -> None:
         if timeout <= 0:
             raise ValueError(f"timeout={timeout}: seconds for one attempt, must be > 0")
-        if budget.budget_usd is not None and not prices.known(provider.model):
-            raise ValueError(
-                f"budget_usd={budget.budget_usd}, but {prices.named(provider.model)} has no price to count by: add it to "
-                "conf/agents/common/default.yaml (prices.models), set prices.free=true for a server of your own, or "
-                "budget_usd=null"
+        if not prices.known(provider.model):
+            remedy = (
+                f"give it, in USD a million tokens, as {prices.override(provider.model)}, or agents.prices.free=true for a "
+                "server of your own"
             )
+            if budget.budget_usd is not None:
+                raise ValueError(
+                    f"budget_usd={budget.budget_usd}, but {prices.named(provider.model)} has no price to count by: {remedy}, or count "
+                    "tokens alone, without a bound: agents.budget.budget_usd=null"
+                )
+            log.warning("%s has no price, so that only the tokens of its calls are counted; %s", prices.named(provider.model), remedy)
         self.provider = provider
         self.cache = cache
         self.limits = limits
@@ -255,6 +263,7 @@ class Agent:
             reservation = await self._reserve(key, self.prices.cost(self.model, bound) or 0.0)
             # What is not known to be free counts in full: the provider may have worked, and bill it.
             usd: float | None = reservation.usd
+            used = bound
             try:
                 async with asyncio.timeout(self.timeout):
                     reply = await self._send(key, request.messages, sampling)
@@ -264,12 +273,13 @@ class Agent:
                     bound.output_tokens if reply.output_tokens is None else reply.output_tokens,
                 )
                 cost = self.prices.cost(self.model, size)
-                usd, slot.tokens = cost or 0.0, size.input_tokens + size.output_tokens
+                usd, used, slot.tokens = cost or 0.0, size, size.input_tokens + size.output_tokens
                 record["answer"] = self._answer(reply, size, cost)
                 record["asked_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 await asyncio.to_thread(self.cache.put, key, record)
             except AgentFailure as failure:
-                usd = reservation.usd if failure.may_be_billed else 0.0
+                if not failure.may_be_billed:
+                    usd, used = 0.0, Size(0, 0)
                 if failure.retry_after is not None and failure.retry_after <= self.retries.max_retry_after:
                     self.limits.pause(failure.retry_after)
                 raise
@@ -283,7 +293,7 @@ class Agent:
                 raise
             finally:
                 if usd is not None:
-                    self.budget.settle(reservation, usd)
+                    self.budget.settle(reservation, usd, used.input_tokens + used.output_tokens)
         return record
 
     def _answer(self, reply: Reply, size: Size, cost: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ spent: the provider may have billed it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import uuid
@@ -45,13 +46,20 @@ class Budget:
         self.ledger = None if ledger is None else Path(ledger)
         self._thread = threading.Lock()
         self._read_to = 0
-        self._spent = 0.0
+        self._spent, self._tokens = 0.0, 0
         self._open: dict[str, float] = {}
         self._mine: set[str] = set()
         self._lock: AbstractContextManager[Any] = nullcontext()
         if self.ledger is not None:
             self.ledger.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(f"{self.ledger}.lock")
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of all calls that are settled, by all processes, those of models without a price among them."""
+        with self._thread, self._lock:
+            self._catch_up()
+            return self._tokens
 
     @property
     def spent_usd(self) -> float:
@@ -82,12 +90,15 @@ class Budget:
             self._mine.add(reservation.name)
             return reservation
 
-    def settle(self, reservation: Reservation, usd: float) -> None:
-        """Replace what was set aside by the `usd` that the call has cost."""
+    def settle(self, reservation: Reservation, usd: float, tokens: int = 0) -> None:
+        """Replace what was set aside by the `usd` that the call has cost, and note its tokens.
+
+        The ledger holds both without a bound, too: one that is set later counts what was spent before.
+        """
         with self._thread, self._lock:
             self._catch_up()
             self._mine.discard(reservation.name)
-            self._write({"call": reservation.name, "spent_usd": usd})
+            self._write({"call": reservation.name, "spent_usd": usd, "tokens": tokens})
 
     def _explanation(self, usd: float, reserved: float) -> str:
         remains = (
@@ -99,8 +110,9 @@ class Budget:
         where = f" (ledger: {self.ledger})" if self.ledger is not None else ""
         return (
             f"budget_usd={self.budget_usd}: {self._spent:.4f} USD are spent{remains}{where}, and the next call may cost up "
-            f"to {usd:.4f} USD, so it was not sent. To go on, raise agents.budget.budget_usd and run the same command "
-            "again: every answer so far is stored, and no API call is repeated or paid twice"
+            f"to {usd:.4f} USD, so it was not sent. To go on, run the same command again with a higher bound, such as "
+            f"agents.budget.budget_usd={math.ceil(200 * (self._spent + reserved + usd)) / 100:.2f}: every answer so far is "
+            "stored, and no API call is repeated or paid twice"
         )
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -138,3 +150,4 @@ class Budget:
         else:
             self._open.pop(entry["call"], None)
             self._spent += entry["spent_usd"]
+            self._tokens += entry.get("tokens", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ MESSAGE_TOKENS = 16
 """Upper bound of the tokens that mark a turn and its role."""
 _CHARACTERS_PER_TOKEN = 4
 """Of English prose, roughly: for expectations, never for bounds."""
+_SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8}|\d{2}-\d{4}|\d{3,4}|latest)$")
+"""What dates a model's name: gpt-4o-2024-11-20, claude-x-20250219, gemini-x-preview-05-2026, gemini-x-001."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Price:
     """USD a million tokens."""
     output_usd: float
     """USD a million tokens."""
-    image_tokens: int
+    image_tokens: int = 4096
     """Upper bound of the tokens of one image, as the provider counts them."""
-    source: str
-    date: str
+    source: str = "given"
+    date: str = ""
     """YYYY-MM-DD on which the source said so."""
     images: Mapping[str, float] = field(default_factory=dict)
     """USD of one generated image, by what is asked for, such as {"1024x1024 medium": 0.053}."""
@@ -53,6 +56,7 @@ class Prices:
 
     Args:
         models: one price a model; mappings with its fields will do.
+        given: the same, of models that the table lacks or has other prices of.
         free: every model costs nothing, as one's own server does.
         unknown_image_tokens: bound of an image's tokens for models that are not in the table.
         share: what is paid of the table's prices; batches cost half.
@@ -60,7 +64,7 @@ class Prices:
             answer with texts.
 
     Raises:
-        ValueError: a negative price or share.
+        ValueError: a negative price or share, or a price without its fields.
     """
 
     def __init__(
@@ -70,10 +74,11 @@ class Prices:
         unknown_image_tokens: int = 4096,
         share: float = 1.0,
         image: str | None = None,
+        given: Sequence[Any] = (),
     ) -> None:
         if share < 0:
             raise ValueError(f"prices.share={share}: what is paid of the table's prices, must be >= 0")
-        prices = [each if isinstance(each, Price) else Price(**each) for each in models]
+        prices = [each if isinstance(each, Price) else _price(each) for each in (*models, *given)]
         self._prices = {price.model: price for price in prices}
         self._free = free
         self._unknown_image_tokens = unknown_image_tokens
@@ -87,7 +92,17 @@ class Prices:
 
     def named(self, model: str) -> str:
         """Return what has or lacks a price: the model, or its image of one kind."""
-        return model if self._image is None else f"{model} (prices.models: images: {self._image!r})"
+        return model if self._image is None else f"{model} (image {self._image!r})"
+
+    def override(self, model: str) -> str:
+        """Return the command line's argument that gives a model a price; of a dated name, with that of the undated one.
+
+        Snapshots may cost other than the undated name does, so that nothing is assumed.
+        """
+        price = self._prices.get(_SNAPSHOT.sub("", model))
+        costs = ("INPUT_USD", "OUTPUT_USD") if price is None else (price.input_usd, price.output_usd)
+        images = "" if self._image is None else f", images: {{{self._image}: IMAGE_USD}}"
+        return f"'agents.prices.given=[{{model: \"{model}\", input_usd: {costs[0]}, output_usd: {costs[1]}{images}}}]'"
 
     def cost(self, model: str, size: Size) -> float | None:
         """Return the USD that a call of `size` costs; None for a model without a price."""
@@ -121,3 +136,19 @@ class Prices:
         each = price.image_tokens if price is not None else self._unknown_image_tokens
         images = sum(not isinstance(part, str) for message in messages for part in message.parts)
         return Size(text_tokens + images * each + MESSAGE_TOKENS * len(messages), output_tokens)
+
+
+def _price(fields: Any) -> Price:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"prices: {fields!r} is no price; give {{model: NAME, input_usd: USD, output_usd: USD}}")
+    numbers = {name: fields.get(name) for name in ("input_usd", "output_usd")} | dict(fields.get("images", {}))
+    for name, value in numbers.items():
+        if isinstance(value, str):
+            raise ValueError(f"price of {fields.get('model')}: {name}={value}: give the number in its place")
+    try:
+        return Price(**fields)
+    except TypeError as error:
+        raise ValueError(
+            f"prices: {dict(fields)}: a price has model, input_usd and output_usd (USD a million tokens), and may have "
+            f"image_tokens, images, source and date ({error})"
+        ) from None

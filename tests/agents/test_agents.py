@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import shlex
 import threading
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from dsd_lightning.agents import (
     Request,
     Sampling,
 )
-from dsd_lightning.agents.failures import failure_of_status, retry_after_of
-from dsd_lightning.agents.prices import Prices
+from dsd_lightning.agents.budget import Budget
+from dsd_lightning.agents.failures import BudgetExceeded, failure_of_status, retry_after_of
+from dsd_lightning.agents.prices import Prices, Size
 from dsd_lightning.agents.providers.provider import Reply
 
 TOKENIZER = Tokenizer.from_file(str(ROOT / "assets" / "tiny-flux" / "tokenizer" / "tokenizer.json"))
@@ -163,9 +165,50 @@ WRONG = {
     "agents.llm.sampling.top_p=0.0": "sampling.top_p=0.0",
     "agents.retries.attempts=0": "retries.attempts=0",
     "agents.llm.provider.model=gpt-9": "gpt-9 has no price",
+    "agents.prices.given=[{model: gpt-9}]": "a price has model, input_usd and output_usd",
+    "agents.prices.given=[{model: gpt-9, input_usd: INPUT_USD, output_usd: 1}]": "input_usd=INPUT_USD: give the number",
+    "agents.prices.given=[5]": "5 is no price",
     "agents.llm.provider.base_url=nowhere": "provider.base_url='nowhere'",
     "agents.llm.provider.max_tokens_field=words": "max_tokens_field='words'",
 }
+
+
+@pytest.mark.parametrize("model", ["gpt-5.4-2026-03-05", "gpt-9", "vendor/Odd Name:7b-it"])
+def test_the_hint_for_a_model_without_a_price_can_be_pasted(model: str, tmp_path: Path) -> None:
+    from hydra.utils import instantiate
+
+    from dsd_lightning.cli.errors import message_for_user
+
+    chosen = [f"agents.folder={tmp_path}", f"agents.llm.provider.model='{model}'"]
+    with pytest.raises(Exception, match="has no price") as refusal:
+        instantiate(compose_agents("openai", *chosen).agents.llm)
+    hint = next(
+        word for word in shlex.split(str(message_for_user(refusal.value))) if word.startswith("agents.prices.given=")
+    )
+    known = model.startswith("gpt-5.4-")
+    assert ("input_usd: 2.5, output_usd: 15.0" in hint) == known  # of the undated name, for the user to confirm
+    pasted = hint.rstrip(",").replace("INPUT_USD", "2.5").replace("OUTPUT_USD", "15.0")
+    for preset_of_model in ("openai", "openai_batch"):
+        agent = instantiate(
+            compose_agents("openai", f"agents/model@agents.llm={preset_of_model}", *chosen, pasted).agents.llm
+        )
+        share = 0.5 if preset_of_model == "openai_batch" else 1.0
+        assert agent.prices.cost(model, Size(1_000_000, 1_000_000)) == pytest.approx(17.5 * share)
+
+
+def test_a_budget_of_null_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    for prices, name in ((Prices([PRICE]), "priced"), (Prices([]), "unpriced")):
+        agent = agent_of(Stand(str.upper), tmp_path / name, prices=prices, budget=Budget(None, ledger))
+        with agent:
+            before, tokens = agent.budget.spent_usd, agent.budget.tokens
+            answer = agent.ask(Request.of("a"))
+            assert agent.budget.spent_usd - before == pytest.approx(answer.cost_usd or 0.0)
+            assert agent.budget.tokens - tokens == answer.input_tokens + answer.output_tokens
+    assert Budget(None, ledger).spent_usd > 0
+    assert "only the tokens of its calls are counted" in caplog.text
+    with pytest.raises(BudgetExceeded, match=r"budget_usd=0\.0: "):
+        Budget(0.0, ledger).reserve(0.1)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
