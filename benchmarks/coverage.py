@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from dsd_lightning.evaluation.scores import comparison
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
-from dsd_lightning.evaluation.user_study.ratings import Rating, opinions
+from dsd_lightning.evaluation.user_study.rating import Rating
+from dsd_lightning.evaluation.user_study.ratings import opinions
 from dsd_lightning.randomness import numpy_generator
 
 SIZES = {5: 1, 12: 4, 16: 4, 30: 4, 150: 4}

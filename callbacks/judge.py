@@ -13,8 +13,9 @@ from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
 from callbacks.logged_images import log_images
 from dsd_lightning.agents import Agent, AgentFailure
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
-from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.judging.run import Judging
 from dsd_lightning.evaluation.samples.benchmark import Benchmark
 from dsd_lightning.evaluation.samples.generate import Model, Sampling, make, missing_batches
 from dsd_lightning.evaluation.samples.result_folder import Samples

@@ -86,6 +86,10 @@ class Message:
         return {"role": self.role, "parts": parts}
 
 
+DETAILS = ("low", "high", "auto")
+"""Values of `Sampling.image_detail`."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How an answer is sampled. What is None is left to the provider's default, and not sent."""
@@ -98,6 +102,8 @@ class Sampling:
     """In (0, 1]."""
     seed: int | None = None
     """For providers that sample reproducibly, or nearly so."""
+    image_detail: str | None = None
+    """low, high or auto: how closely images are read, where the provider lets one choose."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of one provider, as its API names them, such as `reasoning_effort`."""
 
@@ -108,6 +114,10 @@ class Sampling:
             raise ValueError(f"sampling.temperature={self.temperature}: must be >= 0, or null for the default")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"sampling.top_p={self.top_p}: must be in (0, 1], or be null for the default")
+        if self.image_detail not in (None, *DETAILS):
+            raise ValueError(
+                f"sampling.image_detail={self.image_detail!r}: {', '.join(DETAILS)}, or null for the default"
+            )
 
     def described(self) -> dict[str, Any]:
         """Return the parameters that are set, as plain JSON."""

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Record
-from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.judging.run import Judging
 from dsd_lightning.evaluation.samples.generate import make
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.aggregate import require_rule

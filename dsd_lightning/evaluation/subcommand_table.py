@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     ("table",): Subcommand("evaluate/table", "command:table"),
     ("similarity",): Subcommand("evaluate/similarity", "similarity.measures:run"),
     ("story",): Subcommand("evaluate/story", "similarity.measures:story"),
+    ("ratings",): Subcommand("evaluate/ratings", "user_study.rating_files:export"),
     ("study", "make"): Subcommand("evaluate/study_make", "user_study.study:make"),
     ("study", "score"): Subcommand("evaluate/study_score", "user_study.study:score"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -14,18 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
+from support.llm.agent_parts import agent_of
 from support.llm.judge_images import judge
 from support.llm.rehearsals import ROOT
 
-from dsd_lightning.agents import QuotaExhausted
+from dsd_lightning.agents import QuotaExhausted, Sampling
 from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
+from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging import judgements as judgements_module
 from dsd_lightning.evaluation.judging.judgements import Judgement, Record
 from dsd_lightning.evaluation.judging.replies import Unscored
 from dsd_lightning.evaluation.judging.rubrics import SHIPPED, Rubrics
+from dsd_lightning.evaluation.judging.run import Judging
 from dsd_lightning.evaluation.samples.benchmark import Case, Prompt, Subject, folder
 from dsd_lightning.evaluation.samples.result_folder import Samples, save_jpeg
 from dsd_lightning.evaluation.scores.comparison import compare
@@ -145,6 +151,7 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "seed": ({}, {"seed": 1}),
     "max_output_tokens": ({}, {"max_output_tokens": 50}),
     "extra": ({}, {"extra": {"reasoning_effort": "low"}}),
+    "the protocol's sampling": ({"sampling": {"image_detail": "high"}}, {}),
 }
 
 
@@ -240,7 +247,12 @@ def test_missing_and_unreadable_images_are_missing_judgements(world: Path) -> No
     with RehearsalServer(by_digest) as server:
         metrics = judge(server.url, world)
         assert server.counts["asked"] == QUESTIONS - 8
-    assert next(line for line in metrics.splitlines() if line.startswith("method,cp,")).split(",")[5:7] == ["4", "2"]
+    assert next(line for line in metrics.splitlines() if line.startswith("method,cp,")).split(",")[5:9] == [
+        "2",
+        "4",
+        "4",
+        "2",
+    ]
 
 
 def test_an_incomplete_record_makes_no_table_and_a_changed_image_replaces_its_judgements(world: Path) -> None:
@@ -286,3 +298,76 @@ def test_records_of_a_question_are_replaced_by_later_ones(tmp_path: Path) -> Non
         record.append(Judgement(*list(one.__dict__.values())[:13], served="j", score=3))
     (only,) = Record(tmp_path / "a.jsonl").read().values()
     assert (only.score, only.failure) == (3, None)
+
+
+def test_a_reply_without_a_score_is_asked_again_within_the_protocols_attempts(world: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def rule(request: Asked) -> str:
+        question = "".join(text for _, text in request.turns) + str([hash(data) for data in request.images])
+        asked[question] += 1
+        return "Score: 3" if asked[question] == 2 else "no idea"
+
+    with RehearsalServer(rule) as server:
+        judge(server.url, world, protocol={"attempts": 3})
+        assert server.counts["asked"] == 2 * QUESTIONS
+        judge(server.url, world, protocol={"attempts": 3})
+        assert server.counts["asked"] == 2 * QUESTIONS
+    with RehearsalServer(lambda _: "never") as server:
+        with pytest.raises(CoverageTooLow):
+            judge(server.url, world, protocol={"attempts": 3}, sampling={"seed": 1})
+        assert server.counts["asked"] == 3 * QUESTIONS
+        with pytest.raises(CoverageTooLow):
+            judge(server.url, world, protocol={"attempts": 3}, sampling={"seed": 1})
+        assert server.counts["asked"] == 3 * QUESTIONS
+
+
+def test_dreambenchpps_preset_sends_what_its_code_sends(tmp_path: Path) -> None:
+    """Its code: eval_concept_preservation.py and eval_prompt_following.py, stated here independently."""
+    prompts = tmp_path / "dreambench_plus" / "prompts"
+    prompts.mkdir(parents=True)
+    for name in ("subject", "style", "text"):
+        (prompts / f"user_prompt_{name}_full.txt").write_text(f"\nrate the {name}\n\n")
+        (prompts / f"gpt_prompt_{name}_full.txt").write_text(f"I rate the {name}\n")
+    for category in ("object", "style"):
+        for kind, ending in (("images", "jpg"), ("captions", "txt")):
+            (tmp_path / "data" / kind / category).mkdir(parents=True)
+            file = tmp_path / "data" / kind / category / f"00.{ending}"
+            if kind == "images":
+                Image.effect_noise((90, 60), 50).convert("RGB").save(file)
+            else:
+                file.write_text("cup\non the moon\n")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["protocol=dreambenchpp", "benchmark=dreambenchpp", f"benchmark.folder={tmp_path}", "out=x"]
+        config = compose("evaluate", overrides)
+    protocol = instantiate(config.protocol)
+    cases = instantiate(config.benchmark).cases(config.copies)
+    samples = Samples(tmp_path / "samples", "method")
+    for number, case in enumerate(cases):
+        samples.write(case, image(9, 90 * number, 9), image(255, 0, 0))
+    provider = OpenAIChat("gpt", "http://127.0.0.1/v1", None)
+    agent = agent_of(provider, tmp_path, sampling=Sampling(100))
+    judging = Judging(agent, Rubrics(config.rubrics, ("cp", "pf")), protocol, Record(tmp_path / "r"))
+    requests = [judging.request(*each) for each in judging.open_questions(samples, cases)[1]]
+    assert len(requests) == 2 * 2 * 3
+    assert len({request.attempt for request in requests}) == 3
+    for case, found in zip(cases, (requests[:6], requests[6:]), strict=True):
+        name = case.subject.category if case.subject.category == "style" else "subject"
+        generated = samples.image(case)
+        assert generated is not None
+        for request, shown in ((found[0], [case.subject.reference, generated]), (found[3], [generated])):
+            body = provider._body(request.messages, request.sampling or agent.sampling)
+            assert body["temperature"] == 1
+            user, assistant, last = body["messages"]
+            rubric = name if len(shown) == 2 else "text"
+            assert user == {"role": "user", "content": [{"type": "text", "text": f"rate the {rubric}"}]}
+            assert assistant == {"role": "assistant", "content": f"I rate the {rubric}"}
+            text = [] if len(shown) == 2 else [{"type": "text", "text": "on the moon"}]
+            assert last == {"role": "user", "content": text + [_as_published(file) for file in shown]}
+
+
+def _as_published(file: Path) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.open(file).convert("RGB").resize((512, 512)).save(buffer, format="JPEG")
+    url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import krippendorff
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.user_study.ratings import Rating, agreement, alpha, opinions, read, with_overall
+from dsd_lightning.evaluation.judging.judgements import Judgement
+from dsd_lightning.evaluation.user_study.rating import Rating
+from dsd_lightning.evaluation.user_study.rating_files import write_rating_files
+from dsd_lightning.evaluation.user_study.ratings import LEVELS, agreement, alpha, opinions, read, with_overall
 from dsd_lightning.files.rows import TableError
 
 N = np.nan
@@ -80,6 +84,42 @@ def test_long_tables_give_the_same_ratings(name: str, tmp_path: Path) -> None:
     # s1 was asked and nobody rated it.
     (opinion,) = opinions(ratings, (1.0, 5.0))
     assert (opinion.ratings, opinion.missing, opinion.raters, opinion.items) == (2, 2, 2, 1)
+
+
+def test_rating_files_of_dreambenchpp_are_read_written_and_agree_as_its_code_computes_it(tmp_path: Path) -> None:
+    judgements = []
+    for copy in (0, 1):  # a second copy is not judged by DreamBench++
+        for prompt, (cp, pf) in enumerate([(4, 3), (0, None), (2, 1)]):
+            for measure, score in (("cp", cp), ("pf", pf)):
+                question = ("A Method-1", "object_00_cup", "object", prompt, "photorealistic", copy, measure, 0)
+                judgements.append(Judgement(*question, "image", "reference", "text", "r", "judge", None, score))
+    (folder,) = write_rating_files(judgements, tmp_path / "vlm")
+    assert json.loads((folder / "a_method_1.json").read_text()) == {
+        "object_00_cup-0": [4, 3],
+        "object_00_cup-2": [2, 1],
+    }
+    assert json.loads((folder / "a_method_1-cp.json").read_text()) == {
+        "object_00_cup-0": 4,
+        "object_00_cup-1": 0,
+        "object_00_cup-2": 2,
+    }
+    people = tmp_path / "group1" / "part1-a_method_1.json"
+    people.parent.mkdir()
+    people.write_text('{"object_00_cup-0": [3, 3], "object_00_cup-2": [1, null], "object_00_cup-3": [2, 0]}')
+    ratings = read([folder / "a_method_1-cp.json", folder / "a_method_1-pf.json", people], ["cp", "pf"], (0.0, 4.0))
+    found = {each.criterion: each for each in opinions(ratings, (0.0, 4.0), "interval")}
+    # krippendorff_analysis.py: the union of the keys, NaN where a rater has none, on the interval level.
+    published = krippendorff.alpha(
+        reliability_data=np.asarray([[4, 0, 2, N], [3, N, 1, 2]]), level_of_measurement="interval"
+    )
+    assert found["cp"].alpha == pytest.approx(published)
+    assert (found["cp"].method, found["cp"].raters, found["cp"].items, found["cp"].missing) == ("a_method_1", 2, 4, 2)
+    assert list(LEVELS) == ["nominal", "ordinal", "interval"]
+    assert agreement(ratings, "interval")["cp"] == pytest.approx(published)
+    assert agreement(ratings, "nominal")["cp"] != agreement(ratings, "ordinal")["cp"]
+    (tmp_path / "group1" / "bare.json").write_text('{"object_00_cup-0": 3}')
+    with pytest.raises(EvaluationError, match=r"bare\.json: one score an image, but of what\?"):
+        read([tmp_path / "group1" / "bare.json"], ["cp"], (0.0, 4.0))
 
 
 WRONG = {

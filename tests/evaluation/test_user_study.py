@@ -76,6 +76,7 @@ def test_raters_files_become_means_and_agreement(page: Path) -> None:
             "ratings": [str(file) for file in files],
             "key": str(page.with_name(KEY)),
             "overall": False,
+            "level": "ordinal",
             "out": str(page.parent / "tables"),
         }
     )

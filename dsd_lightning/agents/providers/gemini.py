@@ -91,6 +91,15 @@ class Gemini(Remote):
         self._client = self._http = None
 
 
+_RESOLUTIONS = {
+    None: None,
+    "auto": None,
+    "low": types.MediaResolution.MEDIA_RESOLUTION_LOW,
+    "high": types.MediaResolution.MEDIA_RESOLUTION_HIGH,
+}
+"""Of `Sampling.image_detail`."""
+
+
 def wants_image(sampling: Sampling) -> bool:
     """Return whether `sampling.extra.response_modalities` asks for an image."""
     return "IMAGE" in sampling.extra.get("response_modalities", ())
@@ -106,6 +115,7 @@ def asked_of(messages: Sequence[Message], sampling: Sampling) -> tuple[Any, type
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
+        media_resolution=_RESOLUTIONS[sampling.image_detail],
         **sampling.described().get("extra", {}),
     )
     return [_content(message) for message in messages if message.role != "system"], config

@@ -42,8 +42,9 @@ class GeminiLegacy(Remote):
             configure(api_key=self._key, transport="rest", client_options={"api_endpoint": self._base_url.rstrip("/")})
         system = [message.text for message in messages if message.role == "system"]
         model = GenerativeModel(self.model, system_instruction=system[0] if system else None)
-        if sampling.seed is not None:
-            raise ValueError("sampling.seed: google-generativeai cannot send one; leave it null, or use gemini")
+        for name in ("seed", "image_detail"):
+            if getattr(sampling, name) is not None:
+                raise ValueError(f"sampling.{name}: google-generativeai cannot send one; leave it null, or use gemini")
         config = {
             "max_output_tokens": sampling.max_output_tokens,
             "temperature": sampling.temperature,

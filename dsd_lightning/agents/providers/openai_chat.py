@@ -66,7 +66,7 @@ class OpenAIChat(Remote):
     def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [_message(message) for message in messages],
+            "messages": [_message(message, sampling.image_detail) for message in messages],
             self._max_tokens_field: sampling.max_output_tokens,
         }
         for name in ("temperature", "top_p", "seed"):
@@ -89,17 +89,17 @@ class OpenAIChat(Remote):
             self._client = None
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, detail: str | None) -> dict[str, Any]:
     if message.role != "user":
         return {"role": message.role, "content": message.text}
-    return {"role": "user", "content": [_part(part) for part in message.parts]}
+    return {"role": "user", "content": [_part(part, detail) for part in message.parts]}
 
 
-def _part(part: str | ImagePart) -> dict[str, Any]:
+def _part(part: str | ImagePart, detail: str | None) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     url = f"data:{part.media_type};base64,{base64.b64encode(part.data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": url} if detail is None else {"url": url, "detail": detail}}
 
 
 def reply_of(completion: Any, model: str) -> Reply:

@@ -2,7 +2,8 @@
 
 A folder holds, for each rubric, `NAME.txt` (the first turn) and `NAME.acknowledgement.txt` (the turn that the judge is
 assumed to have answered). The shipped ones follow DreamBench++'s criteria and, debiased, the paper's (supplement B), in our
-own words; style subjects have rubrics of their own, which the paper leaves out. The originals can be used verbatim.
+own words; style subjects have rubrics of their own, which the paper leaves out. The originals can be used verbatim: the
+folder of prompts in a checkout of DreamBench++ is read under the names that they have there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,14 @@ _NAMES = {
     "debiased_cp": "debiased_concept_preservation",
     "debiased_pf": "debiased_prompt_following",
 }
+
+
+_CHECKOUT_NAMES = {
+    "concept_preservation": "subject_full",
+    "concept_preservation_style": "style_full",
+    "prompt_following": "text_full",
+}
+"""DreamBench++'s: user_prompt_NAME.txt and gpt_prompt_NAME.txt."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Rubrics:
         for measure in measures:
             for style in (False, True) if measure.endswith("cp") else (False,):
                 name = _NAMES[measure] + ("_style" if style else "")
-                texts = [_text(root / f"{name}{ending}.txt") for ending in ("", ".acknowledgement")]
+                texts = [_text(file) for file in _files(root, name)]
                 self._rubrics[measure, style] = Rubric(name, *texts)
 
     def of(self, measure: str, case: Case) -> Rubric:
@@ -71,6 +80,13 @@ class Rubrics:
     def by_hash(self, sha256: str) -> Rubric:
         """Return the rubric with this hash."""
         return next(rubric for rubric in self._rubrics.values() if rubric.sha256 == sha256)
+
+
+def _files(root: Path, name: str) -> tuple[Path, Path]:
+    original = _CHECKOUT_NAMES.get(name)
+    if original is not None and (file := root / f"user_prompt_{original}.txt").is_file():
+        return file, root / f"gpt_prompt_{original}.txt"
+    return root / f"{name}.txt", root / f"{name}.acknowledgement.txt"
 
 
 def _text(file: Path) -> str:

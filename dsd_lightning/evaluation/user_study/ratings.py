@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import krippendorff
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.scores import intervals
+from dsd_lightning.evaluation.user_study.rating import Rating
+from dsd_lightning.evaluation.user_study.rating_files import is_rating_file, read_rating_file
 from dsd_lightning.files.rows import Row, Table
 from dsd_lightning.files.text import read_text
 
@@ -28,17 +30,8 @@ _ROLES = {"rater": ("rater", "annotator"), "item": ("item", "sample", "uid", "ca
 """Names of the columns of long tables."""
 
 Level = Literal["nominal", "ordinal", "interval"]
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One rater's score of one method's image, by one criterion; NaN where the rater was asked and gave none."""
-
-    rater: str
-    item: str
-    method: str
-    criterion: str
-    score: float
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""Of measurement, for Krippendorff's alpha: whether ratings are only equal or not, ranks, or numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Opinion:
             ratings alike).
         std: population standard deviation of all ratings.
         rater_mean, rater_std: mean and population standard deviation of the raters' own means.
-        alpha: Krippendorff's, ordinal, over the method's items.
+        alpha: Krippendorff's, over the method's items.
         ratings: how many there are.
         missing: how many more there would be if every rater of the study had rated every item of the method.
         raters, items: how many have a rating.
@@ -76,9 +69,10 @@ def read(files: Sequence[str | Path], criteria: Sequence[str], scale: tuple[floa
     """Read tables of ratings.
 
     Args:
-        files: tables (see `files.rows`). Either long (columns `rater`, `item`, `method` and one for each criterion, named by
-            it), or wide, a file a rater: the first column names the item, the others are methods, and a cell holds a number
-            or a list of them such as `[0.5, 1]`, one a criterion. Cells may be empty.
+        files: rating files of DreamBench++ (see `rating_files`), or tables (see `files.rows`). Either long (columns
+            `rater`, `item`, `method` and one for each criterion, named by it), or wide, a file a rater: the first column
+            names the item, the others are methods, and a cell holds a number or a list of them such as `[0.5, 1]`, one a
+            criterion. Cells may be empty.
         criteria: names of the criteria, in the order of the lists.
         scale: least and greatest rating; None takes any.
 
@@ -112,6 +106,9 @@ def _some(ratings: list[Rating], files: Sequence[str | Path]) -> list[Rating]:
 
 
 def _ratings(file: Path, criteria: list[str]) -> Iterator[tuple[str, Rating]]:
+    if is_rating_file(file):
+        yield from read_rating_file(file)
+        return
     table = Table(file)
     columns = list(table.columns)
     roles = {role: next((c for c in columns if c.lower() in names), None) for role, names in _ROLES.items()}
@@ -182,12 +179,13 @@ def with_overall(ratings: Sequence[Rating]) -> list[Rating]:
     return [*ratings, *means]
 
 
-def opinions(ratings: Sequence[Rating], scale: tuple[float, float] | None) -> list[Opinion]:
+def opinions(ratings: Sequence[Rating], scale: tuple[float, float] | None, level: Level = "ordinal") -> list[Opinion]:
     """Return the raters' opinions, method by method and criterion by criterion.
 
     Args:
         ratings: of all methods.
         scale: least and greatest rating, which intervals do not leave; None for ratings without bounds.
+        level: of measurement, for alpha.
     """
     raters = len({each.rater for each in ratings})
     result = []
@@ -197,14 +195,14 @@ def opinions(ratings: Sequence[Rating], scale: tuple[float, float] | None) -> li
             chosen = [each for each in ratings if (each.method, each.criterion) == (method, criterion)]
             matrix = _matrix(chosen)
             if matrix.size:
-                result.append(_opinion(method, criterion, matrix, raters * items, scale))
+                result.append(_opinion(method, criterion, matrix, raters * items, scale, level))
     return result
 
 
-def agreement(ratings: Sequence[Rating]) -> dict[str, float]:
-    """Return Krippendorff's alpha (ordinal) by criterion, over the images of all methods."""
+def agreement(ratings: Sequence[Rating], level: Level = "ordinal") -> dict[str, float]:
+    """Return Krippendorff's alpha by criterion, over the images of all methods."""
     return {
-        criterion: alpha(_matrix([each for each in ratings if each.criterion == criterion]))
+        criterion: alpha(_matrix([each for each in ratings if each.criterion == criterion]), level)
         for criterion in dict.fromkeys(each.criterion for each in ratings)
     }
 
@@ -226,6 +224,7 @@ def _opinion(
     matrix: NDArray[np.float64],
     planned: int,
     scale: tuple[float, float] | None,
+    level: Level,
 ) -> Opinion:
     rated = ~np.isnan(matrix)
     values = matrix[rated]
@@ -241,7 +240,7 @@ def _opinion(
         std=float(values.std()),
         rater_mean=float(by_rater.mean()),
         rater_std=float(by_rater.std()),
-        alpha=alpha(matrix),
+        alpha=alpha(matrix, level),
         ratings=len(values),
         missing=planned - len(values),
         raters=matrix.shape[0],

@@ -24,7 +24,17 @@ from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.formats import csv_text
-from dsd_lightning.evaluation.user_study.ratings import Opinion, agreement, opinions, read, read_pages, with_overall
+from dsd_lightning.evaluation.user_study.rating_files import is_rating_file
+from dsd_lightning.evaluation.user_study.ratings import (
+    LEVELS,
+    Level,
+    Opinion,
+    agreement,
+    opinions,
+    read,
+    read_pages,
+    with_overall,
+)
 from dsd_lightning.files.atomic import write_json, write_text
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.randomness import numpy_generator
@@ -131,15 +141,17 @@ def score(config: DictConfig) -> str:
     """Aggregate raters' files; write and return the table of opinions."""
     files = list(config.ratings)
     scale: tuple[float, float] | None
-    if files and all(str(file).endswith(".json") for file in files):
+    if files and all(str(file).endswith(".json") for file in files) and not all(map(is_rating_file, map(Path, files))):
         if config.key is None:
             raise EvaluationError("key=null: ratings of the page need the key.json that was written beside it")
         ratings, scale = read_pages(files, config.key)
     else:
         scale = None if config.scale is None else _scale(config.scale)
         ratings = read(files, list(config.criteria), scale)
-    results = opinions(with_overall(ratings) if config.overall else ratings, scale)
-    alphas = agreement(ratings)
+    if config.level not in LEVELS:
+        raise EvaluationError(f"level={config.level!r} is unknown; choose one of {', '.join(LEVELS)}")
+    results = opinions(with_overall(ratings) if config.overall else ratings, scale, config.level)
+    alphas = {level: agreement(ratings, level) for level in LEVELS}
     folder = Path(config.out)
     columns = [field.name for field in fields(Opinion)]
     write_text(folder / "opinions.csv", csv_text(columns, map(astuple, results)))
@@ -172,12 +184,16 @@ def _rows(results: Sequence[Opinion]) -> list[tuple[str, ...]]:
     ]
 
 
-def _note(alphas: Mapping[str, float]) -> str:
-    by_criterion = ", ".join(f"{name} {value:.3f}" for name, value in alphas.items())
-    return f"Krippendorff's alpha (ordinal) over all methods: {by_criterion}. Standard deviations are those of a population."
+def _note(alphas: Mapping[Level, Mapping[str, float]]) -> str:
+    lines = [
+        f"Krippendorff's alpha ({level}) over all methods: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in by_criterion.items())
+        for level, by_criterion in alphas.items()
+    ]
+    return "\n".join([*lines, "Standard deviations are those of a population."])
 
 
-def to_text(results: Sequence[Opinion], alphas: Mapping[str, float]) -> str:
+def to_text(results: Sequence[Opinion], alphas: Mapping[Level, Mapping[str, float]]) -> str:
     """Return opinions for a terminal."""
     rows = [_HEADINGS, *_rows(results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
@@ -185,7 +201,7 @@ def to_text(results: Sequence[Opinion], alphas: Mapping[str, float]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", _note(alphas)])
 
 
-def to_markdown(results: Sequence[Opinion], alphas: Mapping[str, float]) -> str:
+def to_markdown(results: Sequence[Opinion], alphas: Mapping[Level, Mapping[str, float]]) -> str:
     """Return opinions for Markdown."""
     rows = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(results)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{_note(alphas)}\n"

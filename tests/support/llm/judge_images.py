@@ -15,8 +15,9 @@ from dsd_lightning.agents.prices import Prices
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.agents.retries import Retries
 from dsd_lightning.evaluation.judging.judgements import Record
-from dsd_lightning.evaluation.judging.protocol import Judging, Protocol
+from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.judging.run import Judging
 from dsd_lightning.evaluation.samples.benchmark import folder
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.estimates import collect
