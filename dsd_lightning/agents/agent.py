@@ -81,8 +81,8 @@ class Agent:
             )
             if budget.budget_usd is not None:
                 raise ValueError(
-                    f"budget_usd={budget.budget_usd}, but {prices.named(provider.model)} has no price to count by: {remedy}, or "
-                    "count tokens alone, without a bound: agents.budget.budget_usd=null"
+                    f"budget_usd={budget.budget_usd}, but {prices.named(provider.model)} has no price to count by: {remedy}, "
+                    "or count tokens alone, without a bound: agents.budget.budget_usd=null"
                 )
             log.warning(
                 "%s has no price, so that only the tokens of its calls are counted; %s",
