@@ -30,7 +30,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
-TRAINING = ("test_choices.py", "test_every_architecture.py", "test_flux_dev.py")
+TRAINING = ("test_choices.py", "test_every_architecture.py", "test_flux_dev.py", "test_flux_bases.py")
 """Files that build every architecture of `conf/arch/` as it is configured."""
 
 
@@ -58,14 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a base in the diffusers layout: the shipped encoders, and a transformer of two random blocks."""
+def write_base(folder: Path, guidance_embeds: bool, parts: tuple[str, ...]) -> Path:
+    """Write a base in the diffusers layout: the shipped `parts`, and a transformer of two random blocks."""
     from diffusers import FluxTransformer2DModel  # here, because most tests need no base
 
-    folder = tmp_path_factory.mktemp("base") / "tiny_base"
     folder.mkdir()
-    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+    for part in parts:
         (folder / part).symlink_to(TINY_FLUX / part)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -77,10 +75,29 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_attention_heads=2,
             joint_attention_dim=64,
             pooled_projection_dim=64,
-            guidance_embeds=True,
+            guidance_embeds=guidance_embeds,
             axes_dims_rope=(4, 6, 6),
         )
         transformer.save_pretrained(folder / "transformer")
+    return folder
+
+
+ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return FLUX.1-dev's twin: a base with a guidance embedding and a shift by resolution."""
+    return write_base(tmp_path_factory.mktemp("base") / "tiny_base", True, (*ENCODERS, "scheduler"))
+
+
+@pytest.fixture(scope="session")
+def tiny_schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return FLUX.1-schnell's twin: a base without a guidance embedding and without a shift."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    folder = write_base(tmp_path_factory.mktemp("base") / "tiny_schnell", False, ENCODERS)
+    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(folder / "scheduler")
     return folder
 
 

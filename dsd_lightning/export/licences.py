@@ -16,15 +16,18 @@ CARD = "README.md"
 UNKNOWN = "unknown"
 
 _DEV = "black-forest-labs/FLUX.1-dev"
-_DEV_LICENSE = {
-    "license": "other",
-    "license_name": "flux-1-dev-non-commercial-license",
-    "license_link": f"https://huggingface.co/{_DEV}/blob/main/LICENSE.md",
-}
+_NON_COMMERCIAL = "flux-1-dev-non-commercial-license"
 _APACHE: Mapping[str, str] = {"license": "apache-2.0"}
 _STABILITY = "stabilityai/stable-diffusion-3.5"
 _OF_HUB_IDS: Mapping[str, Mapping[str, str]] = {
-    _DEV: _DEV_LICENSE,
+    **{
+        base: {
+            "license": "other",
+            "license_name": _NON_COMMERCIAL,
+            "license_link": f"https://huggingface.co/{base}/blob/main/LICENSE.md",
+        }
+        for base in (_DEV, "black-forest-labs/FLUX.1-Krea-dev", "black-forest-labs/FLUX.1-Kontext-dev")
+    },
     "black-forest-labs/FLUX.1-schnell": _APACHE,
     "black-forest-labs/FLUX.2-klein-4B": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
@@ -72,7 +75,7 @@ def licence_of_model(path: str, base_model: str | None = None) -> Licence:
     if folder.is_dir():
         front = front_matter(folder / CARD)
         fields = {key: str(front[key]) for key in ("license", "license_name", "license_link") if key in front}
-        if base_model is None and fields.get("license_name") == _DEV_LICENSE["license_name"]:
+        if base_model is None and fields.get("license_name") == _NON_COMMERCIAL:
             base_model = _DEV
     else:
         base_model = base_model or path

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTok
 
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
-from dsd_lightning.rectified_flow import ResolutionShift
+from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_
 """Sub-folders of a FLUX model in the diffusers layout."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+Shift = NoShift | FixedShift | ResolutionShift
 
 
 class BaseModelError(ValueError):
@@ -130,23 +133,20 @@ class FluxBase:
             AutoTokenizer if folder.is_dir() and not (folder / "tokenizer.json").is_file() else PreTrainedTokenizerFast
         )
 
+    def shift(self) -> Shift:
+        """Return the timestep shift that the base's scheduler asks for."""
+        return shift_of(self.scheduler_config())
+
     def resolution_shift(self) -> ResolutionShift:
-        """Return the timestep shift that the base's scheduler asks for.
+        """Return the shift by resolution that the base's scheduler asks for.
 
         Raises:
-            BaseModelError: if the scheduler has no dynamic shifting (then choose `shift=fixed` or `shift=none`).
+            BaseModelError: if the scheduler has no dynamic shifting.
         """
-        config = self.scheduler_config()
-        if not config.get("use_dynamic_shifting"):
-            raise BaseModelError(
-                f"the scheduler of {self.path!r} has no dynamic shifting; choose shift=fixed or shift=none"
-            )
-        return ResolutionShift(
-            base_tokens=config["base_image_seq_len"],
-            max_tokens=config["max_image_seq_len"],
-            base_mu=config["base_shift"],
-            max_mu=config["max_shift"],
-        )
+        shift = self.shift()
+        if not isinstance(shift, ResolutionShift):
+            raise BaseModelError(f"the scheduler of {self.path!r} has no dynamic shifting, but {shift}")
+        return shift
 
     def require_parts(self) -> None:
         """Refuse a local folder that lacks a part, at once and by name.
@@ -205,3 +205,16 @@ class FluxBase:
                 "Give a folder in the diffusers layout, or a hub id you have access to (FLUX.1-dev is gated: accept its "
                 "licence on its page and run `hf auth login`)."
             ) from error
+
+
+def shift_of(scheduler_config: Mapping[str, Any]) -> Shift:
+    """Return the timestep shift of a configuration of diffusers' FlowMatchEulerDiscreteScheduler."""
+    if scheduler_config.get("use_dynamic_shifting"):
+        return ResolutionShift(
+            base_tokens=scheduler_config["base_image_seq_len"],
+            max_tokens=scheduler_config["max_image_seq_len"],
+            base_mu=float(scheduler_config["base_shift"]),
+            max_mu=float(scheduler_config["max_shift"]),
+        )
+    factor = float(scheduler_config.get("shift", 1.0))
+    return NoShift() if factor == 1 else FixedShift(factor)

@@ -14,17 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.compute.machine import AUTO
 from dsd_lightning.files.checkout import in_checkout
-from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.flux.base import FluxBase, Shift
 from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
 from dsd_lightning.models.restore import start_from
-from dsd_lightning.rectified_flow import ResolutionShift
 
 log = logging.getLogger(__name__)
 
 
-def shift_of_base(base: FluxBase) -> ResolutionShift:
+def shift_of_base(base: FluxBase) -> Shift:
     """Return the timestep shift that the base's scheduler asks for (`shift=resolution`)."""
-    return base.resolution_shift()
+    return base.shift()
 
 
 def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Architecture:

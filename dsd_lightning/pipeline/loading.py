@@ -109,7 +109,7 @@ def _parts_of(restored: Restored, merge_lora: bool, default_size: int, name: str
     `name` is what images' metadata call the weights.
     """
     base, config = restored.base, restored.config
-    shift: Any = build_trusted(config.shift, restored.run / CONFIG) if "shift" in config else FluxBase.resolution_shift
+    shift: Any = build_trusted(config.shift, restored.run / CONFIG) if "shift" in config else FluxBase.shift
     if not isinstance(shift, Shift):
         shift = shift(base)
     recipe: Any = OmegaConf.to_container(config.arch, resolve=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dsd_lightning.flux.base import FluxBase
-from dsd_lightning.rectified_flow import FixedShift, NoShift, ResolutionShift, sampling_times
+from dsd_lightning.flux import base
+from dsd_lightning.rectified_flow import FixedShift, ResolutionShift, sampling_times
 from dsd_lightning.sampler import Shift
 
 
@@ -22,19 +22,14 @@ def scheduler_of(shift: Shift) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=shift.factor if isinstance(shift, FixedShift) else 1.0)
 
 
-def scheduler_of_base(base: FluxBase) -> FlowMatchEulerDiscreteScheduler:
+def scheduler_of_base(flux: base.FluxBase) -> FlowMatchEulerDiscreteScheduler:
     """Return the base's own scheduler."""
-    return FlowMatchEulerDiscreteScheduler.from_config(base.scheduler_config())
+    return FlowMatchEulerDiscreteScheduler.from_config(flux.scheduler_config())
 
 
 def shift_of(scheduler: FlowMatchEulerDiscreteScheduler) -> Shift:
     """Return the timestep shift that a scheduler stands for."""
-    config = scheduler.config
-    if config.use_dynamic_shifting:
-        return ResolutionShift(
-            config.base_image_seq_len, config.max_image_seq_len, float(config.base_shift), float(config.max_shift)
-        )
-    return NoShift() if config.shift == 1 else FixedShift(float(config.shift))
+    return base.shift_of(scheduler.config)
 
 
 def times_of(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int) -> list[float]:

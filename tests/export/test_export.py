@@ -191,7 +191,7 @@ def test_a_stock_pipeline_generates_what_our_sampler_does(parallel: MadeRun, tin
         guidance_scale=3.5,
         output_type="latent",
     ).images
-    shift = FluxBase(path=str(tiny_base)).resolution_shift()
+    shift = FluxBase(path=str(tiny_base)).shift()
     ours = sample(parallel.architecture, condition, condition.text, noisy, SamplerSettings(3), shift)
     assert_same(tokens.unpack(latents, height, width), ours, atol=1e-4)
 

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from omegaconf import OmegaConf
+from support.choices import BASES
+from support.commands import CONF
 from support.exported_run import LORA, MadeRun, export, make_run
 
 from dsd_lightning.export.card import licence_of
@@ -68,6 +71,15 @@ def test_the_licence_is_the_bases(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n---\n")
     assert licence_of(FluxBase(str(tmp_path))) == dev
     assert not licence_of(FluxBase("somebody/flux-like")).known
+
+
+@pytest.mark.parametrize("base", [each for each in BASES if each.startswith("flux_")])
+def test_every_base_has_a_known_licence(base: str) -> None:
+    path = OmegaConf.load(CONF / "base" / f"{base}.yaml").model.path
+    licence = licence_of(FluxBase(path))
+    assert licence.base_model == path
+    assert licence.fields["license"] == ("apache-2.0" if base == "flux_schnell" else "other")
+    assert path in licence.fields.get("license_link", path)
 
 
 def test_a_format_that_cannot_hold_a_run_says_which_can(
