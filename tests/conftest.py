@@ -63,7 +63,7 @@ def write_base(folder: Path, guidance_embeds: bool, parts: tuple[str, ...]) -> P
     from diffusers import FluxTransformer2DModel  # here, because most tests need no base
 
     folder.mkdir()
-    for part in parts:
+    for part in (*parts, "model_index.json"):
         (folder / part).symlink_to(TINY_FLUX / part)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -31,7 +31,7 @@ class Architecture(ModelMixin, ConfigMixin):
     name: ClassVar[str]
     frames: ClassVar[tuple[str, ...]]
     config_name = "config.json"
-    stock_pipeline: ClassVar[str | None] = None
+    stock_pipeline: str | None = None
     """diffusers' pipeline that computes the same from the transformer alone, once what was trained is merged into it."""
     transformer: FluxTransformer2DModel
 

@@ -20,6 +20,7 @@ class Concat(EmbeddedReference, LatentReference):
     """
 
     name = "concat"
+    stock_pipeline = "FluxControlPipeline"  # its control image is the reference
 
     def _predict(
         self,

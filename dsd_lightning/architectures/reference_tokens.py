@@ -54,6 +54,8 @@ class ReferenceTokens(LatentReference):
             raise ValueError(f"arch.reference_timestep={reference_timestep}: give a timestep in [0, 1]; 0 is clean")
         self.id_shift = [int(each) for each in id_shift]
         self.separate_pass, self.reference_timestep = separate_pass, reference_timestep
+        if self.id_shift == [1, 0, 0] and not separate_pass:
+            self.stock_pipeline = "FluxKontextPipeline"
         if separate_pass:
             attach_reference_attention(transformer)
         self._finish(lora)

@@ -179,6 +179,11 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
     return header, sharded.gather(files)
 
 
+def has_ema(folder: str | Path) -> bool:
+    """Return whether a checkpoint holds EMA weights beside the last ones."""
+    return bool(sharded.files_of(Path(folder), EMA_WEIGHTS))
+
+
 def read_header(folder: str | Path) -> dict[str, Any]:
     """Return the header of a trained adapter or of a run's checkpoint, not verified.
 

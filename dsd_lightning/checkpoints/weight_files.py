@@ -32,7 +32,7 @@ def transformer_files(folder: Path) -> list[Path]:
     """Return the files of a transformer's weights in diffusers' layout: one, or the shards that its index lists.
 
     Raises:
-        OfficialWeightsError: there are none, a shard is missing, or one file lies beside shards of the same weights.
+        OfficialWeightsError: there are none, a shard is missing, or one file is beside shards of the same weights.
     """
     found = sorted(folder.glob(f"{STEM}*.safetensors"))
     shards = [file for file in found if _SHARD.fullmatch(file.name)]

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from dsd_lightning.agents.reply_text import answer_text, without_thoughts
 from dsd_lightning.distillation.records import DistillationError
+from dsd_lightning.files.checkout import in_checkout
 
 OPENING = "a grid of"
 QUADRANTS = ("top-left", "top-right", "bottom-left", "bottom-right")
@@ -139,7 +140,7 @@ class Words:
 
     @cached_property
     def _clip(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.tokenizer, subfolder="tokenizer")
+        return AutoTokenizer.from_pretrained(in_checkout(self.tokenizer), subfolder="tokenizer")
 
     def tokens(self, text: str) -> int:
         """Return the number of CLIP tokens of `text`, start and end included."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dsd_lightning.distillation.records import DistillationError
 from dsd_lightning.export.licences import licence_of_model
+from dsd_lightning.files.checkout import in_checkout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,7 +128,7 @@ class DiffusersTeacher:
             from diffusers.utils import logging as diffusers_logging
 
             diffusers_logging.disable_progress_bar()
-            pipeline = DiffusionPipeline.from_pretrained(self.path, dtype=DTYPES[self.dtype])
+            pipeline = DiffusionPipeline.from_pretrained(in_checkout(self.path), dtype=DTYPES[self.dtype])
             if self.lora is not None:
                 pipeline.load_lora_weights(self.lora)
                 pipeline.fuse_lora()

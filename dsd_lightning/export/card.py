@@ -11,8 +11,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.export.licences import CARD, Licence, licence_of_model
+from dsd_lightning.export.usage import Use, usage_of, warnings_of
 from dsd_lightning.files import atomic
 from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.models.generation_settings import GenerationSettings
 from dsd_lightning.runs.folder import CONFIG, SAMPLES, SUMMARY
 
 DATA, METRICS, SHEET = "data.json", "metrics.json", "samples.png"
@@ -54,9 +56,7 @@ def copy_metrics(run: Path, folder: Path) -> None:
         atomic.write_bytes(folder / METRICS, (run / SUMMARY).read_bytes())
 
 
-def write_card(
-    folder: Path, title: str, header: Mapping[str, Any], licence: Licence, export_format: str, usage: str
-) -> None:
+def write_card(folder: Path, title: str, header: Mapping[str, Any], licence: Licence, use: Use) -> None:
     """Write the model card; front matter as the Hugging Face hub reads it. It shows what is beside it in `folder`.
 
     Args:
@@ -64,15 +64,14 @@ def write_card(
         title: the model's name.
         header: the adapter's (`checkpoints/adapter.py`).
         licence: of the base.
-        export_format: as `--format` has it.
-        usage: a few lines of code that load the export.
+        use: the export's format, and what it is to be used with.
     """
     has_reference = len(header["frames"]) > 1 or header["architecture"] != "text_only"
     lora = header.get("lora")
     front: dict[str, Any] = dict(licence.fields)
     if licence.base_model is not None:
         front |= {"base_model": licence.base_model}
-        front |= {"base_model_relation": "adapter" if export_format in ("adapter", "comfyui") else "finetune"}
+        front |= {"base_model_relation": "adapter" if use.export_format in ("adapter", "comfyui") else "finetune"}
     front |= {
         "pipeline_tag": "image-to-image" if has_reference else "text-to-image",
         "library_name": "diffusers",
@@ -98,11 +97,13 @@ def write_card(
             "**The base model's folder names no licence.** It binds these weights: state it here before sharing.",
             "",
         ]
-    lines += ["## Use", "", usage.strip(), ""]
+    lines += ["## Use", "", usage_of(use), ""]
+    lines += [line for warning in warnings_of(use) for line in (f"**{warning}**", "")]
     if (folder / SHEET).is_file():
         lines += ["## Samples", "", f"![reference, reconstructed reference, generated, truth]({SHEET})", ""]
     if (folder / METRICS).is_file():
-        lines += ["## Metrics", "", *_table(json.loads((folder / METRICS).read_text())), ""]
+        lines += ["## Metrics", "", _measured_with(use.settings), ""]
+        lines += [*_table(json.loads((folder / METRICS).read_text())), ""]
     if (folder / CONFIG).is_file():
         lines += [f"Configuration: `{CONFIG}`. Where the training pairs came from: `{DATA}`.", ""]
     lines += [
@@ -115,11 +116,30 @@ def write_card(
     atomic.write_text(folder / CARD, "\n".join(lines))
 
 
+_SHOWN = ("val/", "probe/", "judge/")
+"""What says how good the model is; learning rates, norms and speeds do not."""
+
+
+def _measured_with(settings: GenerationSettings) -> str:
+    """Return a sentence that says what the metrics belong to."""
+    of = {
+        "ema": "the EMA weights, which these are",
+        "last": "the weights that the run validates; these are its last ones",
+    }
+    images = (
+        f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, image guidance "
+        f"{settings.image_guidance:g}, text guidance {settings.text_guidance:g} and {settings.text_length} T5 tokens a prompt"
+    )
+    weights = of.get(settings.weights, "the weights")
+    size = f"{settings.height} x {settings.width}"
+    return f"On held-out pairs of {size} pixels, with {weights}; images were generated with {images}."
+
+
 def _table(metrics: Mapping[str, Any]) -> list[str]:
     shown = {
         name: value
         for name, value in metrics.items()
-        if value is not None and "_bin" not in name and not name.startswith("throughput/")
+        if isinstance(value, int | float) and "_bin" not in name and name.startswith(_SHOWN)
     }
     return ["| metric | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,18 +17,22 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from omegaconf import DictConfig
 
-from dsd_lightning.checkpoints.adapter import read_adapter, read_header, write_adapter
+from dsd_lightning.checkpoints.adapter import has_ema, read_adapter, read_header, write_adapter
 from dsd_lightning.export.card import copy_metrics, licence_of, write_card, write_companions
 from dsd_lightning.export.hub import push
-from dsd_lightning.export.layouts import LAYOUTS, Exported
+from dsd_lightning.export.layouts import LAYOUTS, Exported, possible_formats
 from dsd_lightning.export.licences import CARD, Licence
 from dsd_lightning.export.stock import FP8, ExportError
-from dsd_lightning.export.usage import usage_of
+from dsd_lightning.export.usage import Use, warnings_of
 from dsd_lightning.files.folders import MANIFEST, DamagedError, atomic_folder, partial_of, read_json
 from dsd_lightning.flux.base import DTYPES, FluxBase
+from dsd_lightning.models.generation_settings import GenerationSettings, read_settings, settings_of, write_settings
 from dsd_lightning.models.restore import find_run, restore
 from dsd_lightning.runs.folder import CONFIG, read_config
+
+log = logging.getLogger(__name__)
 
 STORED_AS = DTYPES | {"fp8": FP8}
 
@@ -84,12 +89,32 @@ def export_layout(
     licence = licence_of(restored.base, base_model)
     title = out.resolve().name
     exported = Exported(restored.architecture, restored.base, dtype, merged, title, licence.fields["license"])
+    use = Use(
+        export_format=layout,
+        folder=title,
+        base=licence.base_model or restored.base.path,
+        settings=_settings(restored.checkpoint, restored.config, ema),
+        frames=tuple(restored.architecture.frames),
+        architecture=restored.architecture.name,
+        pipeline=restored.architecture.stock_pipeline,
+        factors_alone=layout == "comfyui" and "official" not in possible_formats(restored.architecture),
+    )
     with _removed_if_refused(out), atomic_folder(out) as folder:
         LAYOUTS[layout](exported, folder)
         write_companions(folder, restored.run, restored.config)
-        usage = usage_of(layout, header, folder, restored.architecture.stock_pipeline)
-        write_card(folder, title, header, licence, layout, usage)
+        write_settings(folder, use.settings)
+        write_card(folder, title, header, licence, use)
+    for warning in warnings_of(use):
+        log.warning(warning)
     return restored.checkpoint
+
+
+def _settings(checkpoint: Path, config: DictConfig, ema: bool) -> GenerationSettings:
+    """Return what the exported weights are to be used with, and whether they are the EMA weights."""
+    earlier = read_settings(checkpoint)  # of an export that is exported again
+    if earlier is not None:
+        return earlier
+    return settings_of(config, "ema" if ema and has_ema(checkpoint) else "last")
 
 
 @contextmanager
@@ -102,18 +127,28 @@ def _removed_if_refused(out: Path) -> Iterator[None]:
         raise
 
 
-def _describe_adapter(run: Path, out: Path, base_path: str | None, base_model: str | None) -> Licence | None:
-    """Put a model card beside an adapter, unless somebody wrote one; return the base's licence, if its run names it."""
+def _describe_adapter(run: Path, out: Path, ema: bool, base_path: str | None, base_model: str | None) -> Licence | None:
+    """Put settings and a model card, unless somebody wrote one, beside an adapter; return the base's licence, if named."""
     folder, checkpoint = find_run(run)
     if not (folder / CONFIG).is_file():
         return None
     config = read_config(folder)
     path, dtype = str(base_path or config.base.model.path), str(config.base.model.dtype)
     licence = licence_of(FluxBase(path=path, dtype=dtype), base_model)
+    write_settings(out, _settings(checkpoint, config, ema))
     if not (out / CARD).is_file():
         header: Mapping[str, Any] = read_json(checkpoint / "adapter.json")
         write_companions(out, folder, config)
-        write_card(out, out.resolve().name, header, licence, "adapter", usage_of("adapter", header, out))
+        title = out.resolve().name
+        use = Use(
+            export_format="adapter",
+            folder=title,
+            base=licence.base_model or path,
+            settings=read_settings(out) or settings_of(config),
+            frames=tuple(header["frames"]),
+            architecture=header["architecture"],
+        )
+        write_card(out, title, header, licence, use)
     return licence
 
 
@@ -152,7 +187,7 @@ def _run(chosen: argparse.Namespace) -> str:
                 "--merged adds the factors to the base's weights, which an adapter does not hold; see --format"
             )
         checkpoint = export_adapter(chosen.run, chosen.out, dtype or torch.float32, ema=not chosen.raw)
-        licence = _describe_adapter(chosen.run, chosen.out, chosen.base, chosen.base_model)
+        licence = _describe_adapter(chosen.run, chosen.out, not chosen.raw, chosen.base, chosen.base_model)
         header = read_header(chosen.out)
         report = (
             f"{checkpoint} -> {chosen.out}: the {header['parameters']:,} trained values of arch={header['architecture']}, in "

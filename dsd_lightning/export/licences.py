@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from dsd_lightning.files.checkout import in_checkout
+
 CARD = "README.md"
 """The model card."""
 
@@ -70,7 +72,7 @@ def licence_of_model(path: str, base_model: str | None = None) -> Licence:
     Raises:
         ValueError: `base_model` is no hub id.
     """
-    folder = Path(path)
+    folder = Path(in_checkout(path))
     fields: dict[str, str] = {}
     if folder.is_dir():
         front = front_matter(folder / CARD)

@@ -23,6 +23,9 @@ from dsd_lightning.files.atomic import PARTIAL, rename, sync, write_json
 
 MANIFEST = "manifest.json"
 
+READABLE = 0o644
+"""Mode of a file that other users may read; safetensors' own is 0600."""
+
 ASIDE = ".replaced"
 """Ending of the name of a folder that a newer one of the same name is about to replace."""
 
@@ -70,6 +73,7 @@ def commit(folder: Path, described: Mapping[str, Mapping[str, Any]] = MappingPro
     partial, aside = partial_of(folder), folder.with_name(folder.name + ASIDE)
     manifest: dict[str, Any] = {}
     for name in _files(partial):
+        (partial / name).chmod(READABLE)
         if name not in described:
             sync(partial / name)
         manifest[name] = described.get(name) or describe(partial / name)
@@ -132,6 +136,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     save_file(
         {name: value.detach().contiguous() for name, value in tensors.items()}, file, dict(metadata or {}) or None
     )
+    file.chmod(READABLE)
     sync(file)
 
 

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModelWithProjection, PreTrainedModel
 
+from dsd_lightning.files.checkout import in_checkout
+
 log = logging.getLogger(__name__)
 
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -193,6 +195,7 @@ def load_image_encoder(
     Raises:
         ImageEncoderError: naming what is missing and the remedy.
     """
+    path = in_checkout(path)
     if initialise == "meta":
         vision = _config_of(path) if config is None else AutoConfig.for_model(**dict(config))
         with torch.device("meta"):

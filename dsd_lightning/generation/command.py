@@ -69,6 +69,7 @@ def say(message: str) -> None:
 
 
 def _run(chosen: Any) -> None:
+    from dsd_lightning.generation.generate import complete
     from dsd_lightning.generation.prompts import enhanced
 
     arguments.check(chosen)
@@ -84,6 +85,7 @@ def _run(chosen: Any) -> None:
         say(models.MINIATURE)
     pipeline = models.load_model(chosen)
     check_sizes(pipeline, jobs)
+    jobs = [complete(job, pipeline) for job in jobs]
     for number, (job, text, own) in enumerate(zip(jobs, texts, given, strict=True), start=1):
         job = with_seed(replace(job, text=text), secrets.randbelow(2**31))
         prefix = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""

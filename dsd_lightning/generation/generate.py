@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,18 @@ class Generated:
     image: Image.Image
     reconstructed: Image.Image | None
     seed: int
+
+
+def complete(job: Job, pipeline: TwoFramePipeline) -> Job:
+    """Return `job` with the model's own guidances and steps where it has none."""
+    own = {
+        "guidance": "guidance_scale",
+        "i_guidance": "image_guidance",
+        "t_guidance": "text_guidance",
+        "steps": "num_inference_steps",
+    }
+    missing = {name: pipeline.config[setting] for name, setting in own.items() if getattr(job, name) is None}
+    return replace(job, **missing)
 
 
 def generate(pipeline: TwoFramePipeline, job: Job, reference: Image.Image) -> Iterator[Generated]:

@@ -25,7 +25,7 @@ class Job:
         seed: of the first image's noise; -1 stands for a random one.
         num_images: images, with seeds counted up; with more than one, outputs are numbered: out_1.png, out_2.png.
         size: (height, width) of a frame, pixels; None for that of the model's training.
-        guidance, i_guidance, t_guidance, steps: as the flags of these names.
+        guidance, i_guidance, t_guidance, steps: as the flags of these names; None for the model's own.
     """
 
     image: Path
@@ -34,25 +34,26 @@ class Job:
     seed: int = -1
     num_images: int = 1
     size: tuple[int, int] | None = None
-    guidance: float = 3.5
-    i_guidance: float = 1.0
-    t_guidance: float = 1.0
-    steps: int = 28
+    guidance: float | None = None
+    i_guidance: float | None = None
+    t_guidance: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise GenerationError(f"text={self.text!r} for {self.output} is empty: describe the image")
         if self.output.suffix.lower() != ".png":
             raise GenerationError(f"output_path={self.output}: images are written as .png")
-        if self.num_images < 1 or self.steps < 1:
+        if self.num_images < 1 or (self.steps is not None and self.steps < 1):
             raise GenerationError(f"num_images={self.num_images} and steps={self.steps} must be at least 1")
         if not -1 <= self.seed <= 2**63 - self.num_images:
             raise GenerationError(f"seed={self.seed} must be >= 0 and below 2**63, or -1 for a random one")
-        if not all(math.isfinite(value) for value in (self.guidance, self.i_guidance, self.t_guidance)):
+        given = [value for value in (self.guidance, self.i_guidance, self.t_guidance) if value is not None]
+        if not all(math.isfinite(value) for value in given):
             raise GenerationError(
                 f"guidance={self.guidance}, i_guidance={self.i_guidance}, t_guidance={self.t_guidance} must be finite"
             )
-        if min(self.i_guidance, self.t_guidance) < 0:
+        if any(value is not None and value < 0 for value in (self.i_guidance, self.t_guidance)):
             raise GenerationError(
                 f"i_guidance={self.i_guidance} and t_guidance={self.t_guidance} must be >= 0; 1.0 means none"
             )

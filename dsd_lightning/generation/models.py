@@ -52,6 +52,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a training's run folder, one of its checkpoints, or an exported adapter (folder or hub id); any architecture",
     )
+    model.add_argument(
+        "--text_length", type=int, help="T5 tokens a prompt; default: those of the model's training (the authors': 512)"
+    )
     model.add_argument("--no_ema", action="store_true", help="the last weights of --run instead of the EMA weights")
     model.add_argument("--unmerged_lora", action="store_true", help="keep LoRA factors apart: slower, for comparisons")
 
@@ -69,11 +72,12 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(group: argparse._ActionsContainer) -> None:
-    """Add guidances and steps, the authors' flags with their defaults, and the size of a frame."""
-    group.add_argument("--guidance", type=float, default=3.5, help="value of the guidance embedding; default 3.5")
-    group.add_argument("--i_guidance", type=float, default=1.0, help="true guidance by the image; default 1.0, none")
-    group.add_argument("--t_guidance", type=float, default=1.0, help="true guidance by the text; default 1.0, none")
-    group.add_argument("--steps", type=int, default=28, help="default 28")
+    """Add guidances and steps, the authors' flags with their defaults for the authors' weights, and the size of a frame."""
+    own = "of a run or export its own, else"
+    group.add_argument("--guidance", type=float, help=f"value of the guidance embedding; default: {own} 3.5")
+    group.add_argument("--i_guidance", type=float, help=f"true guidance by the image; default: {own} 1.0, none")
+    group.add_argument("--t_guidance", type=float, help=f"true guidance by the text; default: {own} 1.0, none")
+    group.add_argument("--steps", type=int, help=f"default: {own} 28")
     group.add_argument("--size", help="of a frame: SIDE or HEIGHTxWIDTH, pixels; default: that of the model's training")
 
 
@@ -121,6 +125,10 @@ def check_model(chosen: argparse.Namespace) -> None:
         )
     if NO_LORA in (chosen.lora_path or ()) and (len(chosen.lora_path) > 1 or chosen.run is not None):
         raise GenerationError(f"--lora_path {NO_LORA} stands alone, for --model_path: give it, or files")
+    if chosen.text_length is not None and (chosen.text_length < 1 or is_miniature(chosen)):
+        raise GenerationError(
+            f"--text_length {chosen.text_length}: give at least 1 T5 token, and the --run or --model_path that reads them"
+        )
     if chosen.model_offload and chosen.sequential_offload:
         raise GenerationError("choose one of --model_offload and --sequential_offload")
     for name in ("model_path", "run"):
@@ -150,6 +158,8 @@ def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
         "compile": chosen.compile,
         "merge_lora": not chosen.unmerged_lora,
     }
+    if not is_miniature(chosen):
+        options["text_length"] = chosen.text_length
     if chosen.run is not None:
         return TwoFramePipeline.from_run(chosen.run, ema=not chosen.no_ema, lora=chosen.lora_path, **options)
     if chosen.model_path is not None:

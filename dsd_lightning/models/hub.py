@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from dsd_lightning.checkpoints.lora_files import LORA_FILE, LoraFile, lora_in
+from dsd_lightning.models.generation_settings import GENERATION, GenerationSettings, read_settings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHT = re.compile(r"(?P<name>.+):(?P<weight>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)", re.IGNORECASE)
@@ -28,13 +29,14 @@ class ModelSourceError(FileNotFoundError):
 
 @dataclass(frozen=True)
 class OfficialFiles:
-    """The authors' files: the folder of a whole transformer, and the LoRA file that lies beside it.
+    """The authors' files: the folder of a whole transformer, the LoRA file beside it, and what to use them with.
 
-    Either may be None, not both.
+    Transformer or LoRA may be None, not both; the release, unlike our exports in its layout, records no settings.
     """
 
     transformer: Path | None
     lora: Path | None
+    settings: GenerationSettings | None = None
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -50,14 +52,16 @@ def find_official(name: str | Path) -> OfficialFiles:
     """
     folder = Path(name)
     if is_hub_id(name):
-        folder = download(str(name), ["transformer/*", LORA_FILE])
+        folder = download(str(name), ["transformer/*", LORA_FILE, GENERATION])
     if (folder / "transformer" / "config.json").is_file():
-        return OfficialFiles(folder / "transformer", _existing(folder / LORA_FILE))
+        return OfficialFiles(folder / "transformer", _existing(folder / LORA_FILE), read_settings(folder))
     if (folder / "config.json").is_file():
-        beside = _existing(folder.parent / LORA_FILE) if folder.absolute().name == "transformer" else None
-        return OfficialFiles(folder, _existing(folder / LORA_FILE) or beside)
+        above = folder.absolute().parent
+        beside = _existing(above / LORA_FILE) if folder.absolute().name == "transformer" else None
+        settings = read_settings(above) if beside is not None else read_settings(folder)
+        return OfficialFiles(folder, _existing(folder / LORA_FILE) or beside, settings)
     if (folder / LORA_FILE).is_file():
-        return OfficialFiles(None, folder / LORA_FILE)
+        return OfficialFiles(None, folder / LORA_FILE, read_settings(folder))
     raise ModelSourceError(
         f"{name} does not hold the official weights: neither transformer/config.json, nor config.json, nor {LORA_FILE}; give "
         "the hub id primecai/dsd_model, a download of it, or its folder transformer/"

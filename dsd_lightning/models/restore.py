@@ -28,6 +28,7 @@ from dsd_lightning.checkpoints.official import OfficialWeightsError, is_official
 from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import DTYPES, FluxBase
 from dsd_lightning.flux.lora import merge
+from dsd_lightning.models.generation_settings import GenerationSettings
 from dsd_lightning.models.hub import OfficialFiles, download, find_lora, find_official, is_hub_id
 from dsd_lightning.models.trusted import build_trusted
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, NoRunError, read_config
@@ -161,9 +162,9 @@ def restore_adapter(
 
 
 def restore_official(
-    base: str | Path, transformer: str | Path | None, lora: Loras, dtype: torch.dtype, text_length: int
-) -> tuple[Architecture, FluxBase]:
-    """Return the authors' model: a FLUX base, the official transformer, and LoRA files.
+    base: str | Path, transformer: str | Path | None, lora: Loras, dtype: torch.dtype, text_length: int | None = None
+) -> tuple[Architecture, FluxBase, GenerationSettings]:
+    """Return the authors' model (a FLUX base, the official transformer, and LoRA files) and what to use it with.
 
     The base's own transformer is only read where there is no official one.
 
@@ -173,7 +174,7 @@ def restore_official(
         lora: what `find_lora` takes, one or several; FOUND takes the file beside the transformer, None takes none. The first
             one's factors are attached, the updates of the others are added to the weights.
         dtype: of all weights.
-        text_length: T5 tokens a prompt.
+        text_length: T5 tokens a prompt; if None, what is recorded beside the weights, or 512.
 
     Raises:
         ModelSourceError: a name that leads to no files.
@@ -182,7 +183,10 @@ def restore_official(
     """
     files = OfficialFiles(None, None) if transformer is None else find_official(transformer)
     loras = lora_files(lora, files.lora)
-    flux = FluxBase(in_checkout(str(base)), dtype=name_of(dtype), text_length=text_length)
+    settings = files.settings or GenerationSettings()
+    if text_length is not None:
+        settings = replace(settings, text_length=text_length)
+    flux = FluxBase(in_checkout(str(base)), dtype=name_of(dtype), text_length=settings.text_length)
     if files.transformer is None:
         network = flux.transformer()
     else:
@@ -200,7 +204,7 @@ def restore_official(
         add_updates(network, each)
     if loras:
         load_official(architecture, lora=loras[0].path, scale=loras[0].weight)
-    return architecture.eval(), flux
+    return architecture.eval(), flux, settings
 
 
 def lora_files(names: Loras, beside: Path | None = None) -> list[LoraFile]:

@@ -35,8 +35,8 @@ class LoadedPipeline(DiffusionPipeline):
         lora: Loras = FOUND,
         *,
         dtype: torch.dtype | str | None = None,
-        text_length: int = 512,
-        default_size: int = 512,
+        text_length: int | None = None,
+        default_size: int | None = None,
         **options: Any,
     ) -> Pipeline:
         """Return a pipeline of the authors' files.
@@ -47,7 +47,8 @@ class LoadedPipeline(DiffusionPipeline):
             lora: the LoRA file beside the transformer; or a file, folder or hub id, each with `:WEIGHT` if it is to be
                 scaled; or several of these; or None. The updates of those after the first are added to the weights.
             dtype: of all weights; bfloat16 on a GPU and float32 elsewhere if None.
-            text_length: T5 tokens a prompt. default_size: side of a frame, pixels.
+            text_length: T5 tokens a prompt. default_size: side of a frame, pixels. If None, what an export of ours
+                records beside the weights, or 512.
             options: those of `ready`.
 
         Raises:
@@ -68,6 +69,7 @@ class LoadedPipeline(DiffusionPipeline):
         ema: bool = True,
         lora: Loras = None,
         dtype: torch.dtype | str | None = None,
+        text_length: int | None = None,
         **options: Any,
     ) -> Pipeline:
         """Return a pipeline of a run's folder, of one of its checkpoint folders, or of an exported adapter; any architecture.
@@ -78,12 +80,14 @@ class LoadedPipeline(DiffusionPipeline):
             ema: the EMA weights, where there are any.
             lora: LoRA files whose updates are added to the weights, as `load` takes them.
             dtype: of all weights; that of the run's base if None.
+            text_length: T5 tokens a prompt; those of its training if None.
             options: those of `ready`.
 
         Raises:
             NoRunError: it is none of these, or holds no complete checkpoint.
         """
-        parts = loading.run_parts(run, ema, loading.dtype_of(dtype), options.get("merge_lora", True), lora)
+        merge_lora = options.get("merge_lora", True)
+        parts = loading.run_parts(run, ema, loading.dtype_of(dtype), merge_lora, lora, text_length)
         return cls(**parts).ready(**options)
 
     @classmethod

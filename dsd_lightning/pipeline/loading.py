@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.lora_files import add_updates
 from dsd_lightning.files.checkout import CHECKOUT
 from dsd_lightning.flux.base import DTYPES, FluxBase
+from dsd_lightning.models.generation_settings import GenerationSettings, settings_of
 from dsd_lightning.models.restore import (
     FOUND,
     Loras,
@@ -54,20 +56,29 @@ def official_parts(
     lora: Loras,
     dtype: torch.dtype,
     merge_lora: bool,
-    text_length: int,
-    default_size: int,
+    text_length: int | None,
+    default_size: int | None,
 ) -> Parts:
     """Return the parts of the authors' model; see `restore_official`."""
-    architecture, flux = restore_official(base, transformer, lora, dtype, text_length)
+    architecture, flux, settings = restore_official(base, transformer, lora, dtype, text_length)
     loras = [lora] if isinstance(lora, str | Path) else [*(lora or ())]
     named = [each for each in (base, transformer, *loras) if each is not None and each != FOUND]
     name = " + ".join(_label(each) for each in named)
     recipe = {"_target_": f"{Parallel.__module__}.{Parallel.__qualname__}"}
     _finish(architecture, recipe, dtype, merge_lora)
-    return _parts(flux, architecture, scheduler_of_base(flux), default_size, name)
+    if default_size is not None:
+        settings = replace(settings, height=default_size, width=default_size)
+    return _parts(flux, architecture, scheduler_of_base(flux), settings, name)
 
 
-def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora: bool, lora: Loras = None) -> Parts:
+def run_parts(
+    run: str | Path,
+    ema: bool,
+    dtype: torch.dtype | None,
+    merge_lora: bool,
+    lora: Loras = None,
+    text_length: int | None = None,
+) -> Parts:
     """Return the parts of a run's last complete checkpoint, of one of its checkpoint folders, or of an exported adapter.
 
     Args:
@@ -75,6 +86,7 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
         dtype: of all weights; that of the run's base if None.
         merge_lora: False keeps the run's own factors apart.
         lora: LoRA files whose updates are added to the weights.
+        text_length: T5 tokens a prompt; those of its training if None.
 
     Raises:
         NoRunError: it is none of these.
@@ -85,8 +97,9 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
     restored = restore(run, ema, dtype=dtype)
     for each in extra:
         add_updates(restored.architecture.transformer, each)
-    resolution = OmegaConf.select(restored.config, "data.datamodule.source.resolution")
-    size = 512 if resolution is None else int(max(resolution))
+    settings = settings_of(restored.config)
+    if text_length is not None:
+        settings = replace(settings, text_length=text_length)
     is_export = restored.run == restored.checkpoint
     place = (
         restored.run.resolve().parts[-1:]
@@ -94,16 +107,17 @@ def run_parts(run: str | Path, ema: bool, dtype: torch.dtype | None, merge_lora:
         else (*restored.run.resolve().parts[-2:], restored.checkpoint.name)
     )
     name = " + ".join(["/".join(place), *(each.path.name for each in extra)])
-    return _parts_of(restored, merge_lora, size, name)
+    return _parts_of(restored, merge_lora, settings, name)
 
 
 def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
     """Return the parts of the shipped miniature."""
     config = config_of_adapter(TINY_ADAPTER, CHECKOUT / "conf" / "base" / "tiny.yaml")
-    return _parts_of(restore_adapter(config, TINY_ADAPTER, dtype=dtype), merge_lora, 64, TINY_ADAPTER.name)
+    settings = replace(settings_of(config), height=64, width=64)
+    return _parts_of(restore_adapter(config, TINY_ADAPTER, dtype=dtype), merge_lora, settings, TINY_ADAPTER.name)
 
 
-def _parts_of(restored: Restored, merge_lora: bool, default_size: int, name: str) -> Parts:
+def _parts_of(restored: Restored, merge_lora: bool, settings: GenerationSettings, name: str) -> Parts:
     """Return the parts of a restored model; without `shift` in its configuration, the base's scheduler is used.
 
     `name` is what images' metadata call the weights.
@@ -114,7 +128,7 @@ def _parts_of(restored: Restored, merge_lora: bool, default_size: int, name: str
         shift = shift(base)
     recipe: Any = OmegaConf.to_container(config.arch, resolve=True)
     _finish(restored.architecture, recipe, base.torch_dtype, merge_lora)
-    return _parts(base, restored.architecture, scheduler_of(shift), default_size, f"{_label(base.path)} + {name}")
+    return _parts(base, restored.architecture, scheduler_of(shift), settings, f"{_label(base.path)} + {name}")
 
 
 # --- An architecture as a folder of its own, as `TwoFramePipeline.save_pretrained` leaves it.
@@ -174,7 +188,7 @@ def _parts(
     flux: FluxBase,
     architecture: Architecture,
     scheduler: FlowMatchEulerDiscreteScheduler,
-    default_size: int,
+    settings: GenerationSettings,
     name: str,
 ) -> Parts:
     text = flux.text_encoder()
@@ -186,8 +200,12 @@ def _parts(
         "text_encoder_2": text.t5,
         "tokenizer_2": text.t5_tokenizer,
         "transformer": architecture,
-        "text_length": flux.text_length,
-        "default_size": default_size,
+        "text_length": settings.text_length,
+        "default_size": max(settings.height, settings.width),
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "image_guidance": settings.image_guidance,
+        "text_guidance": settings.text_guidance,
         "model_name": name,
     }
 

@@ -49,6 +49,8 @@ class TwoFramePipeline(LoadedPipeline):
         text_length: T5 tokens a prompt in training.
         default_size: side of a frame in training, pixels.
         model_name: what is written into images' metadata.
+        num_inference_steps, guidance_scale, image_guidance, text_guidance: of calls that do not say; those that the model's
+            previews and metrics were made with.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
@@ -66,6 +68,10 @@ class TwoFramePipeline(LoadedPipeline):
         text_length: int = 512,
         default_size: int = 512,
         model_name: str = "",
+        num_inference_steps: int = 28,
+        guidance_scale: float = 3.5,
+        image_guidance: float = 1.0,
+        text_guidance: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -83,6 +89,10 @@ class TwoFramePipeline(LoadedPipeline):
             text_length=text_length,
             default_size=default_size,
             model_name=model_name,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            image_guidance=image_guidance,
+            text_guidance=text_guidance,
         )
         transformer.eval()
         self._interrupt = False
@@ -117,6 +127,9 @@ class TwoFramePipeline(LoadedPipeline):
         """Return packed noise for `count` whole canvases with frames of `height` x `width` pixels."""
         return tokens.pack(self._noise(count, *self.frame_size(height, width), generator))
 
+    def _or_own(self, name: str, given: Any) -> Any:
+        return self.config[name] if given is None else given
+
     def _canvas_shape(self, count: int, height: int, width: int) -> tuple[int, ...]:
         codec = self.codec
         frame = torch.empty(
@@ -139,10 +152,10 @@ class TwoFramePipeline(LoadedPipeline):
         negative_prompt: str | Sequence[str] = "",
         negative_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        num_inference_steps: int = 28,
-        guidance_scale: float = 3.5,
-        image_guidance: float = 1.0,
-        text_guidance: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance: float | None = None,
+        text_guidance: float | None = None,
         guidance_start: int = 2,
         height: int | None = None,
         width: int | None = None,
@@ -165,7 +178,7 @@ class TwoFramePipeline(LoadedPipeline):
             image: reference images; the middle is cropped to the frame's proportions.
             prompt: or `prompt_embeds` (T5's sequence [b, n, d]) with `pooled_prompt_embeds` (CLIP's [b, p]).
             negative_prompt: stands for "no text" under true guidance; likewise as embeddings.
-            num_inference_steps: Euler steps.
+            num_inference_steps: Euler steps; this and the guidances are the model's own if None.
             guidance_scale: value of the guidance embedding.
             image_guidance, text_guidance: true guidance by reference and text, 1.0 is none; each works alone. Text guidance
                 costs a prediction more a guided step, image guidance two, both at one value one.
@@ -187,14 +200,18 @@ class TwoFramePipeline(LoadedPipeline):
             InputError: what is given does not fit together.
             ValueError: a size that cannot be packed, or senseless sampler settings.
         """
+        steps = self._or_own("num_inference_steps", num_inference_steps)
+        guidance = self._or_own("guidance_scale", guidance_scale)
+        by_image, by_text = (
+            self._or_own("image_guidance", image_guidance),
+            self._or_own("text_guidance", text_guidance),
+        )
         if batch_passes is None and self.layer_by_layer:
             batch_passes = True  # so that the weights travel once a step
-        settings = SamplerSettings(
-            num_inference_steps, guidance_scale, image_guidance, text_guidance, guidance_start, batch_passes
-        )
+        settings = SamplerSettings(steps, guidance, by_image, by_text, guidance_start, batch_passes)
         if output_type not in ("pil", "np", "latent") or condition_sample not in ("mode", "sample"):
             raise InputError(f"output_type={output_type!r}, condition_sample={condition_sample!r}: see the call's help")
-        strengths = strength_of_steps(reference_strength, num_inference_steps)
+        strengths = strength_of_steps(reference_strength, steps)
         height, width = self.frame_size(height, width)
         references_given = as_images(image)
         text = given_text(prompt_embeds, pooled_prompt_embeds, "")
@@ -213,7 +230,7 @@ class TwoFramePipeline(LoadedPipeline):
 
         text = expand_text(text or self.encode_prompt(prompts), count, num_images_per_prompt, "prompt").to(device)
         null = given_text(negative_prompt_embeds, negative_pooled_prompt_embeds, "negative_")
-        if null is None and (image_guidance, text_guidance) != (1.0, 1.0):
+        if null is None and (by_image, by_text) != (1.0, 1.0):
             null = self.encode_prompt([negative_prompt] if isinstance(negative_prompt, str) else negative_prompt)
         null = text if null is None else expand_text(null.to(device), count, num_images_per_prompt, "negative_prompt")
         reference = self._encode_reference(
@@ -232,7 +249,7 @@ class TwoFramePipeline(LoadedPipeline):
                     f"latents are {list(latents.shape)}; packed noise of these canvases is {list(expected)}"
                 )
             noise = tokens.unpack(latents.to(device, dtype), *shape[2:])
-        condition = Condition(text, torch.full((total,), guidance_scale, device=device), reference)
+        condition = Condition(text, torch.full((total,), guidance, device=device), reference)
         canvas = run_sampler(self, condition, null, noise, settings, strengths, callback_on_step_end)
 
         references: Any = None

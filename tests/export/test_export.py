@@ -8,19 +8,24 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import FluxControlPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxControlPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.commands import compose_train
 from support.exported_run import LORA, TIMES, MadeRun, export, inputs, make_run, predict
+from support.models.golden_pipeline import IMAGE
 from torch import Tensor
 
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.official import LORA_FILE, OfficialWeightsError, load_official
+from dsd_lightning.export.layouts import possible_formats
 from dsd_lightning.files import folders
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.models.build import build_architecture
+from dsd_lightning.pipeline import TwoFramePipeline
+from dsd_lightning.pipeline.inputs import fit, to_pixels
+from dsd_lightning.randomness import normal
 from dsd_lightning.sampler import SamplerSettings, sample
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -29,6 +34,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def parallel(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     return make_run(tmp_path_factory.mktemp("parallel"), tiny_base, "arch=parallel", *LORA)
+
+
+@pytest.fixture(scope="module")
+def concat(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+    return make_run(tmp_path_factory.mktemp("concat"), tiny_base, "arch=concat", *LORA)
+
+
+@pytest.fixture(scope="module")
+def reference_tokens(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+    return make_run(tmp_path_factory.mktemp("reference_tokens"), tiny_base, "arch=reference_tokens", *LORA)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +176,7 @@ def test_the_official_factors_load_into_stock_diffusers(parallel: MadeRun, tiny_
 # --- Stock diffusers.
 
 
-@pytest.mark.parametrize("kind", ["parallel", "text_only"])
+@pytest.mark.parametrize("kind", ["parallel", "concat", "text_only"])
 def test_the_merged_transformer_is_a_stock_one(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,16 +189,21 @@ def test_the_merged_transformer_is_a_stock_one(
 
 
 @torch.no_grad()
-def test_a_stock_pipeline_generates_what_our_sampler_does(parallel: MadeRun, tiny_base: Path, tmp_path: Path) -> None:
-    out = export(parallel, tmp_path / "out", "--format", "diffusers")
+@pytest.mark.parametrize("kind", ["parallel", "concat"])
+def test_a_stock_control_pipeline_generates_what_our_sampler_does(
+    kind: str, request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path
+) -> None:
+    run: MadeRun = request.getfixturevalue(kind)
+    out = export(run, tmp_path / "out", "--format", "diffusers")
     pipeline = FluxControlPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
-    noisy, condition = inputs(parallel.architecture)
+    noisy, condition = inputs(run.architecture)
+    (reference,) = condition.reference.values()
     height, width = noisy.shape[-2:]
     latents = pipeline(
         prompt_embeds=condition.text.sequence,
         pooled_prompt_embeds=condition.text.pooled,
-        control_image=tokens.pack(condition.reference["canvas"]),
+        control_image=tokens.pack(reference),
         latents=tokens.pack(noisy),
         height=height * pipeline.vae_scale_factor,
         width=width * pipeline.vae_scale_factor,
@@ -192,8 +212,36 @@ def test_a_stock_pipeline_generates_what_our_sampler_does(parallel: MadeRun, tin
         output_type="latent",
     ).images
     shift = FluxBase(path=str(tiny_base)).shift()
-    ours = sample(parallel.architecture, condition, condition.text, noisy, SamplerSettings(3), shift)
+    ours = sample(run.architecture, condition, condition.text, noisy, SamplerSettings(3), shift)
     assert_same(tokens.unpack(latents, height, width), ours, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_stock_kontext_pipeline_generates_what_our_pipeline_does(reference_tokens: MadeRun, tmp_path: Path) -> None:
+    stock = FluxKontextPipeline.from_pretrained(export(reference_tokens, tmp_path / "out", "--format", "diffusers"))
+    ours = TwoFramePipeline.from_run(reference_tokens.folder, device="cpu")
+    for pipeline in (stock, ours):
+        pipeline.set_progress_bar_config(disable=True)
+    noise = tokens.pack(normal((1, 6, 16, 16), "noise"))
+    settings = {"num_inference_steps": 3, "guidance_scale": 2.5, "latents": noise, "output_type": "latent"}
+    size = {"height": 64, "width": 64}
+    pixels = (to_pixels(fit(IMAGE, 64, 64), 64, 64)[None] + 1) / 2
+    text = {"max_sequence_length": 24, "max_area": 64 * 64, "_auto_resize": False}
+    expected = stock(pixels, "a hat", **settings, **size, **text).images
+    latents = ours(IMAGE, "a hat", image_guidance=1.0, text_guidance=1.0, **settings, **size).images
+    assert_same(latents, expected, atol=1e-4)
+
+
+def test_reference_tokens_that_kontext_does_not_have_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_base, "arch=reference_tokens", "arch.id_shift=[0,0,16]", *LORA)
+    assert possible_formats(run.architecture) == ["adapter"]
+
+
+@pytest.mark.parametrize("layout", ["adapter", "official", "diffusers"])
+def test_other_users_can_read_an_export(parallel: MadeRun, tmp_path: Path, layout: str) -> None:
+    out = export(parallel, tmp_path / "out", "--format", layout)
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o644"}
 
 
 def test_a_pipeline_folder_of_a_model_without_reference(text_only: MadeRun, tmp_path: Path) -> None:

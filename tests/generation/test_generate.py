@@ -18,6 +18,8 @@ from support.commands import run
 from dsd_lightning.checkpoints.official import LORA_FILE
 from dsd_lightning.generation import arguments
 from dsd_lightning.generation.command import INTERRUPTED, NO_MEMORY, REFUSED, main
+from dsd_lightning.generation.generate import complete
+from dsd_lightning.generation.jobs import Job
 from dsd_lightning.generation.provenance import read_provenance
 from dsd_lightning.pipeline import TwoFramePipeline
 
@@ -278,7 +280,12 @@ def test_every_official_flag_is_known() -> None:
     accepted = vars(arguments.parser().parse_args([]))
     assert set(official.split()) | {"sequential_offload", "disable_gemini_prompt"} <= set(accepted)
     defaults = {"guidance": 3.5, "i_guidance": 1.0, "t_guidance": 1.0, "steps": 28}
-    assert {name: accepted[name] for name in defaults} == defaults
+    assert {accepted[name] for name in defaults} == {None}, "the model's own"
+    job = Job(Path("a.png"), "a hat", Path("b.png"))
+    authors = TwoFramePipeline.load(
+        GOLDEN / "tiny_flux_dev", OFFICIAL / "transformer", dtype=torch.float32, device="cpu"
+    )
+    assert {name: getattr(complete(job, authors), name) for name in defaults} == defaults
 
 
 @pytest.mark.slow

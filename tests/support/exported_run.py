@@ -66,7 +66,9 @@ def inputs(architecture: Architecture) -> tuple[Tensor, Condition]:
     channels, height, width = LATENTS
     canvas = (BATCH, channels, height, width * len(architecture.frames))
     text = TextEmbeddings(normal((BATCH, 5, 64), "text"), normal((BATCH, 64), "pooled"))
-    reference = {"canvas": normal(canvas, "reference")} if len(architecture.frames) > 1 else {}
+    names = {"parallel": "canvas", "text_only": None}
+    name = names.get(architecture.name, "latents")
+    reference = {} if name is None else {name: normal(canvas, "reference")}
     return normal(canvas, "noisy"), Condition(text, torch.full((BATCH,), 3.5), reference)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dsd_lightning.generation import models
-from dsd_lightning.generation.generate import AT_ONCE, generate_prompts, provenance
+from dsd_lightning.generation.generate import AT_ONCE, complete, generate_prompts, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job
 from dsd_lightning.generation.provenance import read_provenance, save_png
 from dsd_lightning.generation.story import arguments as story_arguments
@@ -58,6 +58,7 @@ def run(chosen: Namespace, say: Callable[[str], None]) -> None:
     if models.is_miniature(chosen):
         say(models.MINIATURE)
     pipeline = models.load_model(chosen)
+    settings = complete(settings, pipeline)
     height, width = pipeline.frame_size(*(settings.size or (None, None)))
     panels = [fit(reference, height, width)]
     for number, image in enumerate(_generated(pipeline, settings, story, reference, folder), start=2):

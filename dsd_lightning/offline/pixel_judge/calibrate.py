@@ -18,6 +18,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.images.pixels import to_image
 from dsd_lightning.miniature.renderer import RESOLUTION, render
@@ -52,7 +53,7 @@ def panels_of(index: int) -> tuple[list[Image.Image], list[Identity]]:
 
 def through_vae(grids: list[list[Image.Image]]) -> list[list[Image.Image]]:
     """Return panels as the VAE of the tiny base rebuilds their grids."""
-    codec = FluxBase("assets/tiny-flux", text_length=24, guidance_scale=3.5).codec()
+    codec = FluxBase(in_checkout("assets/tiny-flux"), text_length=24, guidance_scale=3.5).codec()
     rebuilt: list[list[Image.Image]] = []
     for start in range(0, len(grids), _SMALL):
         values = np.stack([np.stack([np.asarray(panel) for panel in grid]) for grid in grids[start : start + _SMALL]])
