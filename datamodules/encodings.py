@@ -12,7 +12,7 @@ from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.pairs import Encoded, TextEmbeddings
 
-CLEAN, REFERENCE = "clean", "reference."
+CLEAN, REFERENCE, MASK = "clean", "reference.", "mask"
 SEQUENCE, POOLED = ".sequence", ".pooled"
 
 

@@ -26,6 +26,7 @@ class Sample:
     encoded: Encoded | None = None
     text: TextEmbeddings | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    mask: Float[Tensor, "1 m n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,5 +108,14 @@ def collate(samples: Sequence[Sample | Damage]) -> LoadedBatch:
         encoded=encoded,
         text=text,
         facts=[sample.facts for sample in kept],
+        mask=stacked_masks([sample.mask for sample in kept]),
     )
     return LoadedBatch(batch, damages)
+
+
+def stacked_masks(masks: Sequence[Float[Tensor, "1 m n"] | None]) -> Float[Tensor, "b 1 m n"] | None:
+    """Stack the masks, 1 everywhere for samples without one; None where no sample has one."""
+    first = next((mask for mask in masks if mask is not None), None)
+    if first is None:
+        return None
+    return torch.stack([torch.ones_like(first) if mask is None else mask for mask in masks])

@@ -21,7 +21,7 @@ from dsd_lightning.compute.machine import uncompiled
 from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
-from dsd_lightning.objective import FrameLosses, frame_losses
+from dsd_lightning.objective import FrameLosses, frame_losses, weights_of_mask
 from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
 from dsd_lightning.randomness import normal, uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
@@ -155,7 +155,11 @@ class DiffusionSelfDistillation(L.LightningModule):
         draws = torch.tensor([uniform(self.seed, *key, "timestep") for key in keys], device=encoded.clean.device)
         timestep = shift_time(self.density(draws), self.shift(self.architecture.image_tokens(encoded.clean)))
         noise = self.noise(encoded.clean, keys)
-        return frame_losses(self.architecture, encoded, condition, noise, timestep, self.task.frame_weights)
+        weights = None
+        if batch.mask is not None and self.task.background_weight < 1:
+            height, width = self.architecture.split(encoded.clean)[TARGET].shape[-2:]
+            weights = weights_of_mask(batch.mask, (height, width), self.task.background_weight)
+        return frame_losses(self.architecture, encoded, condition, noise, timestep, self.task.frame_weights, weights)
 
     def _drop(self, condition: Condition, keys: Sequence[tuple[Any, ...]]) -> Condition:
         keeps = [self.dropout.keeps(uniform(self.seed, *key, "dropout")) for key in keys]

@@ -32,12 +32,15 @@ class Task:
             that crops and flips must be shared.
         frame_weights: weight of each frame's mean squared velocity error in the loss.
         captions: odds of each caption kind, by field name of a pair ("caption", "instruction"); they sum to 1.
+        background_weight: weight, in (0, 1], of a target's pixels outside of its subject's mask, inside of which it is 1;
+            pairs without a mask weigh all pixels alike.
     """
 
     name: str
     aligned: bool
     frame_weights: Mapping[str, float]
     captions: Mapping[str, float] = field(default_factory=lambda: {"caption": 1.0})
+    background_weight: float = 1.0
 
     def __post_init__(self) -> None:
         unknown = set(self.frame_weights) - {REFERENCE, TARGET}
@@ -49,6 +52,8 @@ class Task:
             raise ValueError(
                 f"task.captions={dict(self.captions)}: give odds for 'caption' and/or 'instruction' that sum to 1"
             )
+        if not 0 < self.background_weight <= 1:
+            raise ValueError(f"task.background_weight={self.background_weight}: above 0, and at most 1")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Pair:
     caption: str
     instruction: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    mask: Float[Tensor, "1 h w"] | None = None
+    """Where the target shows its subject, in [0, 1]; None: nobody said."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,8 @@ class PairBatch:
     encoded: Encoded | None = None
     text: TextEmbeddings | None = None
     facts: Sequence[Mapping[str, Any]] = ()
+    mask: Float[Tensor, "b 1 m n"] | None = None
+    """Where targets show their subjects, in [0, 1], in pixels or latents; 1 everywhere for those without a mask."""
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.encoded is None):
@@ -149,4 +158,5 @@ class PairBatch:
             target=None if self.target is None else self.target.to(device),
             encoded=None if self.encoded is None else self.encoded.to(device),
             text=None if self.text is None else self.text.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
         )

@@ -202,8 +202,9 @@ def _encoded(
     """Return the encodings and embeddings of a batch by the names under which they are stored, on the CPU."""
     import torch
 
-    from datamodules.encodings import named_embeddings, named_encodings
-    from datamodules.samples import words_of
+    from datamodules.encodings import MASK, named_embeddings, named_encodings
+    from datamodules.samples import stacked_masks, words_of
+    from dsd_lightning.pairs import TARGET
 
     architecture, codec, text_encoder = encoders
     references = [pair.reference for pair in read if pair.reference is not None]
@@ -216,6 +217,10 @@ def _encoded(
         )
         texts = {kind: text_encoder.encode([words_of(pair, kind) for pair in read]) for kind in task.captions}
     named = named_encodings(encoded) | named_embeddings(texts)
+    if (masks := stacked_masks([pair.mask for pair in read])) is not None:
+        # As small as the latents, whose loss they weight.
+        height, width = architecture.split(encoded.clean)[TARGET].shape[-2:]
+        named[MASK] = torch.nn.functional.adaptive_avg_pool2d(masks, (height, width))
     return {name: value.cpu().contiguous() for name, value in named.items()}
 
 
@@ -253,6 +258,7 @@ def _write(files: list[Path], pairs: ShardPairs, key: str, out: Path, damaged: i
                     record.facts,
                     encoded={name: value for name, value in mine.items() if not name.startswith(kinds)},
                     text={name: value for name, value in mine.items() if name.startswith(kinds)},
+                    mask=shards.stored_bytes(position, "mask"),
                 )
     written = ShardIndex.read(out)
     assert written is not None

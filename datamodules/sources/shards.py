@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import PairData
-from datamodules.encodings import encoded_of, encodings_key, text_of
+from datamodules.encodings import MASK, encoded_of, encodings_key, text_of
 from datamodules.samples import Damage, Sample, choose_caption, without_images, words_of
 from datamodules.sources.pool import Pairs
 from datamodules.stream import Draw, Size
@@ -75,7 +75,8 @@ class ShardPairs(Dataset[Sample | Damage]):
         if isinstance(pair, Damage):
             return pair
         kind = choose_caption(self.task, pair, self.seed, epoch)
-        return Sample(pair.key, epoch, words_of(pair, kind), pair.reference, pair.target, facts=pair.facts)
+        words = words_of(pair, kind)
+        return Sample(pair.key, epoch, words, pair.reference, pair.target, facts=pair.facts, mask=pair.mask)
 
     def _stored(self, epoch: int, index: int) -> Sample | Damage:
         """Return a sample as its stored encodings; no image is read."""
@@ -95,6 +96,7 @@ class ShardPairs(Dataset[Sample | Damage]):
             encoded=encoded_of(encoded),
             text=text_of(text, kind),
             facts=pair.facts,
+            mask=encoded.get(MASK),
         )
 
     def pair_or_damage(self, index: int, epoch: int) -> Pair | Damage:
@@ -124,6 +126,11 @@ class ShardPairs(Dataset[Sample | Damage]):
                     f"and {raw.target.size} pixels (width, height)"
                 )
 
+        if raw.mask is not None and raw.mask.size != raw.target.size:
+            raise ValueError(
+                f"its mask has {raw.mask.size} pixels (width, height), but its target {raw.target.size}; they must agree"
+            )
+
         def crop(image: Any, frame: str) -> Float[Tensor, "3 h w"]:
             shared = TARGET if self.task.aligned else frame
             at = [
@@ -139,6 +146,7 @@ class ShardPairs(Dataset[Sample | Damage]):
             caption=raw.caption,
             instruction=raw.instruction,
             facts=raw.facts or {},
+            mask=None if raw.mask is None else (crop(raw.mask, TARGET)[:1] + 1) / 2,
         )
 
 

@@ -21,6 +21,7 @@ from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
 from dsd_lightning.packing.candidates import PackingError, Source
 from dsd_lightning.packing.image_captions import caption_images
+from dsd_lightning.packing.masks import Masked
 from dsd_lightning.packing.own_images import CAPTIONS, AllPairs, read_images, write_captions
 from dsd_lightning.packing.pack import PackingReport, listed, pack
 from dsd_lightning.packing.sources import FORMATS, open_source
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--trigger", metavar="WORDS", help="put before every caption and instruction")
     own.add_argument("--agents", nargs="+", metavar=("PRESET", "OVERRIDE"), help=HELP)
     parser.add_argument("--reference-dir", help="folder of reference images with the targets' file stems")
+    parser.add_argument("--mask-dir", help="folder of masks, white where a target of the same stem shows the subject")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of SOURCE (default: by its content)")
     for part, usual in KNOWN_COLUMNS.items():
         parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {usual[0]}, ...)")
@@ -87,7 +89,7 @@ def _own_images(options: argparse.Namespace) -> Source:
     source = AllPairs(images, options.trigger)
     count = sum(map(len, source.subjects.values()))
     print(f"{count} images of {len(source.subjects)} subjects: {len(source)} ordered pairs")
-    return source
+    return source if options.mask_dir is None else Masked(source, folder, Path(options.mask_dir))
 
 
 def _print_report(report: PackingReport, out: Path) -> None:
@@ -120,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 task=options.task,
                 source_format=options.format,
                 reference_dir=options.reference_dir,
+                mask_dir=options.mask_dir,
                 columns={part: getattr(options, f"{part}_column") for part in KNOWN_COLUMNS},
                 min_quality=options.min_quality,
             )

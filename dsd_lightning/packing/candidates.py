@@ -35,6 +35,7 @@ class Candidate:
         caption: what the target shows.
         instruction: what to do to the reference to get the target, where the source has such a sentence.
         provenance: where the pair comes from; plain JSON.
+        mask: where the target shows its subject, white on black; None where the source has none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Candidate:
     caption: str
     instruction: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    mask: ImageSource | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dsd_lightning.images.pixels import ImageError, load_image, require_side, shrink, stored_format
+from dsd_lightning.images.pixels import ImageError, load_image, require_side, shrink, stored_format, upright_size
 from dsd_lightning.packing.candidates import Candidate, ImageSource, Keys, Orphan, PackingError, Source
 from dsd_lightning.shards import ShardIndex, ShardWriter, encode_image
 from dsd_lightning.shards.writer import ImageFormat
@@ -57,6 +57,7 @@ class _Prepared:
     candidate: Candidate
     target: bytes
     reference: bytes | None
+    mask: bytes | None
 
 
 def _prepare_image(source: ImageSource, resolution: int | None, image_format: ImageFormat) -> bytes:
@@ -72,7 +73,8 @@ def _prepare_image(source: ImageSource, resolution: int | None, image_format: Im
 
 def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFormat) -> _Prepared | Orphan:
     stored: dict[str, bytes | None] = {}
-    for frame, image in (("reference", candidate.reference), ("target", candidate.target)):
+    images = {"reference": candidate.reference, "target": candidate.target, "mask": candidate.mask}
+    for frame, image in images.items():
         try:
             stored[frame] = None if image is None else _prepare_image(image, resolution, image_format)
         except (ImageError, OSError) as error:
@@ -80,7 +82,11 @@ def _prepare(candidate: Candidate, resolution: int | None, image_format: ImageFo
             return Orphan(candidate.name, f"unreadable_{frame}", f"{where}: {error}")
     target = stored["target"]
     assert target is not None, "a candidate always has a target"
-    return _Prepared(candidate, target, stored["reference"])
+    mask = stored["mask"]
+    if mask is not None and (sizes := [upright_size(each) for each in (mask, target)])[0] != sizes[1]:
+        detail = f"{candidate.name}: its mask has {sizes[0]} pixels (width, height), but its target {sizes[1]}"
+        return Orphan(candidate.name, "mask_of_another_size", detail)
+    return _Prepared(candidate, target, stored["reference"], mask)
 
 
 def _prepared(
@@ -160,7 +166,8 @@ def pack(
             elif allow_orphans or not report.orphans:
                 pair = each.candidate
                 key = keys.make(pair.name)
-                writer.write(key, each.reference, each.target, pair.caption, pair.instruction, pair.provenance)
+                words = (pair.caption, pair.instruction, pair.provenance)
+                writer.write(key, each.reference, each.target, *words, mask=each.mask)
         if report.orphans and not allow_orphans:
             return report
         if not len(writer):

@@ -10,6 +10,7 @@ from dsd_lightning.files.listing import list_files
 from dsd_lightning.files.rows import SUFFIXES, Table
 from dsd_lightning.packing.candidates import PackingError, Source
 from dsd_lightning.packing.folders import PairedFolders
+from dsd_lightning.packing.masks import Masked
 from dsd_lightning.packing.subjects200k import Subjects200K, is_composite_table
 from dsd_lightning.packing.tables import PairTables
 
@@ -46,6 +47,7 @@ def open_source(
     task: str,
     source_format: Format = "auto",
     reference_dir: str | Path | None = None,
+    mask_dir: str | Path | None = None,
     columns: Mapping[str, str | None] | None = None,
     min_quality: int = 0,
 ) -> Source:
@@ -57,6 +59,7 @@ def open_source(
         task: the task's name; "text_to_image" needs no references.
         source_format: the kind of `source`; "auto" goes by its content.
         reference_dir: folder of references, for folders of images.
+        mask_dir: folder of the targets' masks, for folders of images; see `Masked`.
         columns: names of a table's columns by part; the usual names need not be given.
         min_quality: for Subjects200K, the lowest score (0 to 5) that each of a row's three must reach.
 
@@ -76,7 +79,9 @@ def open_source(
         if source_format not in ("auto", "folders"):
             what = " or ".join(_METADATA_NAMES) if source_format == "metadata" else "parquet file"
             raise PackingError(f"{source} holds no {what}, which --format {source_format} needs")
-        return _open_folders(source, reference_dir, with_reference)
+        return _open_folders(source, reference_dir, mask_dir, with_reference)
+    if mask_dir is not None:
+        raise PackingError(f"--mask-dir is for folders of images, but {paths[0]} is a table: name its --mask-column")
     if reference_dir is not None:
         raise PackingError(
             f"--reference-dir is for folders of images, but {paths[0]} is a table of pairs; leave it out"
@@ -84,13 +89,19 @@ def open_source(
     return _open_tables([Table(path) for path in paths], source_format, columns or {}, with_reference, min_quality)
 
 
-def _open_folders(source: Path, reference_dir: str | Path | None, with_reference: bool) -> Source:
+def _open_folders(
+    source: Path, reference_dir: str | Path | None, mask_dir: str | Path | None, with_reference: bool
+) -> Source:
+    def masked(targets: Path, references: Path | None) -> Source:
+        pairs = PairedFolders(targets, references)
+        return pairs if mask_dir is None else Masked(pairs, targets, Path(mask_dir))
+
     if not with_reference:
-        return PairedFolders(source, None)
+        return masked(source, None)
     if reference_dir is not None:
-        return PairedFolders(source, Path(reference_dir))
+        return masked(source, Path(reference_dir))
     if (source / "target").is_dir() and (source / "reference").is_dir():
-        return PairedFolders(source / "target", source / "reference")
+        return masked(source / "target", source / "reference")
     raise PackingError(
         f"where are the references of {source}? Give their folder with --reference-dir, or put the images into "
         f"{source / 'target'} and {source / 'reference'}, pair the images of one subject with each other by --all-pairs, "

@@ -22,6 +22,7 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "caption": ("caption", "text", "prompt", "description"),
     "instruction": ("instruction", "edit_prompt", "edit"),
+    "mask": ("mask", "subject_mask", "target_mask", "mask_path"),
 }
 """Names under which others keep a pair's parts, the likeliest first; `image`, `conditioning` and `caption` are those of
 the data set published with Diffusion Self-Distillation, `image_paths` and `image_tgt_path` UNO's, the last ones those
@@ -30,12 +31,13 @@ of sets of edits."""
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that hold a pair's parts; `reference` is None for a task without, `instruction` if there is none."""
+    """The columns of a pair's parts; `reference` is None for a task without, `instruction` and `mask` if there is none."""
 
     image: str
     reference: str | None
     caption: str
     instruction: str | None
+    mask: str | None = None
 
     @classmethod
     def find(cls, table: Table, given: Mapping[str, str | None], with_reference: bool) -> Columns:
@@ -64,7 +66,8 @@ class Columns:
         image, caption = chosen["image"], chosen["caption"]
         assert image is not None, "a missing column was refused above"
         assert caption is not None, "a missing column was refused above"
-        return cls(image, chosen["reference"] if with_reference else None, caption, chosen["instruction"])
+        reference = chosen["reference"] if with_reference else None
+        return cls(image, reference, caption, chosen["instruction"], chosen["mask"])
 
 
 def image_from(row: Row, column: str) -> ImageSource | None:
@@ -110,7 +113,7 @@ class PairTables:
 
     Args:
         tables: the tables, all with the same columns.
-        given: names of columns by part ("image", "reference", "caption", "instruction"); None takes the usual ones.
+        given: names of columns by part ("image", "reference", "caption", "instruction", "mask"); None takes the usual ones.
         with_reference: False for a task without reference.
 
     Raises:
@@ -131,14 +134,16 @@ class PairTables:
                 yield self._pair(columns, row)
 
     def _pair(self, columns: Columns, row: Row) -> Candidate | Orphan:
-        images: dict[str, ImageSource | None] = {"target": None, "reference": None}
-        for frame, column in (("target", columns.image), ("reference", columns.reference)):
+        images: dict[str, ImageSource | None] = {"target": None, "reference": None, "mask": None}
+        for frame, column in (("target", columns.image), ("reference", columns.reference), ("mask", columns.mask)):
             if column is None:
                 continue
             try:
                 image = images[frame] = image_from(row, column)
             except TableError as error:
                 return Orphan(row.where, f"unreadable_{frame}", str(error))
+            if image is None and frame == "mask":
+                continue  # a pair without one weighs all pixels alike
             if image is None:
                 return Orphan(row.where, f"missing_{frame}", f"{row.where}: column '{column}' is empty")
             if isinstance(image, Path) and not image.is_file():
@@ -153,4 +158,5 @@ class PairTables:
         target = images["target"]
         assert target is not None, "an empty target was returned above"
         provenance = {"source": row.file.name, "row": row.number}
-        return Candidate(name_of(row, columns.image), target, images["reference"], caption, instruction, provenance)
+        words = (caption, instruction, provenance)
+        return Candidate(name_of(row, columns.image), target, images["reference"], *words, images["mask"])

@@ -22,6 +22,7 @@ _FILE_OF_PART = {
     "record": "KEY.json",
     "encoded": "KEY.encoded.safetensors",
     "text": "KEY.text.safetensors",
+    "mask": _IMAGES.format(part="mask"),
 }
 
 

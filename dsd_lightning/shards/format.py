@@ -4,6 +4,7 @@ A set is a folder of plain webdataset tar files. A sample is the members that sh
 
     KEY.reference.webp      the reference image, or .png, .jpg; absent where the task has none
     KEY.target.webp         the target image, or .png, .jpg
+    KEY.mask.webp           where the target shows the subject (white), of the target's size (optional)
     KEY.json                {"caption", "instruction", "task", "provenance", "facts"}; only "caption" is required
     KEY.encoded.safetensors an architecture's encodings of the images (optional; see `encoding_key`)
     KEY.text.safetensors    embeddings of the caption (optional)
@@ -29,7 +30,7 @@ FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 PARTIAL = ".partial"
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
-PARTS = ("reference", "target", "record", "encoded", "text")
+PARTS = ("reference", "target", "record", "encoded", "text", "mask")
 """The parts of a sample, in the order in which readers and writers list them."""
 
 _MEMBER = re.compile(r"^(?:\./)*((?:[^/]*/)*[^./][^./]*)\.([^/]+)$")
@@ -38,7 +39,7 @@ _PART_OF_SUFFIX: dict[str, str] = {
     "json": "record",
     "encoded.safetensors": "encoded",
     "text.safetensors": "text",
-    **{f"{frame}.{extension}": frame for frame in ("reference", "target") for extension in IMAGE_EXTENSIONS},
+    **{f"{frame}.{extension}": frame for frame in ("reference", "target", "mask") for extension in IMAGE_EXTENSIONS},
 }
 _FORBIDDEN_IN_KEY = re.compile(r"[./\\\s\x00-\x1f\x7f]")
 _LONGEST_KEY = 200

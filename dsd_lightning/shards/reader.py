@@ -37,6 +37,7 @@ class RawPair:
         facts: plain integers for probes; empty for images from the world.
         encoded: encodings of the images by name; None unless `encoding_key` is given.
         text: embeddings of the caption by name; None unless `encoding_key` is given, or where there are none.
+        mask: where the target shows its subject, white on black, of the target's size; None where there is none.
     """
 
     key: str
@@ -48,6 +49,7 @@ class RawPair:
     facts: dict[str, Any]
     encoded: dict[str, Tensor] | None
     text: dict[str, Tensor] | None
+    mask: Image.Image | None = None
 
 
 class PairShards:
@@ -124,6 +126,7 @@ class PairShards:
             facts=dict(record.facts),
             encoded=encoded,
             text=text,
+            mask=self._image(position, "mask"),
         )
 
     def record(self, position: int) -> SampleRecord:

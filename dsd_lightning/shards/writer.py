@@ -182,6 +182,7 @@ class ShardWriter:
         facts: Mapping[str, Any] | None = None,
         encoded: Mapping[str, Tensor] | None = None,
         text: Mapping[str, Tensor] | None = None,
+        mask: ImageData | None = None,
     ) -> None:
         """Append one sample.
 
@@ -196,6 +197,7 @@ class ShardWriter:
             facts: what probes need, plain integers by name.
             encoded: encodings of the images by name.
             text: embeddings of the caption by name.
+            mask: where the target shows its subject, white on black, of the target's size.
 
         Raises:
             ValueError: a bad or repeated key, no caption, values that JSON cannot hold, bytes in another format, or
@@ -212,7 +214,7 @@ class ShardWriter:
             )
         record = SampleRecord(caption, instruction, self.task, provenance or {}, facts or {})
         members: dict[str, bytes] = {}
-        for frame, image in (("reference", reference), ("target", target)):
+        for frame, image in (("reference", reference), ("target", target), ("mask", mask)):
             if image is not None:
                 extension, data = self._image(key, image)
                 members[f"{key}.{frame}.{extension}"] = data

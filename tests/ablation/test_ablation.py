@@ -83,13 +83,13 @@ def test_every_architecture_sees_the_same_pairs_noise_and_timesteps(
         batches.append({"keys": list(batch.keys), "epochs": list(batch.epochs), "prompts": list(batch.prompts)})
         return losses(self, batch)
 
-    def watching(architecture: Any, encoded: Any, condition: Any, noise: Tensor, timestep: Tensor, weights: Any) -> Any:
+    def watching(architecture: Any, encoded: Any, condition: Any, noise: Tensor, timestep: Tensor, *rest: Any) -> Any:
         if torch.is_grad_enabled():  # not in validation
             frames = architecture.split(noise)
             # Whether the text was dropped shows in its embedding, which all architectures share.
             batches[-1] |= {"noise": frames[TARGET], "timestep": timestep, "text": condition.text.sequence}
             assert not torch.equal(frames.get(REFERENCE, torch.zeros(1)), frames[TARGET])
-        return frame_losses(architecture, encoded, condition, noise, timestep, weights)
+        return frame_losses(architecture, encoded, condition, noise, timestep, *rest)
 
     monkeypatch.setattr(training_module, "frame_losses", watching)
     monkeypatch.setattr(training_module.DiffusionSelfDistillation, "losses", watching_losses)
