@@ -40,12 +40,19 @@ class Subject:
         category: such as animal, human, object or style.
         reference: image file.
         prompts: ordered by index.
+        more_images: further real images of it, which similarities are measured to as well (DreamBench).
     """
 
     name: str
     category: str
     reference: Path
     prompts: tuple[Prompt, ...]
+    more_images: tuple[Path, ...] = ()
+
+    @property
+    def real_images(self) -> tuple[Path, ...]:
+        """Return all its real images, the reference first."""
+        return (self.reference, *self.more_images)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def dreambenchpp(folder: str | Path, subjects: int | None = None) -> Benchmark:
 
 
 def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
-    """Read DreamBench (https://github.com/google/dreambooth): 30 subjects, 25 prompts each.
+    """Read DreamBench (https://github.com/google/dreambooth): 30 subjects, 25 prompts each, 4 to 6 images of a subject.
 
     Args:
         folder: the checkout, with `dataset/prompts_and_classes.txt` and a folder of images a subject. The first
@@ -169,7 +176,9 @@ def dreambench(folder: str | Path, subjects: int | None = None) -> Benchmark:
             raise EvaluationError(f"{root / name} holds no image of {name}")
         is_live = kind in ("cat", "dog")
         texts = [template.replace("{0} ", "").replace("{1}", kind) for template in (live if is_live else objects)]
-        result.append(Subject(name, "live subject" if is_live else "object", images[0], _prompts(texts)))
+        result.append(
+            Subject(name, "live subject" if is_live else "object", images[0], _prompts(texts), tuple(images[1:]))
+        )
     return Benchmark("DreamBench", tuple(result)).limited(subjects)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -16,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from dsd_lightning.evaluation.errors import EvaluationError
 
-_CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DINO_RESIZE = 256 / 224
@@ -40,22 +41,38 @@ class Encoder(Protocol):
         ...
 
 
-def prepared(image: Image.Image, shorter: int, side: int, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
-    """Return pixels [3, side, side]: resized by the shorter side (bicubic), the centre cropped, normalised."""
+def prepared(
+    image: Image.Image,
+    shorter: int,
+    side: int,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    rounded: Callable[[float], int] = round,
+) -> Tensor:
+    """Return pixels [3, side, side]: resized by the shorter side (bicubic), the centre cropped, normalised.
+
+    Args:
+        image: of any size.
+        shorter: its shorter side after resizing, pixels; the longer one is rounded down, as torchvision and transformers do.
+        side: of the crop, pixels.
+        mean, deviation: of the channels.
+        rounded: of the crop's margin. torchvision, with which DINO is measured, rounds to the even number; transformers,
+            with which CLIP is, rounds down.
+    """
     image = image.convert("RGB")
-    scale = shorter / min(image.size)
-    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    least = min(image.size)
+    size = (int(shorter * image.width / least), int(shorter * image.height / least))
     image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    left, top = (rounded((each - side) / 2) for each in size)
     values = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
     pixels = (torch.from_numpy(values) - torch.tensor(mean)) / torch.tensor(deviation)
     return pixels.permute(2, 0, 1).contiguous()
 
 
-def _loaded(kind: Any, path: str, device: str | None) -> Any:
+def _loaded(kind: Any, path: str, device: str | None, **changed: Any) -> Any:
     """Return a model of transformers, whose parts are untyped, without gradients and in evaluation mode."""
     try:
-        model = kind.from_pretrained(path)
+        model = kind.from_pretrained(path, **changed)
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"path={path}: the weights cannot be loaded ({error}); give a folder or a hub id that can be reached"
@@ -87,8 +104,8 @@ class Clip:
         """Return a unit vector an image."""
         side = self.model.config.vision_config.image_size
         found = []
-        for batch in _batches(images, self.batch_size):
-            pixels = torch.stack([prepared(each, side, side, _CLIP_MEAN, _CLIP_DEVIATION) for each in batch])
+        for batch in batches(images, self.batch_size):
+            pixels = torch.stack([prepared(each, side, side, CLIP_MEAN, CLIP_DEVIATION, math.floor) for each in batch])
             found.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
         return torch.cat(found)
 
@@ -97,7 +114,7 @@ class Clip:
         """Return a unit vector a text; texts that are too long are cut."""
         length = self.model.config.text_config.max_position_embeddings
         found = []
-        for batch in _batches(texts, self.batch_size):
+        for batch in batches(texts, self.batch_size):
             tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
             found.append(
                 _unit(
@@ -114,10 +131,11 @@ class Dino:
     """DINO or DINOv2: the last layer's class token.
 
     Args:
-        path: folder or hub id, such as facebook/dino-vits8 or facebook/dinov2-small.
+        path: folder or hub id, such as facebook/dino-vits16 or facebook/dinov2-small.
         name: of the similarity.
         side: of the crop, pixels; DINO and DINOv2: 224.
         batch_size: images at once.
+        layer_norm_eps: in place of the configuration's. DINO's own code has 1e-6, its weights on the hub say 1e-12.
         device: None takes the GPU if there is one.
 
     Raises:
@@ -125,17 +143,24 @@ class Dino:
     """
 
     def __init__(
-        self, path: str, name: str = "DINO", side: int = 224, batch_size: int = 64, device: str | None = None
+        self,
+        path: str,
+        name: str = "DINO",
+        side: int = 224,
+        batch_size: int = 64,
+        device: str | None = None,
+        layer_norm_eps: float | None = None,
     ) -> None:
         self.backbone, self.name, self.side, self.batch_size = path, name, side, batch_size
-        self.model = _loaded(AutoModel, path, device)
+        changed = {} if layer_norm_eps is None else {"layer_norm_eps": layer_norm_eps}
+        self.model = _loaded(AutoModel, path, device, **changed)
 
     @torch.no_grad()
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit vector an image."""
         shorter = round(DINO_RESIZE * self.side)
         found = []
-        for batch in _batches(images, self.batch_size):
+        for batch in batches(images, self.batch_size):
             pixels = [prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION) for each in batch]
             output = self.model(pixel_values=torch.stack(pixels).to(self.model.device))
             found.append(_unit(output.last_hidden_state[:, 0]))
@@ -170,7 +195,8 @@ class Pixels:
         return F.normalize(torch.cat([values, plain], dim=1), dim=-1)
 
 
-def _batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
+def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
+    """Yield lists of `size` values, the last one shorter."""
     rest = iter(values)
     while batch := list(islice(rest, size)):
         yield batch

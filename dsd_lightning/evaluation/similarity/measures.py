@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
-from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case
+from dsd_lightning.evaluation.samples.benchmark import IMAGES, Case, Subject
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.formats import csv_text
@@ -61,7 +61,10 @@ class Similarity:
 
 
 def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]) -> list[Similarity]:
-    """Return, for each encoder, the similarity to the reference, to the prompt (CLIP), copying and diversity.
+    """Return, for each encoder, the similarity to the real images, to the prompt (CLIP), copying and diversity.
+
+    The similarity to a subject is the mean over all pairs of a result and a real image of it (DreamBooth, arXiv 2208.12242,
+    Section 4.1); benchmarks other than DreamBench have one, the reference.
 
     `copying` is how much more alike results are to their own reference than to the other subjects': 0 for results that
     do not depend on their reference. `diversity` is 1 minus the similarity of every two results for one subject.
@@ -86,8 +89,7 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
     for encoder in encoders:
         log.info("%s: %s (%s)", samples.method, encoder.name, encoder.backbone)
         results = encoder.images(load_rgb(file) for _, file in present)
-        references = encoder.images(load_rgb(subject.reference) for subject in subjects)
-        table = results @ references.T
+        table = _table(results, subjects, encoder)
         own = table[torch.arange(len(present)), owner]
         add(encoder, encoder.name, _means(own, owner), intervals.COSINE)
         if isinstance(encoder, Clip):
@@ -100,6 +102,13 @@ def measure(samples: Samples, cases: Sequence[Case], encoders: Sequence[Encoder]
         diversities = [1 - mean_of_pairs(group) for group in groups if len(group) > 1]
         add(encoder, f"diversity, {encoder.name}", diversities, (0.0, 2.0))
     return result
+
+
+def _table(results: Tensor, subjects: Sequence[Subject], encoder: Encoder) -> Tensor:
+    """Return the mean similarity of each result to the real images of each subject [results, subjects]."""
+    counts = [len(subject.real_images) for subject in subjects]
+    real = encoder.images(load_rgb(file) for subject in subjects for file in subject.real_images)
+    return torch.stack([each.mean(dim=1) for each in (results @ real.T).split(counts, dim=1)], dim=1)
 
 
 def _means(values: Tensor, owner: Tensor) -> list[float]:
