@@ -275,12 +275,17 @@ class DiffusionSelfDistillation(L.LightningModule):
             self.trainer.strategy.shard(self.architecture)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over the trained parameters, and its schedule, stepped once an optimizer step."""
-        optimizer = self.make_optimizer(list(self.architecture.trainable()))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step", "frequency": 1},
-        }
+        """Return the optimizer over the trained parameters, and its schedule, stepped once an optimizer step.
+
+        Raises:
+            ValueError: settings of either that its library refuses.
+        """
+        try:
+            optimizer = self.make_optimizer(list(self.architecture.trainable()))
+            schedule = self.make_schedule(optimizer)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"optimizer or schedule: {error}; see conf/optimizer and conf/schedule") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
 
     def configure_gradient_clipping(
         self,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from dsd_lightning.cli.errors import run_command
+from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.files.atomic import remove_leftovers, replacing
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 from dsd_lightning.shards.format import INDEX_NAME
@@ -46,17 +47,17 @@ def encode_shards(config: DictConfig) -> ShardIndex:
         The index of the new set.
 
     Raises:
-        ValueError: an invalid number, or a frame size that the VAE cannot pack.
+        SettingError: a value that cannot be meant.
+        ValueError: a frame size that the VAE cannot pack.
         ShardError: `root` holds no set, or `out` holds one already.
         DamagedDataError: more than `max_damaged` pairs cannot be used.
     """
     from datamodules.encodings import encodings_key
 
+    check_settings(config)
     out = Path(config.out)
     if (out / INDEX_NAME).exists():
         raise ShardError(f"out={out} holds a set of shards already; give a new or empty folder")
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} must be at least 1 pair")
     pairs, sizes = _pairs(config)
     architecture, codec, text_encoder = _encoders(config)
     for height, width in sizes:
@@ -112,11 +113,10 @@ def _encoders(config: DictConfig) -> tuple[Architecture, Codec, TextEncoder]:
     """Return the encoders on their device; the architecture holds a transformer on meta, which encoding does not need."""
     import torch
 
+    from dsd_lightning.compute.device import find_device
     from dsd_lightning.models.build import build_base
 
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(config.device)
     base = build_base(config)
     # Resolved before the base is: an image encoder keeps its weights.
     build: Any = instantiate(OmegaConf.to_container(config.arch, resolve=True), lora=None)
@@ -204,6 +204,7 @@ def _encoded(
 
     from datamodules.encodings import MASK, named_embeddings, named_encodings
     from datamodules.samples import stacked_masks, words_of
+    from dsd_lightning.compute.finite import require_finite
     from dsd_lightning.pairs import TARGET
 
     architecture, codec, text_encoder = encoders
@@ -221,6 +222,8 @@ def _encoded(
         # As small as the latents, whose loss they weight.
         height, width = architecture.split(encoded.clean)[TARGET].shape[-2:]
         named[MASK] = torch.nn.functional.adaptive_avg_pool2d(masks, (height, width))
+    keys = f"{read[0].key} to {read[-1].key}"
+    require_finite(named, f"the encodings of {keys}", "the base's weights are damaged, or overflow in base.model.dtype")
     return {name: value.cpu().contiguous() for name, value in named.items()}
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dsd_lightning.cli.errors import run_command
+from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def write_shards(config: DictConfig) -> ShardIndex:
     maps as gray of 16 bits.
 
     Raises:
-        ValueError: an invalid number or split, or a task that the miniature world has no pairs of.
+        SettingError: a value that cannot be meant.
+        ValueError: an invalid split, or a task that the miniature world has no pairs of.
         ShardError: `out` is no folder, or holds anything already.
     """
     from datamodules.base import PairData
@@ -40,8 +42,7 @@ def write_shards(config: DictConfig) -> ShardIndex:
     from dsd_lightning.images.pixels import is_gray, to_gray16, to_image
     from dsd_lightning.miniature.renderer import RESOLUTION
 
-    if config.count < 1:
-        raise ValueError(f"count={config.count} must be at least 1 pair")
+    check_settings(config)
     if config.split not in SPLITS:
         raise ValueError(f"split={config.split!r} is unknown; choose {', '.join(SPLITS)}")
     if config.image_format not in ("webp", "png"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_lightning.ablation.runs import AblationError
+from dsd_lightning.cli.flags import Flags
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
 
@@ -15,7 +15,7 @@ MISSING = "The report needs matplotlib, scipy and jinja2: pip install -c constra
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report, and print where it is and which runs are not in it."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="python -m dsd_lightning.ablation",
         description="Writes a report of a sweep: tables, learning curves, images. Finished runs are collected in "
         "OUTPUT/runs and stay there; repeat the command as more of them finish.",

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.compute.dtensors import sharded_like
+from dsd_lightning.compute.finite import require_finite
 from dsd_lightning.files import atomic, folders
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> N
 
     Raises:
         AdapterMismatchError: if names or shapes differ, naming the first ones on both sides.
+        NonFiniteError: weights with NaN or infinite values.
     """
     mine = dict(architecture.trainable())
     missing, unexpected = sorted(set(mine) - set(weights)), sorted(set(weights) - set(mine))
@@ -119,6 +121,7 @@ def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> N
                 f"{name} is {tuple(weights[name].shape)} in the weights and {tuple(parameter.shape)} here; "
                 "was another arch.lora.rank trained?"
             )
+    require_finite(weights, "the trained weights", "their training diverged: take an earlier checkpoint")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(sharded_like(weights[name], parameter))

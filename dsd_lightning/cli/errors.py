@@ -10,6 +10,8 @@ from collections.abc import Callable
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from dsd_lightning.cli.suggestions import suggestion
+
 REFUSED, INTERRUPTED = 2, 130
 """Exit codes: for bad input, and after Ctrl-C."""
 
@@ -51,7 +53,8 @@ def message_for_user(error: BaseException) -> str | None:
         where = str(error).rpartition("full_key: ")[2]
         return message_for_user(cause) or f"{where}: {type(cause).__name__}: {cause}"
     if isinstance(error, _CONFIGURATION):
-        return "\n".join(str(each) for each in (error, error.__cause__) if isinstance(each, _CONFIGURATION))
+        parts = [each for each in (error, error.__cause__) if isinstance(each, _CONFIGURATION)]
+        return "\n".join([*map(str, parts), *filter(None, map(suggestion, parts))])
     package = type(error).__module__.partition(".")[0]
     if package == "wandb":
         return (

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.console import tidy
+from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.distillation.expectation import expect, outlook, table
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES, Distillation
@@ -28,7 +29,12 @@ class SetEncoder(Protocol):
 
 
 def distill(config: DictConfig) -> str:
-    """Run, and return the text to print."""
+    """Run, and return the text to print.
+
+    Raises:
+        SettingError: a value of the configuration that cannot be meant.
+    """
+    check_settings(config)
     tidy()
     if config.dry_run:
         expected = expect(config)

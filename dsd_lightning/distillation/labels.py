@@ -8,13 +8,13 @@ gives the same file when its buttons were pressed. `python distill.py out=RUN` t
 
 from __future__ import annotations
 
-import argparse
 import base64
 import sys
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.distillation.judge_quality import LABELS, judged, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError
 from dsd_lightning.distillation.store import Store
@@ -59,11 +59,11 @@ def prepare(root: Path, count: int, name: str, seed: int) -> Path:
 
 def main() -> None:
     """Prepare what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m dsd_lightning.distillation.labels", description=__doc__)
+    parser = Flags(prog="python -m dsd_lightning.distillation.labels", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run (out=... of distill.py)")
-    parser.add_argument("--count", type=int, default=60, help="pairs to label")
+    parser.add_argument("--count", type=whole(1), default=60, help="pairs to label")
     parser.add_argument("--name", default="human", help="of the file of labels")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sample")
     given = parser.parse_args()
     try:
         page = prepare(given.run, given.count, given.name, given.seed)

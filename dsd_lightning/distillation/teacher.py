@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from dsd_lightning.compute.device import find_device
 from dsd_lightning.distillation.records import DistillationError
 from dsd_lightning.export.licences import licence_of_model
 from dsd_lightning.files.checkout import in_checkout
@@ -44,6 +45,7 @@ class DiffusersTeacher:
 
     Raises:
         DistillationError: a value that makes no sense.
+        DeviceError: a device that is not there.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class DiffusersTeacher:
             max_sequence_length,
         )
         self.batch_size, self.dtype, self.offload, self.compile, self.lora = batch_size, dtype, offload, compile, lora
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = find_device(device, "agents.teacher.device")
         self.arguments = dict(arguments or {})
         self._licence = licence
         self._pipeline: Any = None
@@ -148,5 +150,5 @@ class DiffusersTeacher:
     def close(self) -> None:
         """Free the pipeline's memory."""
         self._pipeline = None
-        if self.device.startswith("cuda"):
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -88,7 +88,7 @@ def captions_wanted(config: DictConfig) -> int:
     """
     if config.pairs is None:
         return int(config.count)
-    if config.pairs < 1:
-        raise DistillationError(f"pairs={config.pairs}: must be at least 1, or null to go by count")
+    if not isinstance(config.pairs, int) or config.pairs < 1:
+        raise DistillationError(f"pairs={config.pairs} must be a whole number of at least 1, or null to go by count")
     yields: Yields = instantiate(config.expected)
     return yields.measured().captions(config.pairs, config.stages.grids.seeds_per_prompt)

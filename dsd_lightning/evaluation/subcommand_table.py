@@ -21,7 +21,14 @@ class Subcommand:
     function: str
 
     def run(self, config: DictConfig) -> str:
-        """Run it and return the text for the user."""
+        """Run it and return the text for the user.
+
+        Raises:
+            SettingError: a value of the configuration that cannot be meant.
+        """
+        from dsd_lightning.cli.settings import check_settings  # here, for --help to be quick
+
+        check_settings(config)
         return str(self.resolve()(config))
 
     def resolve(self) -> Any:

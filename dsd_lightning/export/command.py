@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig
 
 from dsd_lightning.checkpoints.adapter import has_ema, read_adapter, read_header, write_adapter
+from dsd_lightning.cli.flags import Flags
 from dsd_lightning.export.card import copy_metrics, licence_of, write_card, write_companions
 from dsd_lightning.export.hub import push
 from dsd_lightning.export.layouts import LAYOUTS, Exported, possible_formats
@@ -153,9 +154,7 @@ def _describe_adapter(run: Path, out: Path, ema: bool, base_path: str | None, ba
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dsd_lightning.export", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Flags(prog="python -m dsd_lightning.export", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="run folder, or one checkpoint folder of it")
     parser.add_argument("out", type=Path, help="folder of the export")
     parser.add_argument("--format", choices=("adapter", *LAYOUTS), default="adapter", help="docs/export.md lists them")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsd_lightning.agents.presets import HELP
 from dsd_lightning.cli.console import tidy
+from dsd_lightning.cli.flags import Flags
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MINIATURE = (
 
 def command_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return a parser whose help keeps the lines of `epilog`."""
-    return argparse.ArgumentParser(
+    return Flags(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -147,9 +148,11 @@ def is_miniature(chosen: argparse.Namespace) -> bool:
 
 def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
     """Return the pipeline that the flags name."""
+    from dsd_lightning.compute.device import find_device
     from dsd_lightning.pipeline import TwoFramePipeline
 
     tidy()
+    find_device(chosen.device, "--device")  # before the model is loaded
     offload = "model" if chosen.model_offload else "sequential" if chosen.sequential_offload else None
     options: dict[str, Any] = {
         "quantize": chosen.quantize,

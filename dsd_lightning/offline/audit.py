@@ -8,8 +8,6 @@ RUN/labels/oracle.json. Only for the miniature world.
 
 from __future__ import annotations
 
-import argparse
-import io
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.distillation.judge_quality import LABELS, judged, scores, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Store
 from dsd_lightning.files.atomic import write_json
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.miniature.oracle import Sighting, same_identity, see
 from dsd_lightning.miniature.renderer import RESOLUTION
 from dsd_lightning.miniature.world import Identity
@@ -84,7 +83,7 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
 
 
 def _values(encoded: bytes) -> NDArray[np.float32]:
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    image = load_rgb(encoded)
     if image.size != (RESOLUTION, RESOLUTION):
         raise DistillationError(
             f"a panel has {image.width} x {image.height} pixels: the oracle knows the miniature's {RESOLUTION} x "
@@ -95,10 +94,10 @@ def _values(encoded: bytes) -> NDArray[np.float32]:
 
 def main() -> None:
     """Audit what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m dsd_lightning.offline.audit", description=__doc__)
+    parser = Flags(prog="python -m dsd_lightning.offline.audit", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run (out=... of distill.py)")
-    parser.add_argument("--grids", type=int, default=40, help="grids to look at; about 6 seconds each")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--grids", type=whole(1), default=40, help="grids to look at; about 6 seconds each")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sample")
     given = parser.parse_args()
     try:
         sys.stdout.write(f"{audit(given.run, given.grids, given.seed)}\n")

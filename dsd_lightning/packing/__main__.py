@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dsd_lightning.agents import AgentFailure
 from dsd_lightning.agents.presets import HELP, PresetError, find_agent
+from dsd_lightning.cli.flags import Flags, number, whole
 from dsd_lightning.files.listing import FolderError
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
@@ -37,7 +38,7 @@ _REFUSALS = (AgentFailure, PresetError, PackingError, ShardError, TableError, Te
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="python -m dsd_lightning.packing",
         description="Pack your own pairs of images as shards to train from.",
         epilog="Exit code 2: something is missing or cannot be read, and nothing was written.",
@@ -61,13 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     for part, usual in KNOWN_COLUMNS.items():
         parser.add_argument(f"--{part}-column", metavar="NAME", help=f"the {part}'s column (default: {usual[0]}, ...)")
     parser.add_argument(
-        "--resolution", type=int, metavar="N", help="shrink to a short side of N pixels (default: keep)"
+        "--resolution", type=whole(1), metavar="N", help="shrink to a short side of N pixels (default: keep)"
     )
-    parser.add_argument("--min-quality", type=int, default=0, metavar="0..5", help="Subjects200K: lowest score to keep")
-    parser.add_argument("--image-format", choices=("webp", "png"), default="webp", help="of converted images, lossless")
-    parser.add_argument("--max-bytes", type=float, default=1e9, metavar="BYTES", help="size of a tar (default: 1e9)")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads (default: one a core)"
+        "--min-quality", type=whole(0, 5), default=0, metavar="0..5", help="Subjects200K: lowest score to keep"
+    )
+    parser.add_argument("--image-format", choices=("webp", "png"), default="webp", help="of converted images, lossless")
+    parser.add_argument(
+        "--max-bytes", type=number(1), default=1e9, metavar="BYTES", help="size of a tar (default: 1e9)"
+    )
+    parser.add_argument(
+        "--workers", type=whole(1), default=min(8, os.cpu_count() or 1), help="threads (default: one a core)"
     )
     parser.add_argument("--allow-orphans", action="store_true", help="leave incomplete or unreadable pairs out")
     parser.add_argument("--overwrite", action="store_true", help="replace the set that is in OUT")

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_lightning.compute.device import find_device
 from dsd_lightning.files.atomic import remove_leftovers, write_bytes
 from dsd_lightning.images.pixels import WHITE_16, ImageError, load_rgb, shrink
 from dsd_lightning.packing.candidates import Candidate, Orphan, PackingError, Source
@@ -59,6 +60,7 @@ class DepthEstimator:
 
     Raises:
         PackingError: the model cannot be loaded.
+        DeviceError: a device that is not there.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class DepthEstimator:
         if near_is not in ("auto", "large", "small"):
             raise PackingError(f"estimator.near_is={near_is!r}: choose auto, large or small")
         self.name, self.short_side = model, short_side
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = find_device(device, "estimator.device")
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
             network = AutoModelForDepthEstimation.from_pretrained(model, revision=revision, dtype=torch.float32)

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dsd_lightning.cli.errors import run_command
+from dsd_lightning.cli.settings import check_settings
 
 if TYPE_CHECKING:
     from dsd_lightning.packing.candidates import Orphan
@@ -30,6 +31,7 @@ def write_depth(config: DictConfig) -> Path:
     command goes on after a kill. The set itself appears at the end, atomically.
 
     Raises:
+        SettingError: a value that cannot be meant.
         PackingError: no such source or model, a number out of range, or orphans that were not allowed.
         ShardError: `out` holds a set already, or the source's shards cannot be read.
     """
@@ -38,6 +40,7 @@ def write_depth(config: DictConfig) -> Path:
     from dsd_lightning.packing.pack import pack
     from dsd_lightning.shards.format import INDEX_NAME, ShardError
 
+    check_settings(config)
     out, maps = Path(config.out), Path(config.maps)
     if (out / INDEX_NAME).exists():
         raise ShardError(f"out={out} holds a set of shards already; give a new or empty folder")

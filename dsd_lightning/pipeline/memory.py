@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.compute.device import find_device
 from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,12 @@ def place(pipeline: DiffusionPipeline, offload: Offload | None, device: torch.de
     is in effect.
 
     Raises:
-        ValueError: an unknown kind of offload, or a device that is not there.
+        ValueError: an unknown kind of offload.
+        DeviceError: a device that is not there.
     """
     if offload not in (None, "model", "sequential"):
         raise ValueError(f"offload={offload!r} is unknown; choose model or sequential, or leave it out")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={chosen}: there is no GPU here; leave it out, or give cpu")
+    chosen = find_device(device)
     if offload is not None and chosen.type == "cpu":
         log.warning("offload=%s needs a GPU to offload from; there is none in use, so it is left out", offload)
         offload = None

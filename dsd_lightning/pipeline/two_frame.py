@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.compute.finite import require_finite
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
@@ -199,6 +200,7 @@ class TwoFramePipeline(LoadedPipeline):
         Raises:
             InputError: what is given does not fit together.
             ValueError: a size that cannot be packed, or senseless sampler settings.
+        NonFiniteError: the model predicts NaN or infinite values.
         """
         steps = self._or_own("num_inference_steps", num_inference_steps)
         guidance = self._or_own("guidance_scale", guidance_scale)
@@ -251,6 +253,11 @@ class TwoFramePipeline(LoadedPipeline):
             noise = tokens.unpack(latents.to(device, dtype), *shape[2:])
         condition = Condition(text, torch.full((total,), guidance, device=device), reference)
         canvas = run_sampler(self, condition, null, noise, settings, strengths, callback_on_step_end)
+        require_finite(
+            {"latents": canvas},
+            f"the images of {self.config.model_name or 'this model'}",
+            "the weights are damaged or overflow in their dtype, or a guidance is far too large",
+        )
 
         references: Any = None
         if output_type == "latent":

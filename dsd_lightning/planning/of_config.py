@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from dsd_lightning.architectures.base import Architecture
+from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.base import FluxBase
@@ -35,8 +36,10 @@ def plan(config: DictConfig) -> str:
     """Return what the configured run needs and how long it takes, as a table; see docs/planning.md. Nothing is loaded.
 
     Raises:
+        SettingError: a value that cannot be meant.
         ValueError: if the configuration leaves something open, naming the setting.
     """
+    check_settings(config)
     planner: Planner = instantiate(config.planner)
     return table(_count(config, planner), planner)
 

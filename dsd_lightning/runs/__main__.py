@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_lightning.cli.errors import REFUSED
+from dsd_lightning.cli.flags import Flags
 from dsd_lightning.runs.folder import NoRunError
 from dsd_lightning.runs.plot import plot_run
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(prog="python -m dsd_lightning.runs", description="Shows runs.")
+    parser = Flags(prog="python -m dsd_lightning.runs", description="Shows runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     plot = commands.add_parser("plot", help="plot losses and metrics of a run, finished or not, as one PNG")
     plot.add_argument("run", type=Path, help="the run's folder")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.shards.contact_sheet import write_contact_sheet
 from dsd_lightning.shards.format import INDEX_NAME, DamagedSample, ShardError
 from dsd_lightning.shards.inspection import describe_shards, index_shards, verify_shards
@@ -21,9 +22,7 @@ from dsd_lightning.shards.reader import PairShards
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dsd_lightning.shards", description="Verify, list, show or index pair shards."
-    )
+    parser = Flags(prog="python -m dsd_lightning.shards", description="Verify, list, show or index pair shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verify = commands.add_parser("verify", help="compare sizes and sha256 with index.json and read every sample")
     verify.add_argument("--quick", action="store_true", help="sizes and sha256 only; do not decode the samples")
@@ -31,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--all", action="store_true", help="every sample, not only the first 20")
     view = commands.add_parser("view", help="write its pairs as one HTML page")
     view.add_argument("--out", type=Path, help="the page (default: FOLDER.html, beside the folder)")
-    view.add_argument("--count", type=int, default=200, help="pairs on it at most (default: %(default)s)")
+    view.add_argument("--count", type=whole(1), default=200, help="pairs on it at most (default: %(default)s)")
     index = commands.add_parser("index", help="write index.json for tars that have none")
     index.add_argument("--task", help="the task's name (default: as in the samples' records)")
     index.add_argument("--overwrite", action="store_true", help="replace an index.json that is there")

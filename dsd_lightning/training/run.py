@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.cli.console import tidy
+from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.compute.machine import keep_memory
 from dsd_lightning.planning.of_config import require_fit
 from dsd_lightning.planning.plan import GIB
@@ -75,8 +76,10 @@ def train(config: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> d
         overrides: of the command, for the run's record.
 
     Raises:
+        SettingError: a value that cannot be meant.
         OtherRunError: with `ckpt=auto`, if the folder holds a run of another configuration.
     """
+    check_settings(config)
     if config.ckpt != AUTO:
         return _train(config, run_dir, overrides)
     with claim(run_dir) as is_free:

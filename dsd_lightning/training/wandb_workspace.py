@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from dsd_lightning.cli.flags import Flags
 from dsd_lightning.module import VALIDATION_BINS
 
 STEP = "trainer/global_step"
@@ -141,7 +141,7 @@ def _package(name: str) -> ModuleType:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Save the workspace as a new view of a W&B project."""
-    parser = argparse.ArgumentParser(prog="python -m dsd_lightning.training.wandb_workspace", description=__doc__)
+    parser = Flags(prog="python -m dsd_lightning.training.wandb_workspace", description=__doc__)
     parser.add_argument("--project", default="dsd-lightning", help="W&B project (default: %(default)s)")
     parser.add_argument("--entity", default=None, help="W&B user or team (default: your own)")
     parser.add_argument("--name", default="Diffusion Self-Distillation", help="the view's name (default: %(default)s)")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.generation import models
 from dsd_lightning.generation.jobs import GenerationError
 
@@ -34,13 +35,11 @@ VISITORS = 32
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    flags = argparse.ArgumentParser(
-        prog="python -m dsd_lightning.ui", description="A page in the browser for a trained model."
-    )
+    flags = Flags(prog="python -m dsd_lightning.ui", description="A page in the browser for a trained model.")
     models.add_model_flags(flags)
     server = flags.add_argument_group("the server")
     server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines; default: %(default)s")
-    server.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    server.add_argument("--port", type=whole(0, 65535), default=7860, help="default: %(default)s")
     models.add_agent_flag(server)
     models.add_machine_flags(flags)
     return flags

@@ -23,6 +23,7 @@ from dsd_lightning.checkpoints.adapter import (
     save_adapter,
 )
 from dsd_lightning.checkpoints.folder_io import find_last
+from dsd_lightning.compute.finite import NonFiniteError
 from dsd_lightning.files.folders import DamagedError
 
 
@@ -46,6 +47,17 @@ def test_adapter_round_trip_and_refusals(tmp_path: Path) -> None:
         load_adapter(tmp_path, target)
     with pytest.raises(FileNotFoundError, match=HEADER):
         load_adapter(tmp_path / "nowhere", target)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    source = make_architecture()
+    name, parameter = next(iter(source.trainable()))
+    with torch.no_grad():
+        parameter.flatten()[0] = value
+    save_adapter(tmp_path, source)
+    with pytest.raises(NonFiniteError, match=f"'{name}' holds NaN or infinite values; .* earlier checkpoint"):
+        load_adapter(tmp_path, make_architecture())
 
 
 def test_adapter_of_a_run_gives_ema_or_last_weights(tmp_path: Path) -> None:

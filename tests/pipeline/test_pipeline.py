@@ -9,6 +9,7 @@ import torch
 from support.models.golden_pipeline import IMAGE, PROMPT, SIDE, STEPS, draw, noise, official
 from torch import Tensor
 
+from dsd_lightning.compute.finite import NonFiniteError
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.sampler import SamplerSettings, evaluations
 
@@ -45,6 +46,27 @@ def test_predictions_are_the_fewest_possible(
 
 
 # --- What a user gives and gets.
+
+
+def test_a_model_that_predicts_no_numbers_gives_a_message_and_no_black_image() -> None:
+    pipeline = official("unmerged")
+    weights = pipeline.transformer.transformer.proj_out
+    with torch.no_grad():
+        before = weights.bias.clone()
+        weights.bias[0] = float("nan")
+    try:
+        with pytest.raises(NonFiniteError, match="holds NaN or infinite values; the weights are damaged"):
+            draw(pipeline)
+    finally:
+        with torch.no_grad():
+            weights.bias.copy_(before)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "image_guidance", "text_guidance"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_guidance_that_is_no_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value} must be a finite number"):
+        draw(official(), **{name: value})
 
 
 def test_a_batch_is_its_images_one_by_one() -> None:

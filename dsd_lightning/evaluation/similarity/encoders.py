@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
+from dsd_lightning.compute.device import find_device
 from dsd_lightning.evaluation.errors import EvaluationError
 
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -71,13 +72,14 @@ def prepared(
 
 def _loaded(kind: Any, path: str, device: str | None, **changed: Any) -> Any:
     """Return a model of transformers, whose parts are untyped, without gradients and in evaluation mode."""
+    place = find_device(device)
     try:
         model = kind.from_pretrained(path, **changed)
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"path={path}: the weights cannot be loaded ({error}); give a folder or a hub id that can be reached"
         ) from error
-    return model.requires_grad_(False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.requires_grad_(False).eval().to(place)
 
 
 class Clip:

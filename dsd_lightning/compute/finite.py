@@ -1,0 +1,28 @@
+"""Refuses tensors that hold NaN or infinite values, before images or encodings are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(ValueError):
+    """NaN or infinite values; the message names where, and the remedy."""
+
+
+def require_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
+    """Refuse the first tensor with a value that is not finite; those of whole numbers or 8 bits are not looked at.
+
+    Args:
+        tensors: by name, on any device.
+        what: what they are, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        NonFiniteError: naming the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{what}: {name!r} holds NaN or infinite values; {remedy}")
