@@ -12,6 +12,7 @@ from PIL import Image
 
 from dsd_lightning.ablation.runs import PROBE, RUNS, Run
 from dsd_lightning.ablation.table import LOSS, estimate
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.images.sheet import GENERATED, GIVEN, TRUTH, Row, draw_sheet
 
 LEAST_POINTS = 2
@@ -91,12 +92,7 @@ def sample_sheet(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None,
     for index, sample in enumerate(first.samples):
         files = {column: sample.images[column] for column in (GIVEN, TRUTH) if column in sample.images}
         files |= {run.label: run.samples[index].images[GENERATED] for run in alike}
-        rows.append(Row({name: _open(output / RUNS / file) for name, file in files.items()}, sample.caption))
+        rows.append(Row({name: load_rgb(output / RUNS / file) for name, file in files.items()}, sample.caption))
     columns = [GIVEN, *(run.label for run in alike), TRUTH]
     title = f"task={first.task}, seed {seed}: the same references, captions and noise"
     return draw_sheet([name for name in columns if any(name in row.images for row in rows)], rows, title), absent
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

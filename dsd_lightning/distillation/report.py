@@ -20,6 +20,7 @@ from dsd_lightning.distillation.store import Manifest, Store
 from dsd_lightning.distillation.yields import PAIRS
 from dsd_lightning.files.atomic import write_json, write_text
 from dsd_lightning.files.text import read_text
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.randomness import uniform
 
 SHOWN = 36
@@ -108,11 +109,11 @@ def diversity(records: Iterable[Record]) -> dict[str, Any]:
 
 def thumbnail(encoded: bytes) -> str:
     """Return an image, no wider than `WIDEST`, as a URL that holds it."""
-    stored = Image.open(io.BytesIO(encoded))
+    stored = load_rgb(encoded)
     if stored.width > WIDEST:
         image = stored.resize((WIDEST, round(stored.height * WIDEST / stored.width)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=80)
+        image.save(buffer, "WEBP", quality=80)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return data_url(encoded)
 

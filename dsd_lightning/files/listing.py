@@ -9,6 +9,7 @@ from pathlib import Path
 
 _SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 _DIGITS = re.compile(r"(\d+)")
+_URL = re.compile(r"(?:https?|ftp|s3|gs|hf|file):/|data:", re.IGNORECASE)
 
 
 class FolderError(ValueError):
@@ -51,6 +52,11 @@ def find_file(path: Path) -> Path | None:
     """Return the file at `path`, also where its name is stored in another Unicode form; None if there is none."""
     forms = (unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD"))
     return next((file for file in (path, *map(Path, forms)) if file.is_file()), None)
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL rather than a path, also one whose "//" a `Path` made "/"."""
+    return _URL.match(text) is not None
 
 
 def is_system_file(name: str) -> bool:

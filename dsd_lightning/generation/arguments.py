@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     what = flags.add_argument_group("what to generate")
     what.add_argument("--image_path", type=Path, help="reference image; its middle is cropped to the frame")
     what.add_argument("--text", help="the prompt; line breaks are removed")
-    what.add_argument("--output_path", type=Path, default=Path("output.png"), help="default: %(default)s")
+    what.add_argument(
+        "--output_path", type=Path, default=Path("output.png"), help="a .png, .jpg or .webp; default: %(default)s"
+    )
     add_sampling_flags(what)
     what.add_argument(
         "--seed", type=int, default=-1, help="of the noise; -1, the default, takes a random one and prints it"
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--disable_gemini_prompt", action="store_true", help="use the prompt unchanged, without enhancing it"
     )
     add_agent_flag(what)
-    what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the PNG")
+    what.add_argument("--no_metadata", action="store_true", help="do not write model, seed and prompt into the image")
 
     several = flags.add_argument_group("several images at once")
     several.add_argument(

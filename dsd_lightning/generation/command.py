@@ -112,17 +112,17 @@ def _generate(
     pipeline: TwoFramePipeline, job: Job, given: str, guidances: tuple[list[float], list[float]] | None, metadata: bool
 ) -> None:
     from dsd_lightning.generation.generate import generate, generate_sheet, provenance
-    from dsd_lightning.generation.provenance import save_png
+    from dsd_lightning.generation.provenance import save_image
     from dsd_lightning.images.pixels import load_rgb
 
     reference = load_rgb(job.image)
     if guidances is None:
         for result, output in zip(generate(pipeline, job, reference), job.outputs(), strict=True):
-            save_png(result.image, output, provenance(pipeline, job, result.seed, given) if metadata else None)
+            save_image(result.image, output, provenance(pipeline, job, result.seed, given) if metadata else None)
         return
     image, text = guidances
     facts = {**provenance(pipeline, job, job.seed, given), "image_guidance": image, "text_guidance": text}
-    save_png(generate_sheet(pipeline, job, reference, image, text), job.output, facts if metadata else None)
+    save_image(generate_sheet(pipeline, job, reference, image, text), job.output, facts if metadata else None)
 
 
 def check_sizes(pipeline: TwoFramePipeline, jobs: Sequence[Job]) -> None:
@@ -145,7 +145,7 @@ def check_files(jobs: Sequence[Job]) -> None:
         load_rgb(image)
     for job in jobs:
         if job.output.is_dir():
-            raise GenerationError(f"output_path={job.output} is a folder; give the name of a .png file")
+            raise GenerationError(f"output_path={job.output} is a folder; give the name of an image file")
         folder = job.output.parent
         while not folder.exists():
             folder = folder.parent

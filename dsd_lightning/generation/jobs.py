@@ -9,7 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dsd_lightning.files.listing import is_url
 from dsd_lightning.files.rows import Row, Table
+from dsd_lightning.generation.provenance import FORMATS
 
 
 class GenerationError(ValueError):
@@ -21,7 +23,7 @@ class Job:
     """A reference image, a text, an output file, and the settings of the sampler.
 
     Attributes:
-        image, text, output: the reference, the prompt, and a .png file.
+        image, text, output: the reference, the prompt, and a file with an ending of `FORMATS`.
         seed: of the first image's noise; -1 stands for a random one.
         num_images: images, with seeds counted up; with more than one, outputs are numbered: out_1.png, out_2.png.
         size: (height, width) of a frame, pixels; None for that of the model's training.
@@ -40,10 +42,13 @@ class Job:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        for name, path in (("image_path", self.image), ("output_path", self.output)):
+            if is_url(str(path)):
+                raise GenerationError(f"{name}={path} is a URL: give a file of this machine (download the image first)")
         if not self.text.strip():
             raise GenerationError(f"text={self.text!r} for {self.output} is empty: describe the image")
-        if self.output.suffix.lower() != ".png":
-            raise GenerationError(f"output_path={self.output}: images are written as .png")
+        if self.output.suffix.lower() not in FORMATS:
+            raise GenerationError(f"output_path={self.output}: images are written as {', '.join(FORMATS)}")
         if self.num_images < 1 or (self.steps is not None and self.steps < 1):
             raise GenerationError(f"num_images={self.num_images} and steps={self.steps} must be at least 1")
         if not -1 <= self.seed <= 2**63 - self.num_images:

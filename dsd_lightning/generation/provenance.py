@@ -13,7 +13,21 @@ from PIL.PngImagePlugin import PngInfo
 from dsd_lightning.files.atomic import replacing
 
 PROVENANCE = "dsd_lightning"
-"""Name of the PNG text chunk that holds, as JSON, how an image was generated."""
+"""Name of the PNG text chunk that holds, as JSON, how an image was generated; JPEG and WebP hold it as EXIF description."""
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""PIL's name of the format of each file ending that images are written in."""
+
+QUALITY = 95
+"""Of JPEG, whose colours have the full resolution; WebP is written without loss."""
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": QUALITY, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+_DESCRIPTION = 0x010E
+"""EXIF's tag ImageDescription."""
 
 MARGIN, GAP, HEADING = 14, 8, 16
 """Pixels around the sheet, between images, and of a line of text."""
@@ -21,20 +35,30 @@ MARGIN, GAP, HEADING = 14, 8, 16
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 
 
-def save_png(image: Image.Image, path: Path, provenance: Mapping[str, Any] | None) -> None:
-    """Write a PNG atomically, with `provenance` in a text chunk unless it is None."""
-    information = PngInfo()
-    if provenance is not None:
+def save_image(image: Image.Image, path: Path, provenance: Mapping[str, Any] | None) -> None:
+    """Write an image atomically in the format of its ending, one of `FORMATS`, with `provenance` unless it is None."""
+    kind = FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = dict(_OPTIONS[kind])
+    if provenance is not None and kind == "PNG":
+        options["pnginfo"] = information = PngInfo()
         information.add_text(PROVENANCE, json.dumps(provenance, sort_keys=True))
+    elif provenance is not None:
+        options["exif"] = exif = Image.Exif()
+        exif[_DESCRIPTION] = json.dumps({PROVENANCE: provenance}, sort_keys=True)
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=information)
+        image.save(temporary, format=kind, **options)
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what `save_png` wrote about an image, or None."""
+    """Return what `save_image` wrote about an image, or None."""
     with Image.open(path) as image:
         text = image.info.get(PROVENANCE)
-    return None if text is None else dict(json.loads(text))
+        description = image.getexif().get(_DESCRIPTION)
+    if text is not None:
+        return dict(json.loads(text))
+    if not isinstance(description, str) or not description.startswith(f'{{"{PROVENANCE}"'):
+        return None
+    return dict(json.loads(description)[PROVENANCE])
 
 
 def guidance_sheet(

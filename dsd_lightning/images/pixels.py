@@ -114,14 +114,21 @@ def load_image(source: bytes | str | Path) -> Image.Image:
 
 def _load(source: bytes | str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(source) as image:
             image.load()
             return convert(image)
     except (FileNotFoundError, ImageError):
         raise
     except _DAMAGE as error:
-        what = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-        raise ImageError(f"cannot decode {what} as an image: {_cause(error)}") from error
+        raise ImageError(f"cannot decode {_name(source)} as an image: {_cause(error)}") from error
+
+
+def _opened(source: bytes | str | Path) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _name(source: bytes | str | Path) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
 def _cause(error: Exception) -> str:
@@ -145,18 +152,21 @@ def require_side(image: Image.Image) -> None:
         )
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
+def upright_size(source: bytes | str | Path) -> tuple[int, int]:
     """Return (width, height) of an image's file after its EXIF orientation is applied; reads the header alone.
 
     Raises:
         ImageError: not an image.
+        FileNotFoundError: there is no such file.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(source) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(EXIF_ORIENTATION, 1) in _ON_ITS_SIDE else (width, height)
+    except FileNotFoundError:
+        raise
     except _DAMAGE as error:
-        raise ImageError(f"cannot decode {len(data)} bytes as an image: {_cause(error)}") from error
+        raise ImageError(f"cannot decode {_name(source)} as an image: {_cause(error)}") from error
 
 
 def stored_format(data: bytes) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_lightning.files.listing import find_file
+from dsd_lightning.files.listing import find_file, is_url
 from dsd_lightning.files.rows import Row, Table, TableError, named
 from dsd_lightning.packing.candidates import Candidate, ImageSource, Orphan, PackingError
 
@@ -91,7 +91,7 @@ def image_from(row: Row, column: str) -> ImageSource | None:
         return None
     if not isinstance(value, str):
         raise TableError(f"{row.where}: column {column!r} holds {named(value)}; an image's path or bytes are needed")
-    if "://" in value:
+    if is_url(value.strip()):
         raise TableError(
             f"{row.where}: column {column!r} holds the URL {value}; download the images and give their paths"
         )

@@ -25,7 +25,7 @@ from dsd_lightning.generation.story.arguments import FEWEST, MOST
 from dsd_lightning.generation.story.comic import comic_page
 from dsd_lightning.generation.story.story import Panel, Story, Storyteller, next_step, story_of, with_seeds, write_step
 from dsd_lightning.generation.story.tellers import find_storyteller
-from dsd_lightning.images.pixels import ImageError, load_rgb
+from dsd_lightning.images.pixels import ImageError, load_rgb, upright_size
 from dsd_lightning.pipeline.inputs import fit
 
 if TYPE_CHECKING:
@@ -205,13 +205,11 @@ class Studio:
         if not file:
             raise GenerationError("reference: upload an image first")
         try:
-            with Image.open(file) as header:
-                pixels = header.width * header.height
-        except Exception:  # noqa: BLE001  load_rgb gives the message
-            pixels = 0
-        if pixels > MOST_PIXELS:
-            raise GenerationError(f"reference: {pixels} pixels are more than {MOST_PIXELS}; make it smaller first")
-        try:
+            width, height = upright_size(file)
+            if width * height > MOST_PIXELS:
+                raise GenerationError(
+                    f"reference: {width * height} pixels are more than {MOST_PIXELS}; make it smaller first"
+                )
             return load_rgb(file)
         except ImageError as error:  # whose message names a file of this machine, which the visitor does not know
             raise GenerationError(f"reference: {str(error).replace(file, 'this file')}") from error

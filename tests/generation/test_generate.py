@@ -20,7 +20,7 @@ from dsd_lightning.generation import arguments
 from dsd_lightning.generation.command import INTERRUPTED, NO_MEMORY, REFUSED, main
 from dsd_lightning.generation.generate import complete
 from dsd_lightning.generation.jobs import Job
-from dsd_lightning.generation.provenance import read_provenance
+from dsd_lightning.generation.provenance import read_provenance, save_image
 from dsd_lightning.pipeline import TwoFramePipeline
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -66,6 +66,20 @@ def test_an_image_and_a_text_are_enough(
     assert provenance is not None
     assert (provenance["seed"], provenance["prompt"], provenance["text_guidance"]) == (7, "a hat", 1.0)
     assert "tiny-dsd" in provenance["model"]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp"])
+def test_the_ending_of_the_output_decides_its_format(tmp_path: Path, ending: str) -> None:
+    image = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 50).convert("RGB")
+    facts = {"seed": 7, "prompt": "a café, 雪"}
+    for name, provenance in (("with", facts), ("without", None)):
+        file = tmp_path / f"{name}.{ending}"
+        save_image(image, file, provenance)
+        assert read_provenance(file) == provenance
+        with Image.open(file) as read:
+            assert read.format == {"jpg": "JPEG", "JPEG": "JPEG", "webp": "WEBP"}[ending]
+            difference = np.asarray(read.convert("RGB"), dtype=int) - np.asarray(image)
+        assert np.abs(difference).mean() <= (0 if ending == "webp" else 4)
 
 
 def test_the_official_command_line(image: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +263,11 @@ def test_offload_without_a_gpu_is_a_warning(
         (["--num_images", "0"], "num_images=0"),
         (["--seed", "-5"], "seed=-5"),
         (["--text", " \n"], "is empty"),
-        (["--output_path", "out.jpg"], "written as .png"),
+        (["--output_path", "out.gif"], "written as .png, .jpg, .jpeg, .webp"),
+        (["--output_path", "https://host/out.png"], "is a URL"),
+        (["--image_path", "https://host/a.png"], "image_path=https:/host/a.png is a URL"),
+        (["--device", "gpu0"], "--device=gpu0 is no device: give cpu"),
+        (["--guidance", "inf"], "must be finite"),
         (["--output_path", "/proc/version/out.png"], "cannot be written"),
         (["--sheet", "1;2"], "give image guidances, a slash"),
         (["--sheet", "nan,inf/1"], "must be finite"),

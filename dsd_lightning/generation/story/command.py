@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dsd_lightning.files.listing import is_url
 from dsd_lightning.generation import models
 from dsd_lightning.generation.generate import AT_ONCE, complete, generate_prompts, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job
-from dsd_lightning.generation.provenance import read_provenance, save_png
+from dsd_lightning.generation.provenance import read_provenance, save_image
 from dsd_lightning.generation.story import arguments as story_arguments
 from dsd_lightning.generation.story.arguments import FILE, PAGE, PANELS, REFERENCE
 from dsd_lightning.generation.story.comic import comic_page
@@ -66,7 +67,7 @@ def run(chosen: Namespace, say: Callable[[str], None]) -> None:
         say(f"panel {number} of {story.panel_count}: {story.panels[number - 1].prompt}")
     if "page" in wanted:
         page = comic_page(panels, [panel.caption for panel in story.panels], story.idea)
-        save_png(page, folder / PAGE, {"model": pipeline.config.model_name, "story": story.idea, "generated": True})
+        save_image(page, folder / PAGE, {"model": pipeline.config.model_name, "story": story.idea, "generated": True})
         say(str(folder / PAGE))
 
 
@@ -93,14 +94,15 @@ def _reference(given: Path | None, folder: Path) -> Image.Image:
     if given is None and not kept.is_file():
         raise GenerationError("give --image: the image that is the first panel")
     if given is not None and not given.is_file():
-        raise GenerationError(f"--image {given}: there is no such file")
+        reason = "a URL must be downloaded first" if is_url(str(given)) else "there is no such file"
+        raise GenerationError(f"--image {given}: {reason}")
     image = load_rgb(given or kept)
     if kept.is_file() and not np.array_equal(np.asarray(image), np.asarray(load_rgb(kept))):
         raise GenerationError(
             f"--image {given}: the story in {folder} has another first panel; name another --output_path"
         )
     if not kept.is_file():
-        save_png(image, kept, None)
+        save_image(image, kept, None)
     return image
 
 
@@ -154,5 +156,5 @@ def _generated(
                 pipeline, settings, reference, [panel.prompt for panel in panels], [panel.seed for panel in panels]
             )
             for each, panel, result in zip(starts[index], panels, results, strict=True):
-                save_png(result.image, files[each], facts(panel))
+                save_image(result.image, files[each], facts(panel))
         yield load_rgb(files[index])

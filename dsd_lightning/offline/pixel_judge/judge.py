@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from dsd_lightning.agents import ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.provider import Reply
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.offline.pixel_judge import same_character as eyes
 
 _QUESTIONS = 3
@@ -42,7 +41,7 @@ class PixelJudge:
     def _answer(self, images: Sequence[ImagePart], asked: int) -> str:
         if asked == 0:
             return "A character before a background, in both."
-        characters = [eyes.cut_out(Image.open(io.BytesIO(image.data))) for image in images]
+        characters = [eyes.cut_out(load_rgb(image.data)) for image in images]
         if asked == 1:
             return "\n".join(
                 f"{place}: {_looks(character)}"

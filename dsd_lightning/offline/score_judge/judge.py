@@ -12,16 +12,15 @@ by 0 and by 1, as the debiased rubric's scale has it, and costs two points and o
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from dsd_lightning.agents.messages import ImagePart, Message, Sampling
 from dsd_lightning.agents.providers.provider import Reply
 from dsd_lightning.evaluation.judging.replies import HIGHEST
+from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.miniature import geometry
 from dsd_lightning.miniature.world import Context, Identity, Scene
 from dsd_lightning.offline.score_judge.scene import Pixels, as_pixels, scene_of
@@ -82,8 +81,7 @@ def requested(text: str) -> dict[str, int]:
 
 
 def _pixels(data: bytes) -> Pixels:
-    with Image.open(io.BytesIO(data)) as image:
-        return as_pixels(image)
+    return as_pixels(load_rgb(data))
 
 
 def _scene(pixels: Pixels) -> Scene | None:
