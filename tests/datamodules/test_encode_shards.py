@@ -134,7 +134,7 @@ def test_captions_of_a_kind_that_was_not_encoded_are_refused_by_name() -> None:
 
 
 def test_bad_input_is_refused(images: Path, tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0 must be a whole number of at least 1"):
         encode(tiny_base, images, tmp_path / "a", "batch_size=0")
     with pytest.raises(ValueError, match="cannot be packed"):
         encode(tiny_base, images, tmp_path / "a", "resolution=[60,64]")
