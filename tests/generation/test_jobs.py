@@ -38,7 +38,7 @@ def test_jobs_are_done_once(image: Path, tmp_path: Path, capsys: pytest.CaptureF
         (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "colour": "red"}'], "unknown column 'colour'"),
         (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "steps": "many"}'], "row 1: .*'many'"),
         (['{"image_path": "a.png", "text": "x", "output_path": "o.png", "size": "big"}'], "size=big: give SIDE"),
-        (['{"image_path": "a.png", "text": "x", "output_path": "o.jpg"}'], r"written as \.png"),
+        (['{"image_path": "a.png", "text": "x", "output_path": "o.gif"}'], r"written as \.png"),
         (['{"image_path": "a.png", "text": "x", "output_path": "o.png"}'] * 2, "row 2: writes .*as row 1 does"),
         (
             ['{"image_path": "a.png", "text": "x", "output_path": "o.png", "seed": 7.9}'],
