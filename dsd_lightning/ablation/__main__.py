@@ -10,7 +10,7 @@ from dsd_lightning.cli.flags import Flags
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
 
-MISSING = "The report needs matplotlib, scipy and jinja2: pip install -c constraints.txt -e '.[report]'"
+MISSING = "The report needs matplotlib, scipy, jinja2 and markdown-it-py: pip install -c constraints.txt -e '.[report]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from dsd_lightning.ablation.report import write_report
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("matplotlib", "scipy", "jinja2"):
+        if (error.name or "").split(".")[0] not in ("matplotlib", "scipy", "jinja2", "markdown_it"):
             raise
         parser.exit(2, f"error: {MISSING}\n")
     output = chosen.output or chosen.sweep / "report"

@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dsd_lightning.ablation.runs import PROBE, RUNS, Run
-from dsd_lightning.ablation.table import LOSS, estimate
+from dsd_lightning.ablation.table import LOSS, estimate, ordered
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.images.sheet import GENERATED, GIVEN, TRUTH, Row, draw_sheet
 
 LEAST_POINTS = 2
 """Points of a curve that is worth a plot."""
 
-PANEL = (4.6, 3.2)
-"""Width and height of a panel, inches."""
+PANEL = (4.6, 4.0)
+"""Width and height of a plot, inches: one to a phone's width, with letters that can be read there."""
 
-COLUMNS, RESOLUTION = 3, 110
-"""Panels beside each other; pixels an inch."""
+LEGEND_COLUMNS, RESOLUTION = 3, 160
+"""Entries of a legend beside each other; pixels an inch."""
 
 
 def curve_names(runs: Sequence[Run]) -> list[str]:
@@ -31,37 +31,35 @@ def curve_names(runs: Sequence[Run]) -> list[str]:
     return [name for name in names if any(len(run.curves.get(name, ())) >= LEAST_POINTS for run in runs)]
 
 
-def plot_curves(runs: Sequence[Run]) -> bytes | None:
-    """Return the learning curves of one task's runs as a PNG; None if no metric has two points.
+def plot_curves(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Return the learning curves of one task's runs as PNGs by metric; of metrics without two points none.
 
-    A thin line a seed, a thick one for their mean at the steps that all seeds of the architecture have.
+    A thin line a seed, a thick one for their mean at the steps that all seeds of the row have.
     """
-    names = curve_names(runs)
-    if not names:
-        return None
-    labels = sorted({run.label for run in runs})
-    colours = mpl.colormaps["tab10"]
-    across = min(COLUMNS, len(names))
-    down = -(-len(names) // across)
-    figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down + 0.4), dpi=RESOLUTION, layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flat
-    for panel, name in zip(panels, names, strict=False):
-        for index, label in enumerate(labels):
-            curves = [dict(run.curves[name]) for run in runs if run.label == label and run.curves.get(name)]
-            shared = sorted(set.intersection(*map(set, curves))) if curves else []
-            for curve in curves if len(curves) > 1 else ():
-                panel.plot(list(curve), list(curve.values()), color=colours(index), alpha=0.35, linewidth=0.8)
-            means = [estimate([curve[step] for curve in curves]) for step in shared]
-            heights = [value.mean for value in means if value is not None]
-            panel.plot(shared, heights, color=colours(index), linewidth=1.8, marker=".", label=label)
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel("optimizer steps", fontsize=8)
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25)
-    for panel in list(figure.axes)[len(names) :]:
-        panel.set_visible(False)
-    handles, texts = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    return {name: _plot(runs, name) for name in curve_names(runs)}
+
+
+def _plot(runs: Sequence[Run], name: str) -> bytes:
+    labels = ordered({run.label for run in runs})
+    colours = mpl.colormaps["tab10" if len(labels) <= mpl.colormaps["tab10"].N else "turbo"].resampled(
+        max(len(labels), 10)
+    )
+    figure = Figure(figsize=PANEL, dpi=RESOLUTION, layout="constrained")
+    panel = figure.subplots()
+    for index, label in enumerate(labels):
+        curves = [dict(run.curves[name]) for run in runs if run.label == label and run.curves.get(name)]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
+        for curve in curves if len(curves) > 1 else ():
+            panel.plot(list(curve), list(curve.values()), color=colours(index), alpha=0.35, linewidth=0.8)
+        means = [estimate([curve[step] for curve in curves]) for step in shared]
+        heights = [value.mean for value in means if value is not None]
+        panel.plot(shared, heights, color=colours(index), linewidth=1.8, marker=".", label=label)
+    panel.set_title(name, fontsize=12)
+    panel.set_xlabel("optimizer steps", fontsize=11)
+    panel.tick_params(labelsize=11)
+    panel.grid(alpha=0.25)
+    handles, texts = panel.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=10, frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
@@ -93,6 +91,6 @@ def sample_sheet(runs: Sequence[Run], output: Path) -> tuple[Image.Image | None,
         files = {column: sample.images[column] for column in (GIVEN, TRUTH) if column in sample.images}
         files |= {run.label: run.samples[index].images[GENERATED] for run in alike}
         rows.append(Row({name: load_rgb(output / RUNS / file) for name, file in files.items()}, sample.caption))
-    columns = [GIVEN, *(run.label for run in alike), TRUTH]
+    columns = [GIVEN, *ordered(run.label for run in alike), TRUTH]
     title = f"task={first.task}, seed {seed}: the same references, captions and noise"
     return draw_sheet([name for name in columns if any(name in row.images for row in rows)], rows, title), absent

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 
+from dsd_lightning.ablation.cells import Column, columns
 from dsd_lightning.ablation.plots import plot_curves, sample_sheet
 from dsd_lightning.ablation.runs import AblationError, Unfinished, collect, load
 from dsd_lightning.ablation.table import COSTS, Table, tables
@@ -31,10 +33,11 @@ TITLE = "Ablation"
 
 @dataclass(frozen=True)
 class Section:
-    """One task of the report: its table, the files of its images (None where there is nothing to show), what is missing."""
+    """One task of the report: its table, the files of its plots and of its samples (None: no samples), what is missing."""
 
     table: Table
-    curves: str | None
+    columns: Sequence[Column]
+    curves: Sequence[str]
     samples: str | None
     absent: Sequence[str]
 
@@ -44,8 +47,8 @@ def write_report(sweep: Path | None, output: Path) -> list[Unfinished]:
 
     Args:
         sweep: a sweep's folder; None to write the report of what was collected before.
-        output: receives `report.html`, `report.md`, `report.json`, `table.csv`, a PNG of curves and one of samples a task,
-            and `runs/`, one JSON file a run.
+        output: receives `report.html`, `report.md`, `report.json`, `table.csv`, a PNG of curves a task and metric, one of
+            samples a task, and `runs/`, one JSON file a run.
 
     Returns:
         the runs that have no metrics yet.
@@ -61,15 +64,19 @@ def write_report(sweep: Path | None, output: Path) -> list[Unfinished]:
     sections = []
     for table in tables(runs):
         members = [run for run in runs if run.task == table.task]
-        curves, samples = f"curves_{table.task}.png", f"samples_{table.task}.png"
-        plot = plot_curves(members)
-        if plot is not None:
-            write_bytes(output / curves, plot)
+        samples = f"samples_{table.task}.png"
+        plots = {
+            f"curves_{table.task}_{name.replace('/', '_')}.png": plot for name, plot in plot_curves(members).items()
+        }
+        for stale in output.glob(f"curves_{table.task}*.png"):
+            stale.unlink()
+        for name, plot in plots.items():
+            write_bytes(output / name, plot)
         sheet, absent = sample_sheet(members, output)
         if sheet is not None:
             with replacing(output / samples) as temporary:
                 sheet.save(temporary, format="PNG")
-        sections.append(Section(table, curves if plot else None, samples if sheet else None, absent))
+        sections.append(Section(table, columns(table), list(plots), samples if sheet else None, absent))
     _write_pages(sections, unfinished, output)
     return unfinished
 
@@ -84,13 +91,14 @@ def _write_pages(sections: Sequence[Section], unfinished: Sequence[Unfinished], 
         lstrip_blocks=True,
     )
     title, findings = _findings(output / FINDINGS)
-    images = [name for section in sections for name in (section.curves, section.samples) if name is not None]
+    images = [name for section in sections for name in (*section.curves, section.samples) if name is not None]
     values: dict[str, Any] = {
         "sections": sections,
         "unfinished": unfinished,
-        "headings": {name: heading for name, (heading, _) in COSTS.items()},
         "title": title,
         "findings": findings,
+        # Without raw HTML: a report is sent around, and its text comes from a file.
+        "rendered": MarkdownIt("commonmark", {"html": False}).enable("table").render(findings),
         "images": {name: base64.b64encode((output / name).read_bytes()).decode() for name in images},
     }
     for page in ("report.html", "report.md"):

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from dsd_lightning.files.atomic import write_bytes, write_text
+from dsd_lightning.files.listing import natural_key
 from dsd_lightning.files.rows import Table
 from dsd_lightning.files.text import read_text
 from dsd_lightning.images.sheet import FINAL, GENERATED, GIVEN, ROWS, TRUTH
-from dsd_lightning.runs.folder import FAILURE, METRICS, SAMPLES, SUMMARY, read_config
+from dsd_lightning.runs.folder import CONFIG, FAILURE, METRICS, SAMPLES, SUMMARY, read_config, read_overrides
 
 RUNS, IMAGES = "runs", "images"
 """Folder of the collected runs in a report's folder, and therein that of their images."""
@@ -53,7 +54,8 @@ class Run:
 
     Attributes:
         task, label, seed: from its folder `TASK/LABEL/seedN`; the label is the architecture's name, or what
-            `hydra.sweep.subdir` made of it.
+            `hydra.sweep.subdir` made of it. In any other sweep they are the configuration's, and the label is made of the
+            overrides in which its runs differ.
         config: as composed.
         summary: the metrics of `summary.json`; None where one was not finite.
         curves: by metric, (step, value) in the order of the steps.
@@ -67,11 +69,13 @@ class Run:
     summary: Mapping[str, Any]
     curves: Mapping[str, Sequence[tuple[int, float]]]
     samples: Sequence[Sample]
+    swept: Sequence[str] = ()
+    """Keys of those overrides."""
 
     @property
     def name(self) -> str:
         """Its name in messages and file names."""
-        return f"{self.task}-{self.label}-seed{self.seed}"
+        return re.sub(r"[^\w=.,+-]+", "_", f"{self.task}-{self.label}-seed{self.seed}")
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,19 @@ def collect(sweep: Path, output: Path) -> list[Unfinished]:
     Planned runs without a folder are returned too.
 
     Raises:
-        AblationError: if `sweep` holds no run folders `TASK/LABEL/seedN`.
+        AblationError: if `sweep` holds no run.
     """
     folders = run_folders(sweep)
+    swept: tuple[str, ...] = ()
     if not folders:
-        raise AblationError(
-            f"{sweep} holds no runs: folders TASK/ARCHITECTURE/seedN, as `python train.py -m experiment=ablation` makes them"
-        )
+        folders, swept = any_run_folders(sweep)
+    if not folders:
+        raise AblationError(f"{sweep} holds no runs, as `python train.py -m ...` makes them")
     unfinished = [Unfinished(*run, "not started") for run in planned(sweep) if run not in folders]
     for (task, label, seed), folder in folders.items():
         summary = _read_json(folder / SUMMARY) or {}
         if summary.get("finished"):
-            run = _read_run(task, label, seed, folder, summary, output / RUNS)
+            run = replace(_read_run(task, label, seed, folder, summary, output / RUNS), swept=swept)
             write_text(output / RUNS / f"{run.name}.json", json.dumps(asdict(run), indent=1, sort_keys=True) + "\n")
         else:
             unfinished.append(Unfinished(task, label, seed, _state(folder)))
@@ -129,6 +134,29 @@ def run_folders(sweep: Path) -> dict[tuple[str, str, int], Path]:
         if match and folder.is_dir():
             folders[folder.parent.parent.name, folder.parent.name, int(match.group(1))] = folder
     return folders
+
+
+def any_run_folders(sweep: Path) -> tuple[dict[tuple[str, str, int], Path], tuple[str, ...]]:
+    """Return the run folders of any sweep by (task, label, seed), and the keys of the overrides in which they differ.
+
+    A label states those overrides, without task and seed; of architectures alone it is the name.
+    """
+    overrides: dict[Path, dict[str, str]] = {}
+    for record in sorted(sweep.rglob(CONFIG), key=lambda path: natural_key(path.as_posix())):
+        given = (each.partition("=") for each in read_overrides(record.parent))
+        overrides[record.parent] = {key.lstrip("+~"): value for key, _, value in given}
+    keys = list(dict.fromkeys(key for values in overrides.values() for key in values if key not in ("task", "seed")))
+    varying = [key for key in keys if len({values.get(key) for values in overrides.values()}) > 1]
+    folders: dict[tuple[str, str, int], Path] = {}
+    for folder, values in overrides.items():
+        config = read_config(folder)
+        stated = [values[key] if varying == ["arch"] else f"{key}={values[key]}" for key in varying if key in values]
+        label = ", ".join(stated) or ("default" if varying else folder.name)
+        run = (str(OmegaConf.select(config, "task.name")), label, int(OmegaConf.select(config, "seed") or 0))
+        if run in folders:  # only the place tells them apart
+            run = (run[0], f"{label} ({folder.relative_to(sweep)})", run[2])
+        folders[run] = folder
+    return folders, tuple(key.replace("/", ".") for key in varying)
 
 
 def planned(sweep: Path) -> list[tuple[str, str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ COSTS = {
 """Metrics of the summary that state costs: heading, and the unit in which it is shown."""
 
 _EXPECTED = ("arch", "seed")
-"""Settings in which runs of one task may differ."""
+"""Settings in which runs of one task may differ, beside those that the sweep varies."""
+
+_ORDER = ("parallel", "concat", "controlnet", "ip_adapter", "ip_adapter_plus", "reference_tokens", "text_only")
+"""Architectures in the order of the paper's Figure 6, then those that it does not have."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,21 @@ class Estimate:
     half_width: float | None
     count: int
 
-    def __str__(self) -> str:
-        """Return the mean, and the half width with two significant digits unless all values are the same."""
-        if not self.half_width:
-            return shortened(self.mean)
-        digits = max(0, 1 - math.floor(math.log10(self.half_width)))
-        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
-def shortened(value: float) -> str:
-    """Return a number with four significant digits; integers as such, with separators."""
-    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Return rows' labels: architectures in the paper's order, then all others, numbers in them by their size."""
+
+    def place(label: str) -> tuple[int, list[Any]]:
+        known = label.removeprefix("arch=")
+        if known in _ORDER:
+            return _ORDER.index(known), []
+        parts = _NUMBER.split(label)  # words and numbers alternate
+        return len(_ORDER), [float(part) if index % 2 else part for index, part in enumerate(parts)]
+
+    return sorted(labels, key=place)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -99,7 +107,7 @@ def _table(task: str, runs: Sequence[Run]) -> Table:
     probes = sorted({name.removeprefix(PROBE) for run in runs for name in run.curves if name.startswith(PROBE)})
     scores = [*probes, LOSS]
     rows = []
-    for label in sorted({run.label for run in runs}):
+    for label in ordered({run.label for run in runs}):
         members = [run for run in runs if run.label == label]
         metrics = {}
         for name in [*scores, *COSTS]:
@@ -117,9 +125,10 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
         {**flattened(run.config), "pairs_seen": run.summary.get("pairs_seen"), "steps": run.summary.get("steps")}
         for run in runs
     ]
+    expected = (*_EXPECTED, *{key for run in runs for key in run.swept})
     differences = {}
     for name in sorted({name for each in settings for name in each}):
-        if name.split(".")[0] in _EXPECTED or may_differ(name):
+        if f"{name}.".startswith(tuple(f"{each}." for each in expected)) or may_differ(name):
             continue
         if all(each.get(name) == each.get("seed") for each in settings):
             continue  # follows the seed, as the record's resolved `data.datamodule.seed` does

@@ -216,6 +216,6 @@ def test_a_killed_sweep_goes_on_and_is_reported_whole(tiny_base: Path, tmp_path:
             assert row["metrics"][name]["mean"] >= 0
     two, one = (row["metrics"]["flops_per_pair"]["mean"] for row in table["rows"])
     assert two > 1.1 * one > 0
-    for name in ("curves_identity.png", "samples_identity.png", "report.html"):
+    for name in ("curves_identity_val_loss_target.png", "samples_identity.png", "report.html"):
         assert (tmp_path / "whole" / name).stat().st_size > 3000
     assert len(planned(sweep)) == 4
