@@ -65,15 +65,17 @@ class Restored:
 
 
 def start_from(folder: str | Path, architecture: Architecture) -> None:
-    """Load the weights in `folder` into `architecture`: an adapter of ours, or a download of the official weights.
+    """Load the weights in `folder` into `architecture`: an adapter or run of ours, or a download of the official weights.
 
     Raises:
-        FileNotFoundError: if the folder is neither, naming what either has.
+        FileNotFoundError: if the folder is none of these, naming what they have.
         AdapterMismatchError, OfficialWeightsError, DamagedError: see there.
     """
     folder = Path(folder)
     if not (folder / HEADER).is_file() and is_official(folder):
         load_official_folder(architecture, folder)
+    elif (folder / CHECKPOINTS).is_dir():
+        load_adapter(find_run(folder)[1], architecture)
     else:
         load_adapter(folder, architecture)
 
@@ -266,7 +268,10 @@ def network_arguments(config: Mapping[str, Any], file: Path | None = None) -> di
 def _transformer_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return network_arguments(json.loads(file.read_text()), file)
+        config = json.loads(file.read_text())
+        if config.get("_class_name", FluxTransformer2DModel.__name__) != FluxTransformer2DModel.__name__:
+            raise ValueError(f"it describes a {config['_class_name']}, and no {FluxTransformer2DModel.__name__}")
+        return network_arguments(config, file)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise OfficialWeightsError(
             f"{file} cannot be read: {error}; give the official model's folder transformer/"

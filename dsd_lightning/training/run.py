@@ -61,6 +61,11 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
         )
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint folder")
+    if (checkpoint / CHECKPOINTS).is_dir():  # a run's folder
+        last = find_last(checkpoint / CHECKPOINTS)
+        if last is None:
+            raise FileNotFoundError(f"ckpt={ckpt}: {checkpoint / CHECKPOINTS} holds no complete checkpoint")
+        return last
     return checkpoint
 
 

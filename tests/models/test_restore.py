@@ -106,3 +106,15 @@ def test_weights_trained_on_official_weights_are_refused_on_another_base(run: Pa
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoRunError, match=r"is no run folder: it has no config\.yaml"):
         TwoFramePipeline.from_run(tmp_path)
+
+
+def test_training_goes_on_from_a_run_folder(tiny_base: Path, tmp_path: Path) -> None:
+    few = ["arch.lora.rank=2", *LORA["own factors"][1:]]
+    first = train(tmp_path / "first", tiny_base, *few)
+    second = train(tmp_path / "second", tiny_base, *few, f"ckpt={first}", "trainer.max_steps=3")
+    assert find_last(second / "checkpoints") == second / "checkpoints" / "step_00000003"
+    third = train(tmp_path / "third", tiny_base, *few, f"init_from={first}", "trainer.max_steps=1")
+    assert (third / "summary.json").is_file()
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
+        train(tmp_path / "fourth", tiny_base, *few, f"ckpt={tmp_path / 'empty'}")

@@ -224,6 +224,33 @@ def test_the_plan_of_flux_dev() -> None:
     assert re.search(r"memory: encoders +9\.26 GiB", told)
 
 
+PLANS = re.findall(
+    r"^(\| `(flux_\w+)` \| `(\w+)` \|.*\|)$", (CONF.parent / "docs" / "planning.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("row", "base", "arch"), PLANS)
+def test_the_documented_plan_of_every_base(row: str, base: str, arch: str) -> None:
+    choices = (
+        "planner.resolution=[512,512]",
+        "planner.gpus=1",
+        "arch.lora.rank=512",
+        "optimizer=adamw",
+        "callbacks.ema=null",
+        "gradient_checkpointing=all",
+        "data.datamodule.batch_size=4",
+        "trainer.precision=bf16-mixed",
+        "park_encoders=true",
+    )
+    planned = plan(compose_train(Path("run"), f"base={base}", f"arch={arch}", *choices))
+    numbers = re.search(
+        r"(?s)parameters +(\S+) \((\S+) trained\).*?([\d.]+) T forward, ([\d.]+) T.*memory: peak +(\S+) GiB", planned
+    )
+    assert numbers is not None
+    assert row == f"| `{base}` | `{arch}` | {' | '.join(numbers.groups())} |"
+
+
 def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
     told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
     assert ": fits" in told

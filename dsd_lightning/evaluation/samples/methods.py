@@ -47,7 +47,8 @@ def official(base: str, transformer: str, lora: str | None, sampling: Sampling, 
 
     Args:
         base: FLUX.1-dev's folder or hub id.
-        transformer, lora: the authors' files (`TwoFramePipeline.load`).
+        transformer, lora: the authors' weights, as `TwoFramePipeline.load` takes them; lora="found" is the file beside the
+            transformer.
         sampling: settings of its sampler.
         device: None takes the GPU if there is one.
     """
