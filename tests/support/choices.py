@@ -10,7 +10,17 @@ from omegaconf import DictConfig
 
 from support.commands import CONF, SOURCE, compose_train
 
-OTHER_COMMANDS = ("agents", "benchmark", "captions", "evaluate", "executor", "judge", "method", "pretraining", "protocol")
+OTHER_COMMANDS = (
+    "agents",
+    "benchmark",
+    "captions",
+    "evaluate",
+    "executor",
+    "judge",
+    "method",
+    "pretraining",
+    "protocol",
+)
 """Folders whose files are configurations of their own, not groups of `train.py`."""
 
 
