@@ -103,7 +103,8 @@ class PairLoader:
     """The training loader: sized, resumable at any batch, with or without data workers.
 
     Lightning saves `state_dict()` and restores it before the first batch. The position counts the batches yielded,
-    not those that workers have read ahead.
+    not those that workers have read ahead. Where a run is resumed with other batches (size, buckets, pairs), it goes on at
+    the same share of the same epoch: `ahead` is by how many batches that is further than the position.
 
     Args:
         dataset: indexed by (epoch, index).
@@ -118,21 +119,26 @@ class PairLoader:
     ) -> None:
         self.dataset, self.order, self.batches = dataset, order, batches
         self.rank, self.world_size, self.options = rank, world_size, options
-        self.position = 0
+        self.position = self.ahead = 0
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[PairBatch]:
-        slices = _RankBatches(self.order, self.position, self.batches, self.rank, self.world_size)
+        first, last = self.position + self.ahead, self.batches + self.ahead
+        slices = _RankBatches(self.order, first, last, self.rank, self.world_size)
         for batch in DataLoader(self.dataset, batch_sampler=slices, **self.options):
             self.position += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position, in global batches."""
-        return {"position": self.position}
+        """Return the position, and what relates it to epochs, in global batches."""
+        return {"position": self.position, "ahead": self.ahead, "batches_per_epoch": self.order.batches_per_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a saved position."""
-        self.position = int(state["position"])
+        self.position, self.ahead = int(state["position"]), int(state.get("ahead", 0))
+        before, now = int(state.get("batches_per_epoch", 0)), self.order.batches_per_epoch
+        if before not in (0, now):
+            epoch, within = divmod(self.position + self.ahead, before)
+            self.ahead = epoch * now + -(-within * now // before) - self.position

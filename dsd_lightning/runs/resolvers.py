@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import netrc
 import os
 import sys
@@ -22,6 +24,29 @@ def _overrides() -> list[str]:
     return sorted(argument for argument in given if not argument.startswith(elsewhere))
 
 
+@functools.cache
+def new_run_dir() -> str:
+    """Make a folder for this process's run and return it: `outputs/<date>/<time>`, with -2, -3, ... where that is taken.
+
+    Of the processes of one run, the first makes it: the others have the same time, or are told by `hydra.run.dir`.
+    """
+    first = OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return str(first)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+        except OSError:
+            pass  # Hydra, which makes the folder as well, reports it
+        return str(folder)
+    raise AssertionError
+
+
 def run_dir(ckpt: str | None) -> str:
     """Return `outputs/<date>/<time>`; for `ckpt="last"`, the newest one whose command was the same but for `ckpt`.
 
@@ -30,9 +55,8 @@ def run_dir(ckpt: str | None) -> str:
     Raises:
         FileNotFoundError: if no earlier run fits `ckpt="last"`.
     """
-    new = str(OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
     if ckpt not in ("last", "auto"):
-        return new
+        return new_run_dir()
     for folder in sorted(OUTPUTS.glob("*-*-*/*-*-*"), reverse=True):
         if not (folder / CHECKPOINTS).is_dir():
             continue
@@ -43,7 +67,7 @@ def run_dir(ckpt: str | None) -> str:
         if sorted(each for each in recorded if not each.startswith("ckpt=")) == _overrides():
             return str(folder)
     if ckpt == "auto":
-        return new
+        return new_run_dir()
     raise FileNotFoundError(
         f"ckpt=last, but no run below {OUTPUTS}/ was started with the same overrides and has checkpoints; give the run's "
         "folder as hydra.run.dir=FOLDER, or a checkpoint folder as ckpt=FOLDER"

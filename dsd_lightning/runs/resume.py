@@ -18,6 +18,11 @@ from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SUMMARY, flattened, m
 LOCK = ".lock"
 
 
+FIXED = ("optimizer._target_", "optimizer.matrices", "trainer.accumulate_grad_batches")
+"""Settings that may not be changed when a run is resumed: the optimizer's state and the position in the data depend on
+them. Architecture and base are compared by the checkpoint's header; all others may be changed."""
+
+
 class OtherRunError(ValueError):
     """The folder holds a run of another configuration; the message names what differs and the remedy."""
 
@@ -47,19 +52,52 @@ def require_same(config: DictConfig, run_dir: Path) -> None:
     """
     if not (run_dir / CONFIG).exists():
         return
-    recorded: Any = OmegaConf.to_container(read_config(run_dir))
-    before, now = flattened(recorded), flattened(plain_config(config, run_dir))
-    different = [
-        f"{name} was {before.get(name, 'not given')} and is {now.get(name, 'not given')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not may_differ(name)
-    ]
+    different = list(differences(config, run_dir, run_dir).values())
     if different:
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
         raise OtherRunError(
             f"ckpt=auto, but {run_dir} holds a run of another configuration: {'; '.join(different[:4])}{more}. Give the same "
             "values, another folder (hydra.sweep.dir=..., hydra.sweep.subdir=... or hydra.run.dir=...), or remove this one"
         )
+
+
+def differences(config: DictConfig, run_dir: Path, recorded_in: Path) -> dict[str, str]:
+    """Return what differs, by the setting's name as a sentence, from the record of an earlier run.
+
+    Args:
+        config: of the run in `run_dir`.
+        run_dir: its folder.
+        recorded_in: the folder of the earlier run, which may be the same one.
+
+    Raises:
+        NoRunError: the record cannot be read.
+    """
+    recorded: Any = OmegaConf.to_container(read_config(recorded_in))
+    before, now = flattened(recorded), flattened(plain_config(config, run_dir))
+    return {
+        name: f"{name} was {before.get(name, 'not given')} and is {now.get(name, 'not given')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not may_differ(name)
+    }
+
+
+def changes_since(config: DictConfig, run_dir: Path, checkpoint: Path) -> list[str]:
+    """Return what a run that resumes `checkpoint` has changed, a sentence each; [] where the checkpoint has no record.
+
+    Raises:
+        OtherRunError: a changed setting that the checkpoint's state does not fit, with both values.
+    """
+    recorded_in = checkpoint.absolute().parents[1]
+    if not (recorded_in / CONFIG).is_file():
+        return []
+    changed = differences(config, run_dir, recorded_in)
+    for name, sentence in changed.items():
+        if name in FIXED:
+            raise OtherRunError(
+                f"ckpt={config.ckpt} resumes {checkpoint}, but {sentence}: its state fits the earlier value alone. Give that "
+                "one, or start from the checkpoint's weights with init_from=CHECKPOINT ckpt=null"
+            )
+    return list(changed.values())
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from dsd_lightning.compute.machine import keep_memory
 from dsd_lightning.planning.of_config import require_fit
 from dsd_lightning.planning.plan import GIB
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SAMPLES, SUMMARY, read_overrides, write_config
-from dsd_lightning.runs.resume import claim, is_finished, read_summary, require_same
+from dsd_lightning.runs.resume import changes_since, claim, is_finished, read_summary, require_same
 from dsd_lightning.training.build import build_module
+from dsd_lightning.training.resumed import ConfiguredOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +110,14 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
         keep_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(config.ckpt, run_dir)
+    changed = [] if checkpoint is None else changes_since(config, run_dir, checkpoint)
     data: L.LightningDataModule = instantiate(config.data.datamodule)
     # An experiment may give settings to a callback that the chosen group leaves out (callbacks=minimal).
     callbacks = [instantiate(each) for each in config.callbacks.values() if each and "_target_" in each]
     loggers: list[Logger] = [instantiate(each) for each in config.logger.values() if each is not None]
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=[Record(config, run_dir, overrides), *callbacks],
+        callbacks=[Record(config, run_dir, overrides), ConfiguredOptimizer(), *callbacks],
         logger=loggers or False,
         plugins=[instantiate(config.checkpoint_io)],
     )
@@ -124,6 +126,8 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)
+    if changed:
+        log.info("resuming %s with other settings, which apply from here on:\n  %s", checkpoint, "\n  ".join(changed))
     exit_code = 1
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)

@@ -120,7 +120,7 @@ def test_a_resumed_loader_goes_on_exactly(workers: int, position: int) -> None:
     resumed = loader(20, workers=workers)
     resumed.load_state_dict({"position": position})
     assert list(resumed) == list(loader(20))[position:]
-    assert resumed.state_dict() == {"position": 20}
+    assert resumed.state_dict()["position"] == 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -128,10 +128,27 @@ def test_the_position_counts_yielded_batches_and_not_those_read_ahead(workers: i
     stopped, straight = loader(20, workers=workers), list(loader(20))
     for count, batch in enumerate(islice(stopped, 7), start=1):
         assert batch == straight[count - 1]
-        assert stopped.state_dict() == {"position": count}
+        assert stopped.state_dict()["position"] == count
     resumed = loader(20, workers=workers)
     resumed.load_state_dict(stopped.state_dict())
     assert list(resumed) == straight[7:]
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 30))
+def test_other_batches_go_on_at_the_same_share_of_the_epoch_for_as_many_batches(old: int, new: int, done: int) -> None:
+    stopped = loader(done, batch_size=old, divisible_by=1)
+    list(stopped)
+    resumed = loader(done + 3, batch_size=new, divisible_by=1)
+    resumed.load_state_dict(stopped.state_dict())
+    first, last = (loader_.order.batches_per_epoch for loader_ in (stopped, resumed))
+    rest = list(resumed)
+    assert len(rest) == 3, "a run's length is counted in batches, whatever is in them"
+    start = resumed.position - 3 + resumed.ahead
+    assert done / first <= start / last < done / first + 1 / last
+    assert rest[0] == [(start // last, index) for index in resumed.order.batch(start)[1]]
+    again = loader(done + 5, batch_size=new, divisible_by=1)
+    again.load_state_dict(resumed.state_dict())
+    assert {epoch for epoch, _ in next(iter(again))} == {(start + 3) // last}
 
 
 def test_another_number_of_devices_goes_on_with_the_same_global_batches() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_the_record_is_read_without_resolvers(trained: Path) -> None:
     assert "hydra" not in plain
     assert str(trained) not in (trained / CONFIG).read_text(), "a folder that is moved stays the same run"
     assert read_config(trained).optimizer == plain["optimizer"]
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 1, 2, 10, 0, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resolvers, "datetime", Clock)
+    taken = []
+    for _ in range(3):  # as many processes
+        resolvers.new_run_dir.cache_clear()
+        taken.append(resolvers.run_dir(None))
+        assert resolvers.run_dir(None) == taken[-1], "one process, one folder"
+    assert taken == [f"outputs/2026-01-02/10-00-00{number}" for number in ("", "-2", "-3")]
+    monkeypatch.setenv("RANK", "1")
+    resolvers.new_run_dir.cache_clear()
+    assert resolvers.run_dir(None) == taken[0], "further processes of a run make no folder"
+    resolvers.new_run_dir.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +115,9 @@ def test_ckpt_last_finds_the_newest_run_of_the_same_command(tmp_path: Path, monk
             (folder / "checkpoints").mkdir()
     monkeypatch.setattr("sys.argv", ["train.py", "seed=1", "ckpt=last", "~callbacks.probe", "hydra.verbose=true"])
     assert resolvers.run_dir("last") == resolvers.run_dir("auto") == "outputs/2026-01-02/10-00-00"
-    assert resolvers.run_dir(None) not in {str(path) for path in Path("outputs").glob("*/*")}
+    earlier = {str(path) for path in Path("outputs").glob("*/*")}
+    resolvers.new_run_dir.cache_clear()
+    assert resolvers.run_dir(None) not in earlier
     monkeypatch.setattr("sys.argv", ["train.py", "seed=3", "ckpt=last"])
     with pytest.raises(FileNotFoundError, match="the same overrides"):
         resolvers.run_dir("last")
