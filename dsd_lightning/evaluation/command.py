@@ -22,6 +22,8 @@ from dsd_lightning.evaluation.scores.comparison import compare
 from dsd_lightning.evaluation.scores.estimates import Scores, collect
 from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.scores.tables import tables
+from dsd_lightning.evaluation.stories.command import score_stories
+from dsd_lightning.evaluation.stories.dataset import StoryBenchmark
 from dsd_lightning.files.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,14 @@ log = logging.getLogger(__name__)
 def score(config: DictConfig) -> str:
     """Generate a method's images, judge them, write its tables; return them for the terminal."""
     tidy()
+    benchmark = instantiate(config.benchmark)
+    if isinstance(benchmark, StoryBenchmark):
+        return score_stories(config, benchmark)
     rule = require_rule(config.rule)
     measures = tuple(config.protocol.measures)
     rubrics = Rubrics(config.rubrics, measures)
     protocol: Protocol = instantiate(config.protocol, measures=measures)
-    cases = instantiate(config.benchmark).cases(config.copies)
+    cases = benchmark.cases(config.copies)
     samples = Samples(config.method.samples, config.method.name)
     if config.method.maker is not None:
         maker = instantiate(config.method.maker)

@@ -14,6 +14,7 @@ OTHER_COMMANDS = (
     "agents",
     "benchmark",
     "captions",
+    "detector",
     "evaluate",
     "executor",
     "judge",

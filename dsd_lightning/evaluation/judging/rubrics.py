@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import MEASURES
@@ -47,6 +48,19 @@ class Rubric:
     def sha256(self) -> str:
         """Return the hash of both texts."""
         return hashlib.sha256(f"{self.text}\x1f{self.acknowledgement}".encode()).hexdigest()
+
+
+@runtime_checkable
+class RubricSource(Protocol):
+    """Rubrics by measure."""
+
+    def of(self, measure: str, case: Case) -> Rubric:
+        """Return the rubric for a measure of a case."""
+        ...
+
+    def by_hash(self, sha256: str) -> Rubric:
+        """Return the rubric with this hash."""
+        ...
 
 
 class Rubrics:

@@ -31,7 +31,7 @@ from dsd_lightning.evaluation.judging.protocol import (
     file_sha256,
     payload,
 )
-from dsd_lightning.evaluation.judging.rubrics import Rubrics
+from dsd_lightning.evaluation.judging.rubrics import RubricSource
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.images.pixels import ImageError
@@ -60,7 +60,7 @@ class Judging:
     """
 
     def __init__(
-        self, agent: Agent, rubrics: Rubrics, protocol: Protocol, record: Record, retry: Sequence[str] = ()
+        self, agent: Agent, rubrics: RubricSource, protocol: Protocol, record: Record, retry: Sequence[str] = ()
     ) -> None:
         if unknown := [kind for kind in retry if kind not in RETRIED]:
             raise EvaluationError(
@@ -89,6 +89,10 @@ class Judging:
         prefix = {} if protocol.prompt_prefix == PREFIX else {"prompt_prefix": protocol.prompt_prefix}
         return json.dumps({**sent, **prefix, **self.sampling.described()}, sort_keys=True)
 
+    def text_of(self, case: Case, measure: str) -> str:
+        """Return the words that a measure is about."""
+        return case.prompt.text
+
     def questions(self, samples: Samples, cases: Sequence[Case]) -> Iterator[tuple[Judgement, Path | None, Path]]:
         """Yield every judgement to make, without a score yet, with the files of the image and of the reference."""
         for case in cases:
@@ -107,7 +111,7 @@ class Judging:
                             repeat=repeat,
                             image=None if image is None else file_sha256(image),
                             reference=file_sha256(case.subject.reference),
-                            text=case.prompt.text,
+                            text=self.text_of(case, measure),
                             rubric=self.rubrics.of(measure, case).sha256,
                             judge=f"{self.agent.provider.identity}/{self.agent.model}",
                             setup=self.setup,

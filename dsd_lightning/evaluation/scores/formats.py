@@ -29,7 +29,8 @@ _CSV_COLUMNS = (
 
 
 def _caption(table: Table) -> str:
-    return f"{table.title}. Judge: {table.judge}. Rule: {table.rule}."
+    rule = "" if table.rule is None else f" Rule: {table.rule}."
+    return f"{table.title}. Judge: {table.judge}.{rule}"
 
 
 def _spans(table: Table) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ class Table:
 
     Attributes:
         title: of the table.
-        judge, rule: of every estimate in it.
+        judge, rule: of every estimate in it; None for a table without rules.
         columns: (heading of the group, heading) of every column.
         rows: (method, cells).
         notes: lines below it.
@@ -32,7 +32,7 @@ class Table:
 
     title: str
     judge: str
-    rule: Rule
+    rule: Rule | None
     columns: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = field(default=())

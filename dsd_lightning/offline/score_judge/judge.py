@@ -160,7 +160,12 @@ class MiniatureJudge:
     async def send(self, messages: Sequence[Message], sampling: Sampling, timeout_seconds: float) -> Reply:
         """Answer at once; sampling has no say."""
         images = [part.data for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        said = await asyncio.to_thread(reply, messages[0].text, messages[-1].text, images)
+        rubric, text = messages[0].text, messages[-1].text
+        if len(messages) == 1:
+            # One turn, as for stories: the rubric comes first in it.
+            rubric, *rest = (part for part in messages[0].parts if isinstance(part, str))
+            text = "\n".join(rest)
+        said = await asyncio.to_thread(reply, rubric, text, images)
         return Reply(said, "stop", self.model, 0, 0)
 
     async def close(self) -> None:

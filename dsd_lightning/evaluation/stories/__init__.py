@@ -1,0 +1,1 @@
+"""Scores illustrated stories as ViStoryBench does: style, prompt alignment, characters on stage."""

@@ -1,0 +1,128 @@
+"""Runs `python evaluate.py benchmark=vistorybench`: generates shots, has them judged, measures style and characters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
+from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.samples.generate import make
+from dsd_lightning.evaluation.scores.formats import to_html, to_latex, to_markdown, to_text
+from dsd_lightning.evaluation.similarity.encoders import Encoder, Pixels
+from dsd_lightning.evaluation.stories.alignment import DIMENSIONS, AlignmentJudging, AlignmentRubrics
+from dsd_lightning.evaluation.stories.characters import Detector, characters_of
+from dsd_lightning.evaluation.stories.dataset import StoryBenchmark
+from dsd_lightning.evaluation.stories.outputs import StoryImages
+from dsd_lightning.evaluation.stories.report import Metric, StoryScores, alignment, failure_note, table_of, to_csv
+from dsd_lightning.evaluation.stories.style import style_of
+from dsd_lightning.files.atomic import write_text
+
+_PIXELS = "pixels"
+
+
+def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
+    """Generate a method's shots, judge and measure them, write its tables; return the table for the terminal.
+
+    Raises:
+        EvaluationError: no such folder of images, an unknown encoder, or too few images or scores for `coverage`.
+    """
+    settings = config.story
+    style, identity = _encoder(config, "style"), _encoder(config, "identity")
+    detector: Detector | None = instantiate(config.detector)
+    rubrics = AlignmentRubrics.read(settings.rubrics)
+    protocol = instantiate(config.protocol, measures=DIMENSIONS)
+    samples = StoryImages(config.method.samples, config.method.name)
+    cases = benchmark.cases(config.copies)
+    if config.method.maker is not None:
+        maker = instantiate(config.method.maker)
+        make(maker, samples, cases, config.seed, config.method.batch_size, instantiate(config.part))
+    elif not samples.folder.is_dir():
+        raise EvaluationError(f"method.samples={samples.folder}: there is no such folder")
+    if not config.judging:
+        return f"images  {samples.folder}"
+    present = sum(samples.image(case) is not None for case in cases)
+    _require(config.coverage, present, len(cases), samples.method, "shots have an image")
+    metrics, notes = _measured(benchmark, samples, style, identity, detector, len(cases) - present)
+    out = Path(config.out)
+    judge = "none"
+    if settings.alignment:
+        record = Record(out / "judgements" / f"{samples.method}.jsonl")
+        with instantiate(config.judge) as agent:
+            judging = AlignmentJudging(agent, rubrics, protocol, record, config.retry, benchmark)
+            judgements = judging.run(samples, cases, config.estimate)
+        scored = sum(each.score is not None for each in judgements)
+        _require(config.coverage, scored, len(judgements), samples.method, "judgements have a score")
+        metrics |= alignment(judgements)
+        notes += failure_note(judgements)
+        judge = next((each.served for each in judgements if each.served), judgements[0].judge)
+    row = StoryScores(samples.method, judge, metrics, notes)
+    return _written(row, benchmark.name, out / "tables")
+
+
+def _measured(
+    benchmark: StoryBenchmark,
+    samples: StoryImages,
+    style: Encoder | None,
+    identity: Encoder | None,
+    detector: Detector | None,
+    missing: int,
+) -> tuple[dict[str, Metric], tuple[str, ...]]:
+    """Return the metrics that need no judge, and with what they were measured."""
+    by_metric: dict[str, dict[str, float]] = {}
+    shots = 0
+    for story in benchmark.stories:
+        images = samples.shots(story.name)
+        shots += sum(shot.index in images for shot in story.shots)
+        values: dict[str, float] = {}
+        if style is not None:
+            values["style_self"], values["style_cross"] = style_of(story, images, style)
+        if detector is not None:
+            found = characters_of(story, images, detector, identity)
+            values["occm"] = found.occm
+            if identity is not None:
+                values |= {"cids_self": found.own, "cids_cross": found.cross, "copy_paste": found.copied}
+        for name, value in values.items():
+            by_metric.setdefault(name, {})[story.name] = value
+    notes = [f"style by {style.name} ({style.backbone})"] if style is not None else []
+    if detector is not None:
+        notes.append(f"characters found by {detector.name}")
+        notes += [f"CIDS by {identity.name} ({identity.backbone})"] if identity is not None else []
+    return {name: Metric(values, shots, missing) for name, values in by_metric.items()}, tuple(notes)
+
+
+def _encoder(config: DictConfig, use: str) -> Any:
+    """Return the encoder that `story.USE` names, or None for null."""
+    name = config.story[use]
+    if name is None:
+        return None
+    if name == _PIXELS:
+        return Pixels()
+    if name not in config.encoders:
+        raise EvaluationError(f"story.{use}={name}: choose {_PIXELS}, {', '.join(config.encoders)}, or null")
+    return instantiate(config.encoders[name])
+
+
+def _require(coverage: float, there: int, wanted: int, method: str, what: str) -> None:
+    if there < coverage * wanted:
+        raise CoverageTooLow(
+            f"{method}: {there} of {wanted} {what}, and coverage={coverage:g} is needed. No table is written; fix the cause "
+            "and run the same command again"
+        )
+
+
+def _written(row: StoryScores, title: str, folder: Path) -> str:
+    table = table_of([row], title)
+    contents = {
+        "txt": to_text([table]),
+        "csv": to_csv([row]),
+        "md": to_markdown([table]),
+        "tex": to_latex([table]),
+        "html": to_html([table]),
+    }
+    for ending, content in contents.items():
+        write_text(folder / f"{row.method}.{ending}", content)
+    return f"{contents['txt']}\ntables  {folder / row.method}.{{{','.join(contents)}}}"
