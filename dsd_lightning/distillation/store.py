@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import tarfile
@@ -29,6 +30,7 @@ from dsd_lightning.files.atomic import flush, rename
 
 FORMAT = 1
 RECORDS, REJECTED, IMAGES, MANIFEST = "records.jsonl", "rejected.jsonl", "images.tar", "manifest.json"
+_STAGE = re.compile(r"[a-z_]+")
 _PARTIAL, _OLD = ".partial", ".old"
 
 
@@ -193,12 +195,21 @@ class Store:
         wanted = {record.stored[name] for record in records for name in looks_at if name in record.stored}
         found: dict[str, bytes] = {}
         for stage in sorted({where.partition("/")[0] for where in wanted}):
+            if not _STAGE.fullmatch(stage):  # a name such as ".." leads out of the folder
+                raise DistillationError(
+                    f"{self.folder(stage, partition)}: {stage!r} is no stage's name; this folder was not made by distill.py"
+                )
             with tarfile.open(self.folder(stage, partition) / IMAGES) as tar:
                 for member in tar:
                     if f"{stage}/{member.name}" in wanted:
                         stream = tar.extractfile(member)
-                        assert stream is not None
+                        if stream is None:
+                            raise DistillationError(
+                                f"{self.folder(stage, partition) / IMAGES}: {member.name!r} is no file"
+                            )
                         found[f"{stage}/{member.name}"] = stream.read()
+        if missing := sorted(wanted - found.keys()):
+            raise DistillationError(f"{self.root}: partition {partition} lacks the image {missing[0]!r}; make it again")
         return [
             Record(
                 record.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def write_card(folder: Path, title: str, header: Mapping[str, Any], licence: Lic
     atomic.write_text(folder / CARD, "\n".join(lines))
 
 
-_SHOWN = ("val/", "probe/", "judge/")
+_SHOWN = re.compile(r"(val|probe|judge)/[\w/.-]+")
 """What says how good the model is; learning rates, norms and speeds do not."""
 
 
@@ -139,7 +140,7 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
     shown = {
         name: value
         for name, value in metrics.items()
-        if isinstance(value, int | float) and "_bin" not in name and name.startswith(_SHOWN)
+        if isinstance(value, int | float) and "_bin" not in name and _SHOWN.fullmatch(name)
     }
     return ["| metric | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in shown.items())]
 

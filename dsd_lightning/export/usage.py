@@ -5,10 +5,12 @@ The code runs as written beside the exported folder, with an image `reference.pn
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 
 from dsd_lightning.checkpoints.official import LORA_FILE
+from dsd_lightning.export.stock import ExportError
 from dsd_lightning.models.generation_settings import GenerationSettings
 
 COMFYUI_TEXT_LENGTH = 512
@@ -41,16 +43,23 @@ class Use:
     pipeline: str | None = None
     factors_alone: bool = False
 
+    def __post_init__(self) -> None:
+        for name in (self.folder, self.base):
+            if not name.isprintable():
+                raise ExportError(
+                    f"{name!r} cannot stand in a model card: it holds a control character; choose another name"
+                )
+
 
 def usage_of(use: Use) -> str:
     """Return Markdown that says how to generate with an export."""
     if use.export_format == "adapter":
         return "\n".join(
-            [*_ours(use, f"--run {shlex.quote(use.folder)}", f'from_run("{use.folder}")'), *_train_on(use)]
+            [*_ours(use, f"--run {shlex.quote(use.folder)}", f"from_run({_code(use.folder)})"), *_train_on(use)]
         )
     if use.export_format in ("official", "comfyui") and not use.factors_alone:
         flags = f"--model_path {shlex.quote(use.folder)} --base_path {shlex.quote(use.base)}"
-        lines = _ours(use, flags, f'load(base="{use.base}", transformer="{use.folder}")')
+        lines = _ours(use, flags, f"load(base={_code(use.base)}, transformer={_code(use.folder)})")
         return "\n".join([*lines, *_official(use), *_comfyui(use)])
     if use.factors_alone:
         return "\n".join([*_stock_factors(use), *_comfyui_factors(use)])
@@ -65,6 +74,11 @@ def warnings_of(use: Use) -> list[str]:
         f"It was trained on {use.settings.text_length} T5 tokens a prompt, but ComfyUI and the official code always take "
         f"{COMFYUI_TEXT_LENGTH}: results there differ. dsd-lightning reads the length from generation.json."
     ]
+
+
+def _code(text: str) -> str:
+    """Return a name as a string literal of Python, which ends nowhere but at its end."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _ours(use: Use, flags: str, loader: str) -> list[str]:
@@ -140,8 +154,8 @@ def _stock_factors(use: Use) -> list[str]:
         "```python",
         "from diffusers import FluxPipeline",
         "",
-        f'pipe = FluxPipeline.from_pretrained("{use.base}")',
-        f'pipe.load_lora_weights("{use.folder}", weight_name="{LORA_FILE}")',
+        f"pipe = FluxPipeline.from_pretrained({_code(use.base)})",
+        f'pipe.load_lora_weights({_code(use.folder)}, weight_name="{LORA_FILE}")',
         "image = pipe(",
         f'    "{_PROMPT}",',
         *_call(use),
@@ -162,11 +176,11 @@ def _stock(use: Use) -> list[str]:
     lines += ["from PIL import Image", ""] if has_reference else [""]
     if use.export_format == "transformer":
         lines += [
-            f'transformer = FluxTransformer2DModel.from_pretrained("{use.folder}")',
-            f'pipe = {use.pipeline}.from_pretrained("{use.base}", transformer=transformer)',
+            f"transformer = FluxTransformer2DModel.from_pretrained({_code(use.folder)})",
+            f"pipe = {use.pipeline}.from_pretrained({_code(use.base)}, transformer=transformer)",
         ]
     else:
-        lines += [f'pipe = {use.pipeline}.from_pretrained("{use.folder}")']
+        lines += [f"pipe = {use.pipeline}.from_pretrained({_code(use.folder)})"]
     size = f"({use.settings.width}, {use.settings.height})"
     if has_reference:
         lines += [f'reference = Image.open("reference.png").convert("RGB").resize({size}, Image.Resampling.BICUBIC)']

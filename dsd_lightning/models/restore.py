@@ -265,12 +265,17 @@ def network_arguments(config: Mapping[str, Any], file: Path | None = None) -> di
     return {key: tuple(value) if key == "axes_dims_rope" else value for key, value in plain.items()}
 
 
+_TRANSFORMER = "FluxTransformer2D"
+"""How the names of diffusers' and of the authors' transformer begin."""
+
+
 def _transformer_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
-        if config.get("_class_name", FluxTransformer2DModel.__name__) != FluxTransformer2DModel.__name__:
-            raise ValueError(f"it describes a {config['_class_name']}, and no {FluxTransformer2DModel.__name__}")
+        kind = str(config.get("_class_name", _TRANSFORMER))
+        if not kind.startswith(_TRANSFORMER):
+            raise ValueError(f"it describes a {kind}, and no {_TRANSFORMER}")
         return network_arguments(config, file)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise OfficialWeightsError(

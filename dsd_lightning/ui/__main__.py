@@ -29,6 +29,11 @@ NO_GRADIO = (
 LARGEST_FILE = "20mb"
 """Of an uploaded image."""
 
+USER, PASSWORD = "dsd", "DSD_PAGE_PASSWORD"
+"""Name to log in with, and the environment variable that holds the password; not a flag, which other users could see."""
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
 VISITORS = 32
 """Visitors whose histories are kept; the one longest inactive is dropped first."""
 
@@ -38,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
     flags = Flags(prog="python -m dsd_lightning.ui", description="A page in the browser for a trained model.")
     models.add_model_flags(flags)
     server = flags.add_argument_group("the server")
-    server.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines; default: %(default)s")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help=f"0.0.0.0 serves other machines: set {PASSWORD} for them to log in as {USER!r}; default: %(default)s",
+    )
     server.add_argument("--port", type=whole(0, 65535), default=7860, help="default: %(default)s")
     models.add_agent_flag(server)
     models.add_machine_flags(flags)
@@ -80,12 +89,18 @@ def _serve(chosen: argparse.Namespace, folder: Path) -> None:
         print(models.MINIATURE, flush=True)
     studio = Studio(models.load_model(chosen), miniature, chosen.agents)
     page = build_page(studio, write_examples(folder) if miniature else ())
+    password = os.environ.get(PASSWORD)
+    if not password and chosen.host not in LOCAL:
+        logging.getLogger(__name__).warning(
+            "--host %s serves other machines without a password; set %s to ask for one", chosen.host, PASSWORD
+        )
     print(f"The page: http://{chosen.host}:{chosen.port} (Ctrl-C stops it)", flush=True)
     try:
         page.launch(
             server_name=chosen.host,
             server_port=chosen.port,
             share=False,
+            auth=(USER, password) if password else None,
             quiet=True,
             show_error=True,
             max_file_size=LARGEST_FILE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -16,6 +17,8 @@ from support.models.golden_pipeline import IMAGE
 
 from dsd_lightning.export.command import main
 from dsd_lightning.export.layouts import possible_formats
+from dsd_lightning.export.stock import ExportError
+from dsd_lightning.export.usage import Use, usage_of
 from dsd_lightning.generation.command import main as generate
 from dsd_lightning.generation.provenance import read_provenance
 from dsd_lightning.models.generation_settings import (
@@ -127,3 +130,30 @@ def test_a_record_that_makes_no_sense_is_refused(key: str, value: object, tmp_pa
     (tmp_path / GENERATION).write_text(json.dumps({key: value}))
     with pytest.raises(GenerationSettingsError, match=f"{key}={value!r} makes no sense"):
         read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["adapter", "official", "transformer"])
+def test_names_cannot_add_code_or_html_to_a_card(layout: str) -> None:
+    name = 'x"); import os; os.system("rm'
+    use = Use(layout, name, name, RECORDED, ("reference", "target"), "parallel", "FluxControlPipeline")
+    for block in re.findall(r"```python\n(.*?)```", usage_of(use), re.DOTALL):
+        assert "os" not in {node.id for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Name)}
+    for line in re.findall(r"```bash\n(.*?)\n```", usage_of(use), re.DOTALL):
+        assert shlex.split(line).count(name) >= 1
+    with pytest.raises(ExportError, match="control character"):
+        Use(layout, "a\n```\nb", name, RECORDED, ("target",), "parallel")
+
+
+def test_a_runs_metrics_are_numbers_of_known_names(runs: dict[str, MadeRun], tmp_path: Path) -> None:
+    summary = runs["parallel"].folder / "summary.json"
+    before = summary.read_text()
+    summary.write_text(
+        json.dumps({"val/<script>": 1.0, "val/loss": "<script>", "val/loss_right": 0.5, "optimizer/lr": 1})
+    )
+    try:
+        card = (export(runs["parallel"], tmp_path / "out") / "README.md").read_text()
+    finally:
+        summary.write_text(before)
+    assert "<script>" not in card
+    assert "| `val/loss_right` | 0.5 |" in card
+    assert "optimizer/lr" not in card

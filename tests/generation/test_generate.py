@@ -311,3 +311,18 @@ def test_the_command_itself(image: Path, out: Path) -> None:
     done: subprocess.CompletedProcess[str] = run(*command(image, out), module=("generate.py",))
     assert done.returncode == 0, done.stderr
     assert read_provenance(out) is not None
+
+
+def test_weights_that_are_not_whole_are_refused_without_a_traceback(
+    image: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = image.with_name("transformer")
+    shutil.copytree(OFFICIAL / "transformer", folder)
+    shutil.copy(folder / WEIGHTS, folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    assert "one file and shards" in refused([*official_flags(transformer=folder), *command(image, out)], capsys)
+    several = [*official_flags()[:-2], "--lora_path", str(OFFICIAL / LORA_FILE), "nowhere.safetensors:0.5"]
+    assert "nowhere.safetensors: there is no such LoRA file" in refused([*several, *command(image, out)], capsys)
+    assert "cannot be downloaded" in refused(["--model_path", "nobody/nothing", *command(image, out)], capsys)
+    assert "stands alone" in refused([*several, "none", *command(image, out)], capsys)
+    assert "--text_length 0" in refused([*official_flags(), "--text_length", "0", *command(image, out)], capsys)
+    assert not out.exists()

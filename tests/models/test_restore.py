@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from support.commands import SOURCE
+from support.commands import SOURCE, compose_train
 from support.finished_runs import finish
 from support.models.golden_pipeline import BASE, GOLDEN, SIDE, TRANSFORMER, draw
 from torch import Tensor
@@ -16,7 +16,10 @@ from torch import Tensor
 from dsd_lightning.checkpoints.adapter import AdapterMismatchError
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.checkpoints.official import LORA_FILE
+from dsd_lightning.export.card import licence_of
 from dsd_lightning.export.command import main as export
+from dsd_lightning.flux.base import FluxBase
+from dsd_lightning.models.build import build_base
 from dsd_lightning.pipeline import TwoFramePipeline
 from dsd_lightning.runs.folder import NoRunError
 
@@ -118,3 +121,14 @@ def test_training_goes_on_from_a_run_folder(tiny_base: Path, tmp_path: Path) -> 
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
         train(tmp_path / "fourth", tiny_base, *few, f"ckpt={tmp_path / 'empty'}")
+
+
+@pytest.mark.image_encoder
+def test_training_finds_the_shipped_assets_from_any_working_directory(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train(tmp_path / "run", tiny_base, "arch=ip_adapter")
+    build_base(compose_train(tmp_path, "base=tiny")).require_parts()
+    assert TwoFramePipeline.from_run(run, device="cpu").config.default_size == SIDE
+    assert licence_of(FluxBase("assets/tiny-flux")).fields == {"license": "apache-2.0"}

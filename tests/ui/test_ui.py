@@ -20,7 +20,7 @@ from support.commands import ROOT
 from support.pages import PATIENCE, chromium, held_out_character, served, severe
 
 from dsd_lightning.generation.provenance import read_provenance
-from dsd_lightning.ui.__main__ import REFUSED, main
+from dsd_lightning.ui.__main__ import PASSWORD, REFUSED, USER, main
 
 if os.environ.get("CI"):
     import gradio  # a missing page is a failure there, not a skip
@@ -278,3 +278,18 @@ def test_the_command_serves_and_prints_its_address(tmp_path: Path) -> None:
 def test_missing_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", "nowhere"]) == REFUSED
     assert "--run nowhere: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("password", ["secret", None])
+def test_other_machines_are_asked_for_the_password(
+    password: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: given.update(options))
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda page: None, raising=False)
+    monkeypatch.delenv(PASSWORD, raising=False)
+    if password:
+        monkeypatch.setenv(PASSWORD, password)
+    assert main(["--host", "0.0.0.0", "--device", "cpu"]) == 0
+    assert given["auth"] == (None if password is None else (USER, "secret"))
+    assert ("without a password" in caplog.text) == (password is None)
