@@ -1,0 +1,58 @@
+"""Finds characters with Grounding DINO (arXiv 2303.05499), as ViStoryBench does, by the word "character"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from dsd_lightning.evaluation.errors import EvaluationError
+
+
+class GroundingDino:
+    """The detector through transformers.
+
+    Args:
+        path: folder or hub id. Published: Swin-T, IDEA-Research/grounding-dino-tiny.
+        text: what to find; a full stop ends it.
+        box_threshold, text_threshold: least score of a box and of a word in it, 0 to 1. Published: 0.25.
+        device: None takes the GPU if there is one.
+
+    Raises:
+        EvaluationError: it cannot be loaded, or a threshold is off its scale.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        text: str = "character.",
+        box_threshold: float = 0.25,
+        text_threshold: float = 0.25,
+        device: str | None = None,
+    ) -> None:
+        if not (0 <= box_threshold < 1 and 0 <= text_threshold < 1):
+            raise EvaluationError(
+                f"detector.box_threshold={box_threshold}, text_threshold={text_threshold}: scores from 0 to below 1"
+            )
+        self.name, self.text = path, text
+        self.thresholds = {"threshold": box_threshold, "text_threshold": text_threshold}
+        try:
+            model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(path)
+            self.processor: Any = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise EvaluationError(
+                f"detector.path={path}: the weights cannot be loaded ({error}); give a folder or a hub id that can be reached"
+            ) from error
+        self.model = model.requires_grad_(False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @torch.no_grad()
+    def boxes(self, image: Image.Image) -> list[tuple[float, float, float, float]]:
+        """Return left, top, right and bottom of each character, pixels, the most certain first."""
+        inputs = self.processor(images=image.convert("RGB"), text=self.text, return_tensors="pt").to(self.model.device)
+        (found,) = self.processor.post_process_grounded_object_detection(
+            self.model(**inputs), inputs["input_ids"], target_sizes=[(image.height, image.width)], **self.thresholds
+        )
+        order = found["scores"].argsort(descending=True)
+        return [(left, top, right, bottom) for left, top, right, bottom in found["boxes"][order].tolist()]
