@@ -3,7 +3,7 @@
 python -m dsd_lightning.distillation.labels RUN --count 60 --name ada
 
 writes RUN/labels/ada.csv to be filled in (yes, no or ambiguous), and RUN/labels/ada.html, a page with the images that
-gives the same file when its buttons were pressed. `python distill.py out=RUN` then shows the judge's precision and recall.
+gives the same file: by keys or buttons, with undo, and answers that stay in the browser. `python distill.py out=RUN` then shows the judge's precision and recall.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.distillation.judge_quality import LABELS, judged, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError
-from dsd_lightning.distillation.store import Store
+from dsd_lightning.distillation.store import Store, digest_of
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.randomness import uniform
 
@@ -53,7 +53,9 @@ def prepare(root: Path, count: int, name: str, seed: int) -> Path:
     write_labels(target, {pair.id: "" for pair in pairs})
     shown = [{"id": pair.id, "images": [data_url(pair.images[side]) for side in SIDES]} for pair in pairs]
     page = target.with_suffix(".html")
-    write_text(page, templates().get_template("labels.html.j2").render(pairs=shown, name=name))
+    # The browser keeps answers by this key: another sample of the same name starts without any.
+    key = f"{name}-{digest_of([pair.id for pair in pairs])[:12]}"
+    write_text(page, templates().get_template("labels.html.j2").render(pairs=shown, name=name, key=key))
     return page
 
 

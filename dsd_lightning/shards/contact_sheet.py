@@ -35,7 +35,7 @@ def write_contact_sheet(shards: PairShards, out: Path, count: int) -> Path:
         except DamagedSample as damage:
             pairs.append({"key": damage.key, "images": {}, "caption": damage.reason, "instruction": None})
             continue
-        images = {"reference": pair.reference, "target": pair.target}
+        images = {"reference": pair.reference, "target": pair.target, "mask": pair.mask}
         shown = {name: _data_url(image) for name, image in images.items() if image is not None}
         pairs.append({"key": pair.key, "images": shown, "caption": pair.caption, "instruction": pair.instruction})
     templates = Environment(
