@@ -1,0 +1,16 @@
+"""The table of docs/inputs.md says what the readers do with every kind of input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.inputs import table, tried
+
+PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
+
+
+def test_the_page_holds_what_the_readers_do(tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    made = table(tried(tmp_path / "inputs"))
+    (tmp_path / "table.md").write_text(made, encoding="utf-8")
+    assert made in PAGE.read_text(encoding="utf-8"), f"put the table of {tmp_path / 'table.md'} into {PAGE}"
