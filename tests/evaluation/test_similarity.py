@@ -130,6 +130,17 @@ def test_panels_are_compared_in_natural_order_without_references_and_hidden_file
     assert "(N=2)" in story(OmegaConf.create(config))
 
 
+@pytest.mark.parametrize("colors", [((90, 90, 90), (90, 90, 90)), ((200, 10, 10), (200, 10, 10))])
+def test_two_equal_panels_of_one_colour_are_alike(colors: tuple[tuple[int, int, int], ...], tmp_path: Path) -> None:
+    for number, color in enumerate(colors):
+        Image.new("RGB", (40, 40), color).save(tmp_path / f"{number}.png")
+    noise(1).save(tmp_path / "reference.png")
+    panels = [tmp_path / "0.png", tmp_path / "1.png"]
+    found = consistency(panels, [tmp_path / "reference.png"], Pixels())
+    assert (found.self_similarity, found.neighbours) == pytest.approx((1, 1), abs=1e-5)
+    assert found.cross_similarity == pytest.approx(0, abs=0.3)
+
+
 def test_a_story_of_one_image_is_fully_consistent(tmp_path: Path) -> None:
     for number, seed in enumerate((1, 1, 1, 2)):
         noise(seed).save(tmp_path / f"{number}.png")

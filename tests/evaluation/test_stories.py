@@ -349,6 +349,8 @@ def test_a_miniature_copy_of_the_dataset_is_scored_offline(tmp_path: Path) -> No
     printed = run(tmp_path, *given, "coverage=0.5")
     assert "copies, without a score: no_image 3" in printed
     assert "1 missing" in printed
+    with pytest.raises(EvaluationError, match=r"story\.rubrics=FOLDER"):
+        run(tmp_path, *given, "protocol=dreambenchpp")
     with pytest.raises(EvaluationError, match=r"story\.style=vgg: choose pixels, clip"):
         run(tmp_path, *given, "story.style=vgg")
 

@@ -28,8 +28,14 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
     """Generate a method's shots, judge and measure them, write its tables; return the table for the terminal.
 
     Raises:
-        EvaluationError: no such folder of images, an unknown encoder, or too few images or scores for `coverage`.
+        EvaluationError: a setting that stories do not have, no such folder of images, or an unknown encoder.
+        CoverageTooLow: too few images or scores for `coverage`.
     """
+    if config.rubrics is not None or config.wandb is not None:
+        raise EvaluationError(
+            f"rubrics={config.rubrics}, wandb={config.wandb}: stories have rubrics of their own (story.rubrics=FOLDER), asked "
+            "with protocol=ours or protocol=vistorybench, and their tables are not sent to W&B; leave both null"
+        )
     settings = config.story
     style, identity = _encoder(config, "style"), _encoder(config, "identity")
     detector: Detector | None = instantiate(config.detector)
