@@ -3,7 +3,8 @@
 python -m dsd_lightning.distillation.labels RUN --count 60 --name ada
 
 writes RUN/labels/ada.csv to be filled in (yes, no or ambiguous), and RUN/labels/ada.html, a page with the images that
-gives the same file: by keys or buttons, with undo, and answers that stay in the browser. `python distill.py out=RUN` then shows the judge's precision and recall.
+gives the same file: by keys or buttons, with undo, and answers that stay in the browser. `python distill.py out=RUN` then
+shows the judge's precision and recall.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from dsd_lightning.generation.arguments import DEFAULT_SHEET
 from dsd_lightning.ui.error_messages import with_messages
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
-from dsd_lightning.ui.studio import LARGEST_SEED, MOST_STEPS, GeneratedImage, Settings, Studio
+from dsd_lightning.ui.studio import LARGEST_SEED, MOST_IMAGES, MOST_STEPS, GeneratedImage, Settings, Studio
+from dsd_lightning.ui.vocabulary import unknown_words
 
 WAITING = 16
 """Requests in the queue; later ones are refused with a message."""
@@ -32,7 +33,16 @@ THEME = gr.themes.Base(
 CSS = """
 .small img { image-rendering: pixelated; }
 .small .image-container img, .small .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
+@media (max-width: 640px) {
+  #main { flex-flow: column nowrap; align-items: stretch; }
+  #main > * { width: 100%; max-width: 100%; min-width: 0 !important; flex: none !important; }
+  #main .tabs, #main .tabitem > div { min-width: 0; max-width: 100%; }
+  #work { order: -1; }
+  #results { display: grid; grid-template-columns: 1fr 1fr; }
+  #results > :nth-child(3) { order: -1; grid-column: 1 / 3; }
+}
 """
+"""On a phone, prompt and button come first, and the result before what it was made from."""
 
 Example = tuple[str, str]
 """File of a reference image, and a prompt."""
@@ -52,7 +62,7 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
             f"# {TITLE}\nGenerates an image of a reference's subject from a text. Model: {studio.name}."
             + (" It was trained on 64 x 64 pixel images of a small synthetic world." if studio.miniature else "")
         )
-        with gr.Row():
+        with gr.Row(elem_id="main"):
             with gr.Column(scale=2, min_width=280):
                 reference = gr.Image(
                     image,
@@ -65,7 +75,7 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
                     elem_id="reference",
                 )
                 shared = _settings()
-            with gr.Column(scale=5, min_width=480), gr.Tabs():
+            with gr.Column(scale=5, min_width=320, elem_id="work"), gr.Tabs():
                 with gr.Tab("Image", id="image"):
                     _image_tab(studio, reference, text, shared, examples, kind)
                 with gr.Tab("Guidance sheet", id="sheet"):
@@ -106,9 +116,20 @@ def _image_tab(
     kind: list[str],
 ) -> None:
     prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...", elem_id="prompt")
+    if studio.miniature:
+        unknown = gr.Markdown(_note_on(text), elem_id="unknown")
+        prompt.change(_note_on, prompt, unknown, queue=False, show_progress="hidden", api_visibility="private")
     with gr.Row():
         enhance = gr.Checkbox(not studio.miniature, label="Prompt enhancement", info="by a language model", scale=2)
         run = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+    with gr.Row():
+        sizes = studio.sizes()
+        size = gr.Dropdown(
+            sizes, value=sizes[0], label="Size", info="height x width, pixels", min_width=140, elem_id="size"
+        )
+        count = gr.Slider(
+            1, MOST_IMAGES, 1, step=1, label="Images", info="with seeds counted up", min_width=140, elem_id="count"
+        )
     with gr.Row(elem_id="results"):
         shown = [
             gr.Image(
@@ -125,6 +146,17 @@ def _image_tab(
     with gr.Row():
         used_prompt = gr.Textbox(label="Prompt used", interactive=False, scale=4, elem_id="prompt_used")
         used = gr.Number(label="Seed used", interactive=False, precision=0, scale=1, elem_id="seed_used")
+    several = gr.Gallery(
+        label="All images",
+        columns=2,
+        format="png",
+        visible=False,
+        elem_id="several",
+        elem_classes=kind,
+        object_fit="contain",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
     latest, history = gr.State(None), gr.State([])
     past = gr.Gallery(
         label="History",
@@ -149,17 +181,21 @@ def _image_tab(
         text_guidance: Any,
         steps: Any,
         seed: Any,
+        size: Any = None,
+        count: Any = 1,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008  Gradio finds the parameter by this default
     ) -> tuple[Any, ...]:
-        """Generate an image of a reference's subject from a prompt."""
+        """Generate images of a reference's subject from a prompt: the first one, and a list of all."""
         settings = Settings(guidance, image_guidance, text_guidance, steps, seed)
-        result = studio.generate(image, text, prompt_enhancement, settings)
-        if result.note:
-            gr.Info(result.note)
-        return *_shown(result), (result, text, settings)
+        results = studio.generate(image, text, prompt_enhancement, settings, size, count)
+        if results[0].note:
+            gr.Info(results[0].note)
+        listed = [(served(each.result), f"seed {each.seed}") for each in results]
+        gallery = gr.Gallery(listed, visible=len(results) > 1)
+        return *_shown(results[0]), gallery, [(each, text, settings) for each in results]
 
-    fields = [reference, prompt, enhance, *shared]
-    outputs = [*shown, used_prompt, used, latest]
+    fields = [reference, prompt, enhance, *shared, size, count]
+    outputs = [*shown, used_prompt, used, several, latest]
     event = gr.on(
         [run.click, prompt.submit],
         generate,
@@ -168,6 +204,7 @@ def _image_tab(
         api_name="generate",
         concurrency_id="model",
         scroll_to_output=False,
+        show_progress_on=shown[-1],  # one bar, not one on every field
     )
     event.success(_remembered, [latest, history], [history, past], api_visibility="private", queue=False)
     past.select(
@@ -187,8 +224,14 @@ def _shown(image: GeneratedImage) -> list[Any]:
     return [*files, image.prompt, image.seed]
 
 
-def _remembered(latest: Entry, history: list[Entry]) -> tuple[list[Entry], list[tuple[str | None, str]]]:
-    history = [latest, *history][:REMEMBERED]
+def _note_on(text: str) -> str:
+    """Return what the page says of a prompt's words that the miniature does not know; "" where it knows all."""
+    unknown = unknown_words(text or "")
+    return f"The miniature does not know: {', '.join(unknown)}. See the examples for its words." if unknown else ""
+
+
+def _remembered(latest: list[Entry], history: list[Entry]) -> tuple[list[Entry], list[tuple[str | None, str]]]:
+    history = [*latest, *history][:REMEMBERED]
     return history, [(served(image.result), f"seed {image.seed}") for image, _, _ in history]
 
 

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MOST_PIXELS = 64_000_000
 """Pixels of an uploaded image."""
 
-MOST_LETTERS, MOST_STEPS, MOST_CELLS = 2000, 100, 25
-"""Limits of a prompt or a story's text, of an image, of a guidance sheet."""
+MOST_LETTERS, MOST_STEPS, MOST_CELLS, MOST_IMAGES = 2000, 100, 25, 4
+"""Limits of a prompt or a story's text, of an image, of a guidance sheet, of a request."""
 
 HIGHEST_GUIDANCE, LARGEST_SEED = 20.0, 2**31 - 1
 
@@ -85,21 +85,50 @@ class Studio:
         """Return the model's name."""
         return str(self.pipeline.config.model_name)
 
-    def generate(self, file: str | None, text: str, prompt_enhancement: bool, settings: Settings) -> GeneratedImage:
-        """Return an image of the reference's subject.
+    def generate(
+        self,
+        file: str | None,
+        text: str,
+        prompt_enhancement: bool,
+        settings: Settings,
+        size: str | None = None,
+        count: Any = 1,
+    ) -> list[GeneratedImage]:
+        """Return images of the reference's subject, with seeds counted up.
+
+        Args:
+            file, text, prompt_enhancement, settings: the fields.
+            size: height and width of a frame, pixels, as "512x768"; None or "" for that of training.
+            count: of the images.
 
         Raises:
             GenerationError: naming the field.
         """
         job, reference = self._job(settings, text), self._image(file)
+        frame_size, number = self._size(size), int(_within("images", count, 1, MOST_IMAGES))
         prompt, note = self._prompt(job, reference) if prompt_enhancement else (job.text, "")
-        job = self._job(settings, prompt, job.seed)
+        job = replace(self._job(settings, prompt, job.seed), size=frame_size, num_images=number)
         with self._busy:
-            result = next(iter(generate(self.pipeline, job, reference)))
-        facts = provenance(self.pipeline, job, result.seed, one_line(text))
-        result.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
-        frame = fit(reference, result.image.height, result.image.width)
-        return GeneratedImage(frame, result.reconstructed, result.image, result.seed, prompt, note)
+            results = list(generate(self.pipeline, job, reference))
+        for result in results:
+            facts = provenance(self.pipeline, job, result.seed, one_line(text))
+            result.image.info[PROVENANCE] = json.dumps(facts, sort_keys=True)
+        frame = fit(reference, results[0].image.height, results[0].image.width)
+        return [GeneratedImage(frame, each.reconstructed, each.image, each.seed, prompt, note) for each in results]
+
+    def sizes(self) -> list[str]:
+        """Return the frame sizes (height x width, pixels) that the page offers: of training first, then larger ones."""
+        short = self.pipeline.config.default_size
+        long = short * 3 // 2
+        return [f"{height}x{width}" for height, width in ((short, short), (short, long), (long, short), (long, long))]
+
+    def _size(self, size: str | None) -> tuple[int, int] | None:
+        if not size:
+            return None
+        if size not in self.sizes():
+            raise GenerationError(f"size: {size!r} is not offered; choose one of {', '.join(self.sizes())}")
+        height, width = size.split("x")
+        return int(height), int(width)
 
     def sheet(self, file: str | None, text: str, guidances: str, settings: Settings) -> tuple[Image.Image, int]:
         """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.

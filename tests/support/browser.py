@@ -75,7 +75,9 @@ class Page:
 
     def resize(self, width: int, height: int = 844) -> None:
         """Give the page the size of a phone (390 pixels wide) or of a window."""
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def press(self, key: str) -> None:
         """Press a key."""

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.browser import CHROMIUM, Page
 from support.commands import ROOT
 from support.pages import PATIENCE, chromium, held_out_character, served, severe
 
 from dsd_lightning.generation.provenance import read_provenance
 from dsd_lightning.ui.__main__ import PASSWORD, REFUSED, USER, main
+from dsd_lightning.ui.vocabulary import known_words, unknown_words
 
 if os.environ.get("CI"):
     import gradio  # a missing page is a failure there, not a skip
@@ -60,7 +62,7 @@ def generate(client: Any, file: str, text: str = "this character, small", **give
     result: tuple[Any, ...] = client.predict(
         image=handle_file(file), text=text, prompt_enhancement=False, **fields, api_name="/generate"
     )
-    return result
+    return result[:5]  # of what comes behind, the list of all images, see below
 
 
 # --- Clients.
@@ -87,6 +89,28 @@ def test_a_random_seed_is_returned(client: Any, image: str) -> None:
     *_, second = generate(client, image, seed=-1, steps=1)
     assert first >= 0
     assert first != second
+
+
+def test_a_client_gets_several_images_of_another_size(client: Any, image: str) -> None:
+    from gradio_client import handle_file
+
+    fields = {"guidance": 3.5, "image_guidance": 1.0, "text_guidance": 1.0, "steps": 1, "seed": 7}
+    asked = {"image": handle_file(image), "text": "this character", "prompt_enhancement": False, **fields}
+    made = client.predict(**asked, size="64x96", count=2, api_name="/generate")
+    assert Image.open(made[2]).size == (96, 64)
+    gallery = made[5]["value"] if isinstance(made[5], dict) else made[5]
+    assert [each["caption"] for each in gallery] == ["seed 7", "seed 8"]
+    seeds = [read_provenance(Path(each["image"]))["seed"] for each in gallery]  # type: ignore[index]
+    assert seeds == [7, 8]
+    with pytest.raises(Exception, match=r"size|choices"):
+        client.predict(**asked, size="7x9", api_name="/generate")
+    with pytest.raises(Exception, match=r"images|maximum"):
+        client.predict(**asked, count=99, api_name="/generate")
+
+
+def test_words_that_the_miniature_does_not_know_are_named_once() -> None:
+    assert unknown_words("This character, a Robot on the moon, ROBOT, in blue light") == ["robot", "moon"]
+    assert 40 < len(known_words()) < 400
 
 
 def test_a_client_gets_sheets_and_stories(client: Any, image: str) -> None:
@@ -246,6 +270,26 @@ def test_a_click_generates_and_the_history_restores_it(tmp_path: Path) -> None:
         find("#history img").click()
         wait.until(lambda _: value("#prompt").startswith("this character"))
         assert value("#seed") == seed
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_phone_shows_prompt_and_button_first_and_nothing_is_cut_off(tmp_path: Path) -> None:
+    with served([held_out_character(tmp_path)]) as (url, _), Page(url, tmp_path / "profile", tmp_path) as person:
+        person.resize(390, 2600)
+        person.until("!!document.querySelector('#generate')")
+        for name in ("prompt", "generate", "size", "count", "result", "reference", "seed"):
+            box = f"document.getElementById('{name}').getBoundingClientRect()"
+            person.until(f"{box}.left >= 0 && {box}.right <= innerWidth", 20)
+        tops = "(id => document.getElementById(id).getBoundingClientRect().top)"
+        found = person.evaluate(f"['prompt', 'generate', 'result', 'reference'].map({tops})")
+        assert found == sorted(found)
+        person.until("document.getElementById('unknown').innerText === ''")
+        person.evaluate(
+            "(area => { area.value = 'this robot'; area.dispatchEvent(new Event('input', {bubbles: true})) })"
+            "(document.querySelector('#prompt textarea'))"
+        )
+        person.until("document.getElementById('unknown').innerText.includes('does not know: robot')")
 
 
 @pytest.mark.long
