@@ -54,6 +54,12 @@ def find_file(path: Path) -> Path | None:
     return next((file for file in (path, *map(Path, forms)) if file.is_file()), None)
 
 
+def together(problems: Sequence[str], most: int = 20) -> str:
+    """Return problems as one message, a line each; of more than `most`, the number of the others."""
+    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join([*problems[:most], *more])
+
+
 def is_url(text: str) -> bool:
     """Return whether a text is a URL rather than a path, also one whose "//" a `Path` made "/"."""
     return _URL.match(text) is not None

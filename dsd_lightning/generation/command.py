@@ -136,13 +136,20 @@ def check_sizes(pipeline: TwoFramePipeline, jobs: Sequence[Job]) -> None:
 
 
 def check_files(jobs: Sequence[Job]) -> None:
-    """Refuse images that cannot be read and places that cannot be written."""
-    from dsd_lightning.images.pixels import load_rgb
+    """Refuse images that cannot be read, all of them by name, and places that cannot be written."""
+    from dsd_lightning.files.listing import together
+    from dsd_lightning.images.pixels import ImageError, load_rgb
 
+    problems = []
     for image in dict.fromkeys(job.image for job in jobs):
-        if not image.is_file():
-            raise GenerationError(f"image_path={image}: there is no such file")
-        load_rgb(image)
+        try:
+            load_rgb(image)
+        except FileNotFoundError:
+            problems.append(f"image_path={image}: there is no such file")
+        except ImageError as error:
+            problems.append(str(error))
+    if problems:
+        raise GenerationError(together(problems))
     for job in jobs:
         if job.output.is_dir():
             raise GenerationError(f"output_path={job.output} is a folder; give the name of an image file")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.files.listing import is_system_file, list_files, normalised
+from dsd_lightning.files.listing import is_system_file, list_files, normalised, together
 from dsd_lightning.files.rows import Row, Table
-from dsd_lightning.files.text import read_text
+from dsd_lightning.files.text import TextError, read_text
+from dsd_lightning.images.pixels import ImageError, load_rgb
 
 STYLE = "style"
 """The category of subjects, and the kind of prompts, that are about an artistic style."""
@@ -216,19 +217,27 @@ def folder(folder: str | Path, subjects: int | None = None) -> Benchmark:
     """Read a folder of images, each with its prompts, a line each, in `NAME.txt` beside it; subfolders are categories.
 
     Raises:
-        EvaluationError: an image without prompts.
-        FolderError, TextError: there is no such folder, or a file of prompts is not UTF-8.
+        EvaluationError: images without prompts or that cannot be decoded, prompts that are not UTF-8; all of them by name.
+        FolderError: there is no such folder.
     """
     root = Path(folder)
     result = []
+    problems: list[str] = []
     for image in list_files(root, IMAGES):
         texts = image.with_suffix(".txt")
-        prompts = _prompts(read_text(texts).splitlines() if texts.is_file() else ())
+        try:
+            load_rgb(image)
+            prompts = _prompts(read_text(texts).splitlines() if texts.is_file() else ())
+        except (ImageError, TextError) as error:
+            problems.append(str(error))
+            continue
         if not prompts:
-            raise EvaluationError(f"{image}: its prompts are missing, a line each, in {texts}")
+            problems.append(f"{image}: its prompts are missing, a line each, in {texts}")
         place = image.relative_to(root).with_suffix("")
         category = place.parts[0] if len(place.parts) > 1 else "subject"
         result.append(Subject("_".join(place.parts), category, image, prompts))
+    if problems:
+        raise EvaluationError(together(problems))
     return Benchmark(root.name, tuple(result)).limited(subjects)
 
 

@@ -1,0 +1,87 @@
+"""Every command on one folder of all oddities: what is in order is used, and everything else is named with the reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from support.commands import compose_train, tiny
+from support.oddities import BLANK, CP1252, READ, UNREADABLE, WITHOUT, write_oddities
+from support.refusals import QUICK
+
+from dsd_lightning.distillation.stages.captions import CaptionFiles
+from dsd_lightning.evaluation.errors import EvaluationError
+from dsd_lightning.evaluation.samples.benchmark import folder as folder_benchmark
+from dsd_lightning.files.text import TextError
+from dsd_lightning.generation.command import REFUSED
+from dsd_lightning.generation.command import main as generate
+from dsd_lightning.packing.__main__ import main as pack
+from dsd_lightning.shards import PairShards
+from dsd_lightning.training.run import train
+
+SYSTEM = (".DS_Store", "._1.png", "Thumbs.db", "__MACOSX")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_oddities(tmp_path_factory.mktemp("odd"))
+
+
+def test_packing_lists_all_that_it_leaves_out_and_training_uses_the_rest(
+    odd: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shards"
+    assert pack([str(odd), str(out), "--task", "identity"]) == 2
+    refused = capsys.readouterr().err
+    assert "nothing was written" in refused
+    assert WITHOUT in refused, "what the names show is refused before any file is read"
+    assert not out.exists()
+    assert pack([str(odd), str(out), "--task", "identity", "--allow-orphans"]) == 0
+    listed = capsys.readouterr().out
+    for name in (*UNREADABLE, CP1252, WITHOUT, BLANK):
+        assert Path(name).stem in listed, name
+    assert "iconv -f WINDOWS-1252" in listed
+    assert "2 other_file" in listed, "what is neither image nor caption is counted"
+    assert not any(name in listed for name in SYSTEM)
+    assert f"{len(READ)} pairs in 1 tars" in listed
+    shards = PairShards(out, task="identity")
+    assert {shards[position].caption for position in range(len(shards))} == {"a cup of coffee"}
+    sizes = [shards[position].target.size for position in range(len(shards))]
+    assert sorted(set(sizes)) == [(64, 96), (96, 64)], "the turned image is upright"
+    few = ["data.datamodule.source.validation_pairs=0", "data.datamodule.source.workers=0", "trainer.max_steps=2"]
+    data = ["data=shards", f"data.root={out}", "data.datamodule.batch_size=2"]
+    without = [each for each in tiny(tiny_base) if not each.startswith("data.")]
+    train(compose_train(tmp_path / "run", *without, *data, *few, *QUICK), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["pairs_seen"] == 4
+
+
+def test_generation_names_every_image_that_cannot_be_read(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [path for path in sorted((odd / "target").iterdir()) if path.suffix.lower() in (".png", ".jpg")]
+    jobs = tmp_path / "jobs.csv"
+    with jobs.open("w", newline="", encoding="utf-8") as file:
+        rows = [(str(path), "a hat", f"out/{number}.png") for number, path in enumerate([*images, odd / "nowhere.png"])]
+        csv.writer(file).writerows([("image_path", "text", "output_path"), *rows])
+    assert generate(["--jobs", str(jobs)]) == REFUSED
+    message = capsys.readouterr().err
+    for name in (*UNREADABLE, "._1.png", "nowhere.png"):
+        assert name in message
+    assert message.count("\n") == 2 + len(UNREADABLE) + 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_names_every_image_and_text_that_cannot_be_read(odd: Path) -> None:
+    with pytest.raises(EvaluationError) as refusal:
+        folder_benchmark(odd / "target")
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == len((*UNREADABLE, CP1252, WITHOUT, BLANK))
+    for name in (*UNREADABLE, "cp1252.txt", WITHOUT, BLANK):
+        assert any(name in line for line in lines), name
+
+
+def test_distillation_names_the_captions_that_it_cannot_read(odd: Path, tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"cp1252\.txt is not UTF-8 text.*iconv"):
+        list(CaptionFiles(str(odd / "target")).texts())
