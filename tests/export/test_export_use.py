@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.choices import ARCHITECTURES
 from support.commands import SOURCE
 from support.exported_run import LORA, MadeRun, export, make_run
 from support.models.golden_pipeline import IMAGE
@@ -38,13 +39,13 @@ SETTINGS = (
     "sampler.text_guidance=1.25",
 )
 RECORDED = GenerationSettings(16, 32, 32, 2, 2.5, 1.25, 1.25, "last")
-ARCHITECTURES = ("parallel", "concat", "reference_tokens", "ip_adapter", "text_only")
+WITHOUT_LORA = ("controlnet", "ip_adapter", "ip_adapter_plus")
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, MadeRun]:
     folder = tmp_path_factory.mktemp("runs")
-    choices = {arch: (() if arch == "ip_adapter" else LORA) for arch in ARCHITECTURES}
+    choices = {arch: (() if arch in WITHOUT_LORA else LORA) for arch in ARCHITECTURES}
     return {
         arch: make_run(folder / arch, tiny_base, f"arch={arch}", *lora, *SETTINGS) for arch, lora in choices.items()
     }
