@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
+from dsd_lightning.flux.norms import keep_dtype_
 from dsd_lightning.pairs import TARGET, Condition, Encoded
 
 State = Mapping[str, Any]
@@ -50,6 +51,7 @@ class Architecture(ModelMixin, ConfigMixin):
         if lora is not None:
             lora.attach(self.transformer)
             self.lora = lora
+        keep_dtype_(self.transformer)
         for module in self.trained_whole():
             module.requires_grad_(True)
 

@@ -10,6 +10,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 
+from dsd_lightning.flux.fused_lora import fuse_
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,7 @@ class Lora:
             if ".lora_" in name:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
+        fuse_(transformer)
         log.info("LoRA of rank %d on %d layers", self.rank, len(matched))
         return matched
 

@@ -49,11 +49,13 @@ def quantize_(blocks: Iterable[nn.Module], kind: str) -> None:
     Raises:
         QuantizationError: an unknown kind, or a library that is not installed.
     """
-    library = _import(kind)
+    require_known(kind)
     for block in blocks:
         for parent, name, layer in list(linear_layers(block)):
             weight = layer.weight.detach()
-            codes, scale = _like_stored(weight, kind) if weight.is_meta else _QUANTIZE[kind](library, weight)
+            codes, scale = (
+                _like_stored(weight, kind) if weight.is_meta else _QUANTIZE[kind](import_library(kind), weight)
+            )
             setattr(parent, name, QuantizedLinear(kind, codes, scale, layer.bias))
 
 
@@ -67,7 +69,12 @@ def require_known(kind: str) -> None:
         raise QuantizationError(f"quantize={kind!r} is unknown; choose one of {', '.join(LIBRARIES)}, or leave it out")
 
 
-def _import(kind: str) -> Any:
+def import_library(kind: str) -> Any:
+    """Return the module that stores weights as this kind of numbers.
+
+    Raises:
+        QuantizationError: an unknown kind, or a library that is not installed.
+    """
     require_known(kind)
     library = LIBRARIES[kind]
     try:
@@ -103,7 +110,7 @@ class QuantizedLinear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """Return the weight in `dtype`."""
-        return _DEQUANTIZE[self.kind](self.codes, self.scale, dtype)
+        return dequantize(self.codes, self.scale, self.kind, dtype)
 
     def forward(self, input: Float[Tensor, "*b in"]) -> Float[Tensor, "*b out"]:
         """Return `input` transformed; in autocast's dtype where it is on."""
@@ -114,6 +121,11 @@ class QuantizedLinear(nn.Module):
         return output
 
 
+def dequantize(codes: Tensor, scale: Tensor, kind: str, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+    """Return the weight that `codes` and `scale` store, in `dtype`."""
+    return _DEQUANTIZE[kind](codes, scale, dtype)
+
+
 class _Product(torch.autograd.Function):
     """`F.linear` with a weight that is dequantised for it, and again in the backward pass; only the input has a gradient."""
 
@@ -121,12 +133,12 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, kind: str) -> Tensor:
         ctx.save_for_backward(codes, scale)
         ctx.kind = kind
-        return F.linear(input, _DEQUANTIZE[kind](codes, scale, input.dtype), bias)
+        return F.linear(input, dequantize(codes, scale, kind, input.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         codes, scale = ctx.saved_tensors
-        return gradient @ _DEQUANTIZE[ctx.kind](codes, scale, gradient.dtype), None, None, None, None
+        return gradient @ dequantize(codes, scale, ctx.kind, gradient.dtype), None, None, None, None
 
 
 # --- The kinds of numbers.

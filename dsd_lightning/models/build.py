@@ -15,7 +15,7 @@ from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.compute.machine import AUTO
 from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import FluxBase, Shift
-from dsd_lightning.flux.quantize import QuantizationError, quantize_, require_known
+from dsd_lightning.flux.quantize import QuantizationError, import_library, quantize_, require_known
 from dsd_lightning.models.restore import start_from
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ def build_architecture(config: DictConfig, base: FluxBase | None = None) -> Arch
     """
     require_combinable(config)
     base = base or build_base(config)
-    # Before the transformer is loaded: wrong settings, or an image encoder that is missing, are reported at once.
+    # Before the transformer is loaded: wrong settings, a library or an image encoder that is missing, are reported at once.
+    if config.base.get("quantize") is not None and base.initialise != "meta":
+        import_library(config.base.quantize)
     build: Any = instantiate(config.arch)
     torch.manual_seed(config.seed)
     transformer = base.transformer()

@@ -123,19 +123,33 @@ class LiveTensors(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Cost of one sample in training.
+class Moment:
+    """Memory that is alive at one moment of a step, beside weights.
 
     Attributes:
-        forward: floating-point operations of a forward pass; a multiply-add counts two.
+        constant: bytes that do not depend on the batch.
+        per_sample: bytes of each sample.
+        gradients: bytes of gradients of weights.
+    """
+
+    constant: float
+    per_sample: float
+    gradients: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of training steps, by the size of their batch.
+
+    Attributes:
+        forward: floating-point operations of a sample's forward pass; a multiply-add counts two.
         training: of forward and backward together, and of what is recomputed.
-        moments: (bytes of activations, bytes of gradients) alive at the moments of a step that may be its peak. The first
-            grow with the batch, the second do not.
+        moments: that may be the peak of a step, for one batch size or another.
     """
 
     forward: float
     training: float
-    moments: tuple[tuple[int, int], ...]
+    moments: tuple[Moment, ...]
 
     def activations(self, samples: int, gradients: float = 1.0) -> float:
         """Return the bytes beyond weights and all gradients at the peak of a step of so many samples.
@@ -144,16 +158,35 @@ class Cost:
             samples: a device's batch.
             gradients: share of them that the device holds.
         """
-        whole = max(gradient for _, gradient in self.moments)
-        return max(samples * kept - gradients * (whole - gradient) for kept, gradient in self.moments)
+        whole = max(moment.gradients for moment in self.moments)
+        return max(
+            moment.constant + samples * moment.per_sample - gradients * (whole - moment.gradients)
+            for moment in self.moments
+        )
 
 
-def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Cost:
-    """Return what one sample costs, from running its step on tensors without contents.
+@dataclass(frozen=True)
+class Traced:
+    """One step that was run without memory.
+
+    Attributes:
+        forward, training: floating-point operations of the forward pass, and of the step.
+        history: (storage, bytes) of each tensor that came, and (storage, -bytes) of each that went, in their order.
+        gradients: the storages that outlive the step.
+    """
+
+    forward: int
+    training: int
+    history: tuple[tuple[int, int], ...]
+    gradients: frozenset[int]
+
+
+def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Traced:
+    """Run a step on tensors without contents.
 
     Args:
         weights: of the model that `step` uses, without contents as `without_memory` makes them.
-        step: returns the loss of a sample.
+        step: returns the loss of a batch.
     """
     live = LiveTensors(weights)
     live.history.clear()
@@ -163,24 +196,46 @@ def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Cost:
         forward = operations.total
         loss.backward()
     del loss
-    return Cost(float(forward), float(operations.total), tuple(_moments(live.history, live.alive)))
+    return Traced(forward, operations.total, tuple(live.history), frozenset(live.alive))
 
 
-def _moments(history: list[tuple[int, int]], gradients: set[int]) -> list[tuple[int, int]]:
-    """Return the (activations, gradients) that no other moment exceeds in both; what outlives the step is a gradient."""
-    kept = gradient = 0
-    largest: dict[int, int] = {}
-    for number, size in history:
-        if number in gradients:
-            gradient += size
+def cost_of(small: Traced, large: Traced, batches: tuple[int, int]) -> Cost:
+    """Return the cost of a step at any batch size, from the same step at two: each tensor is a constant or grows linearly.
+
+    Args:
+        small, large: of the same model.
+        batches: their numbers of samples.
+
+    Raises:
+        ValueError: if the two steps do not compute the same operations.
+    """
+    first, second = batches
+    if [number for number, _ in small.history] != [number for number, _ in large.history]:
+        raise ValueError(
+            f"a step on {first} samples and one on {second} compute different operations: nothing to compare"
+        )
+    constant = per_sample = gradients = 0.0
+    largest: dict[float, list[Moment]] = {}
+    for (number, of_first), (_, of_second) in zip(small.history, large.history, strict=True):
+        slope = (of_second - of_first) / (second - first)
+        if number in small.gradients:
+            gradients += of_first
         else:
-            kept += size
-        largest[gradient] = max(largest.get(gradient, 0), kept)
-    moments: list[tuple[int, int]] = []
-    for held in sorted(largest, reverse=True):
-        if not moments or largest[held] > moments[-1][0]:
-            moments.append((largest[held], held))
-    return moments
+            constant += of_first - first * slope
+            per_sample += slope
+        moment = Moment(constant, per_sample, gradients)
+        others = largest.setdefault(gradients, [])
+        if not any(_exceeds(other, moment) for other in others):
+            largest[gradients] = [*(other for other in others if not _exceeds(moment, other)), moment]
+    kept: list[Moment] = []
+    for held in sorted(largest, reverse=True):  # more gradients first: they count against a moment
+        kept += [moment for moment in largest[held] if not any(_exceeds(other, moment) for other in kept)]
+    return Cost(small.forward / first, small.training / first, tuple(kept))
+
+
+def _exceeds(one: Moment, other: Moment) -> bool:
+    """Return whether `one` takes at least as much memory at every batch size, gradients aside."""
+    return one.constant >= other.constant and one.per_sample >= other.per_sample
 
 
 def without_memory() -> FakeTensorMode:

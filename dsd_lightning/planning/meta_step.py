@@ -1,4 +1,4 @@
-"""Runs one training step on tensors that have shapes and no memory, to count what it costs."""
+"""Runs training steps on tensors that have shapes and no memory, to count what they cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.image_encoder import ImageEncoder, Preprocessing
 from dsd_lightning.objective import frame_losses
 from dsd_lightning.pairs import Condition, TextEmbeddings
-from dsd_lightning.planning.counters import Cost, trace, without_memory
+from dsd_lightning.planning.counters import Cost, Traced, cost_of, trace, without_memory
+
+BATCHES = (2, 3)
+"""Pairs of the two steps that tell what grows with the batch. One pair is left out: some operations copy nothing then."""
 
 
 class _Shapes(Codec):
@@ -46,9 +49,8 @@ def step_cost(
     *,
     pixels_per_token: int = 16,
     autocast: bool = False,
-    batch: int = 1,
 ) -> Cost:
-    """Return what a step on `batch` pairs costs with this architecture, encodings and embeddings being cached.
+    """Return what a step costs with this architecture, encodings and embeddings being cached.
 
     Args:
         architecture: on meta, with its checkpointed blocks chosen; unusable afterwards.
@@ -57,15 +59,14 @@ def step_cost(
         frame_weights: weight of each frame's error.
         pixels_per_token: side of the square of pixels that is one image token.
         autocast: whether operations run in bfloat16 whatever their weights are (`trainer.precision=bf16-mixed`).
-        batch: pairs.
     """
     config = architecture.transformer.config
     for module in architecture.modules():
         if isinstance(module, ImageEncoder) and module.preprocessing is None:
             side = int(module.tower.config.image_size)
             module.preprocessing = Preprocessing((side, side), None, (0.0,) * 3, (1.0,) * 3, "bilinear")
-    with without_memory():
-        architecture.to_empty(device="cpu")
+
+    def traced(batch: int) -> Traced:
         dtype = architecture.transformer.context_embedder.weight.dtype
         # A token is a square of 2 x 2 latents.
         codec = _Shapes(int(config.in_channels) // 4, pixels_per_token // 2, dtype)
@@ -80,7 +81,15 @@ def step_cost(
         noise, timestep = torch.empty_like(encoded.clean), torch.empty(batch)
 
         def step() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            # As in training, no copy of a weight outlives its use (`compute.autocast`).
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if autocast else nullcontext():
                 return frame_losses(architecture, encoded, condition, noise, timestep, frame_weights).total
 
-        return trace([*architecture.parameters(), *architecture.buffers()], step)
+        result = trace([*architecture.parameters(), *architecture.buffers()], step)
+        architecture.zero_grad(set_to_none=True)
+        return result
+
+    with without_memory():
+        architecture.to_empty(device="cpu")
+        small, large = (traced(batch) for batch in BATCHES)
+    return cost_of(small, large, BATCHES)

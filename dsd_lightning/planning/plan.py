@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dsd_lightning.planning.counters import FLOAT32, Cost
+from dsd_lightning.planning.gpus import find_gpu
 
 GIB = 2**30
 TERA = 1e12
@@ -22,14 +23,19 @@ class DoesNotFitError(ValueError):
     """The run needs more memory than a device has; the message is its plan, with settings that would fit."""
 
 
+class CannotPlanError(ValueError):
+    """A configuration that leaves open what a plan has to know; the message names the setting."""
+
+
 @dataclass(frozen=True)
 class Planner:
     """Assumptions about the machine (`planner` in the configuration).
 
     Attributes:
+        gpu: its name, a key of `planning.gpus.GPUS`; None: `gpu_memory_gib` and `peak_tflops` say all.
         gpus: number of GPUs; None: as the trainer is configured.
-        gpu_memory_gib: memory of one that is free for the run, GiB.
-        peak_tflops: of one GPU, in the precision of training, TFLOP/s.
+        gpu_memory_gib: memory of one that is free for the run, GiB; None: that of `gpu`.
+        peak_tflops: of one GPU, in the precision of training, TFLOP/s; None: that of `gpu`.
         mfu: share of the peak that is reached by all operations, recomputed ones included.
         resolution: height, width of a frame, pixels; None: the data source's.
         pixels_per_token: side of the square of pixels that is one image token.
@@ -37,9 +43,10 @@ class Planner:
         optimizer_bytes: bytes that the optimizer keeps for each trained value; AdamW keeps two float32 moments.
     """
 
-    gpu_memory_gib: float | int
-    peak_tflops: float | int
     mfu: float
+    gpu: str | int | None = None
+    gpu_memory_gib: float | int | None = None
+    peak_tflops: float | int | None = None
     gpus: int | None = None
     resolution: Sequence[int] | None = None
     pixels_per_token: int = 16
@@ -47,13 +54,28 @@ class Planner:
     optimizer_bytes: float | int = 8
 
     def __post_init__(self) -> None:
+        if self.gpu is not None:
+            find_gpu(self.gpu)
         for name in ("gpu_memory_gib", "peak_tflops"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"planner.{name}={getattr(self, name)} must be > 0")
+            value = getattr(self, name)
+            if value is None and self.gpu is None:
+                raise ValueError(f"planner.{name}=null with planner.gpu=null: give one of them")
+            if value is not None and value <= 0:
+                raise ValueError(f"planner.{name}={value} must be > 0")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"planner.mfu={self.mfu} must be in (0, 1]; tuned LoRA training reaches about 0.4")
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for the trainer's")
+
+    @property
+    def free_gib(self) -> float:
+        """Memory of a GPU that is free for the run, GiB."""
+        return float(self.gpu_memory_gib if self.gpu_memory_gib is not None else find_gpu(self.gpu or "").free_gib)
+
+    @property
+    def tflops(self) -> float:
+        """Peak throughput of a GPU, TFLOP/s."""
+        return float(self.peak_tflops if self.peak_tflops is not None else find_gpu(self.gpu or "").peak_tflops)
 
     def frame_size(self, resolution: Sequence[int]) -> tuple[int, int]:
         """Return the (height, width) of a frame, pixels.
@@ -124,6 +146,8 @@ class Run:
         quantize: how the linear layers of the base's blocks are stored (`base.quantize`); None: as all frozen parameters.
         linear: parameters of those layers' weights.
         stored: bytes of them, by the choice of `quantize`.
+        frame: (height, width) of a frame, pixels.
+        optimizer: its name and learning rates.
     """
 
     frozen: int
@@ -142,6 +166,8 @@ class Run:
     quantize: str | None = None
     linear: int = 0
     stored: Mapping[str, int] = field(default_factory=dict)
+    frame: tuple[int, int] | None = None
+    optimizer: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.gpus:
@@ -194,12 +220,12 @@ def memory(run: Run, planner: Planner) -> dict[str, float]:
 
 def fits(run: Run, planner: Planner) -> bool:
     """Return whether a device's memory holds its peak."""
-    return sum(memory(run, planner).values()) <= planner.gpu_memory_gib * GIB
+    return sum(memory(run, planner).values()) <= planner.free_gib * GIB
 
 
 def step_seconds(run: Run, planner: Planner) -> float:
     """Return the time of an optimizer step, seconds; encoding, sending and data reading not counted."""
-    return run.cost.training * run.batch_size * run.accumulate / (run.gpus * planner.peak_tflops * TERA * planner.mfu)
+    return run.cost.training * run.batch_size * run.accumulate / (run.gpus * planner.tflops * TERA * planner.mfu)
 
 
 def checkpoint_bytes(run: Run, planner: Planner) -> float:
@@ -253,19 +279,23 @@ def table(run: Run, planner: Planner) -> str:
     """Return the plan as lines of text."""
     parts = memory(run, planner)
     peak, seconds = sum(parts.values()), step_seconds(run, planner)
-    verdict = "fits" if peak <= planner.gpu_memory_gib * GIB else "DOES NOT FIT"
+    verdict = "fits" if peak <= planner.free_gib * GIB else "DOES NOT FIT"
     held = "the whole model" if run.sharding.devices == 1 else f"1/{run.sharding.devices} of "
     if run.sharding.devices > 1:
         held += "the model" if run.sharding.frozen else "what is trained, and the full base"
+    gpu = find_gpu(planner.gpu).title if planner.gpu is not None else "as planner.gpu_memory_gib and peak_tflops say"
     rows: Mapping[str, str] = {
+        "GPU": gpu,
+        **({"frame": f"{run.frame[0]} x {run.frame[1]} pixels"} if run.frame else {}),
+        **({"optimizer": run.optimizer} if run.optimizer else {}),
         "parameters": f"{run.frozen + run.trained:,} ({run.trained:,} trained)",
         "FLOPs a sample": f"{run.cost.forward / TERA:.4g} T forward, {run.cost.training / TERA:.4g} T in training "
         f"(gradient_checkpointing={run.gradient_checkpointing})",
         "pairs": f"{run.batch_size // run.gpus} a device and batch, {run.batch_size * run.accumulate} an optimizer step, "
         f"{run.gpus} GPUs (each holds {held})",
         **{f"memory: {name}": f"{value / GIB:8.2f} GiB" for name, value in parts.items()},
-        "memory: peak": f"{peak / GIB:8.2f} GiB of {planner.gpu_memory_gib:g}: {verdict} (the allocator needs some more)",
-        "optimizer step": f"{seconds:.3g} s at an MFU of {planner.mfu:g} of {planner.peak_tflops:g} TFLOP/s",
+        "memory: peak": f"{peak / GIB:8.2f} GiB of {planner.free_gib:.1f}: {verdict} (the allocator needs some more)",
+        "optimizer step": f"{seconds:.3g} s at an MFU of {planner.mfu:g} of {planner.tflops:g} TFLOP/s",
         "run": f"{run.steps:,} steps: {seconds * run.steps / DAY:.3g} days",
         "checkpoint": f"{checkpoint_bytes(run, planner) / 1e9:.3g} GB",
     }

@@ -18,6 +18,7 @@ from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.cli.settings import check_settings
+from dsd_lightning.compute.autocast import without_weight_cache
 from dsd_lightning.compute.machine import keep_memory
 from dsd_lightning.planning.of_config import require_fit
 from dsd_lightning.planning.plan import GIB
@@ -130,7 +131,8 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
         log.info("resuming %s with other settings, which apply from here on:\n  %s", checkpoint, "\n  ".join(changed))
     exit_code = 1
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
+        with without_weight_cache():
+            trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None)
         exit_code = 0
     finally:
         if exit_code and trainer.is_global_zero and (last := find_last(run_dir / CHECKPOINTS)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from support.exported_run import TIMES, inputs
 from support.models.flux_arithmetic import Linear, Sizes, flux_cost
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsd_lightning.flux.quantize import QuantizationError
 from dsd_lightning.models.build import build_architecture
-from dsd_lightning.planning.counters import Cost
+from dsd_lightning.planning.counters import Cost, Moment
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.planning.of_config import plan, require_fit
 from dsd_lightning.planning.plan import (
     GIB,
+    CannotPlanError,
     DoesNotFitError,
     Planner,
     Run,
@@ -37,7 +40,7 @@ from dsd_lightning.planning.plan import (
 
 WIDTH, DOUBLE, SINGLE = 3072, 19, 38
 FLUX_PARAMETERS = 11_901_408_320
-H100 = Planner(gpu_memory_gib=76, peak_tflops=989, mfu=600 / 989)
+H100 = Planner(mfu=600 / 989, gpu_memory_gib=76, peak_tflops=989)
 
 ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
 FEED_FORWARD = rf"{ATTENTION}|ff\.net\.(0\.proj|2)|ff_context\.net\.(0\.proj|2)"
@@ -117,7 +120,11 @@ def flux_run(**changed: Any) -> Run:
         "encoders": 0,
         "ema": False,
         "costs": {
-            "none": Cost(arithmetic.forward, arithmetic.training, ((int(arithmetic.activations), 2_091_909_120 * 4),))
+            "none": Cost(
+                arithmetic.forward,
+                arithmetic.training,
+                (Moment(0.0, float(arithmetic.activations), 4.0 * 2_091_909_120),),
+            )
         },
         "batch_size": 160,
         "accumulate": 1,
@@ -165,7 +172,13 @@ def test_more_gpus_divide_the_time_and_the_activations() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"mfu": 0.0}, r"planner\.mfu=0\.0"), ({"gpus": 0}, r"planner\.gpus=0"), ({"peak_tflops": -1.0}, "peak_tflops")],
+    [
+        ({"mfu": 0.0}, r"planner\.mfu=0\.0"),
+        ({"gpus": 0}, r"planner\.gpus=0"),
+        ({"peak_tflops": -1.0}, "peak_tflops"),
+        ({"gpu": "v100"}, r"planner\.gpu=v100 is unknown; choose one of a100, h100"),
+        ({"peak_tflops": None}, r"planner\.peak_tflops=null with planner\.gpu=null"),
+    ],
 )
 def test_wrong_assumptions_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -186,6 +199,17 @@ def test_stored_values_are_counted_from_headers(tiny_base: Path) -> None:
     assert count_stored(tiny_base, ["vae"]) == expected
     with pytest.raises(ValueError, match=r"planner\.encoder_parameters"):
         count_stored(tiny_base, ["image_encoder"])
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "tflops"),
+    [("H100", "H100 80GB SXM", 989), (4090, "RTX 4090 24GB", 165), ("RTX 3090", "RTX 3090 24GB", 71)],
+)
+def test_gpus_are_known_by_name(name: str | int, title: str, tflops: int) -> None:
+    planner = Planner(mfu=0.4, gpu=name)
+    assert planner.tflops == tflops
+    assert f"GPU                   {title}" in table(flux_run(), planner)
+    assert replace(planner, gpu_memory_gib=10).free_gib == 10
 
 
 # --- Against tensors and torch's own counter.
@@ -297,3 +321,31 @@ def test_an_unknown_strategy_is_refused(tiny_base: Path) -> None:
 def test_the_assumptions_are_in_the_configuration() -> None:
     keys = set(OmegaConf.load(CONF / "train.yaml").planner) - {"_target_"}
     assert keys == set(Planner.__dataclass_fields__), json.dumps(sorted(keys))
+
+
+@pytest.mark.parametrize(("devices", "gpus"), [("auto", 1), (-1, 1), ([0, 1], 2), (4, 4)])
+def test_devices_are_counted_in_every_form(
+    devices: Any, gpus: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = compose_train(Path("run"), f"base.model.path={tiny_base}", "arch.lora.rank=2")
+    config.trainer.devices = devices
+    assert f"{gpus} GPUs" in plan(config)
+
+
+def test_what_cannot_be_planned_is_a_warning_and_no_refusal(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    choices = ("experiment=pretrain_tiny", "base=tiny", f"base.model.path={tiny_base}")
+    config = compose_train(Path("run"), *choices)
+    with pytest.raises(CannotPlanError, match=r"planner\.resolution"):
+        plan(config)
+    require_fit(config, 0.001)
+    assert "whether this run fits was not checked" in caplog.text
+
+
+def test_no_library_is_needed_to_plan_a_quantised_base(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("bitsandbytes", "torchao", "torchao.quantization"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for kind in ("nf4", "int8", "fp8"):
+        assert ": fits" in plan(compose_train(Path("run"), f"base.model.path={tiny_base}", f"base.quantize={kind}"))
+    with pytest.raises(QuantizationError, match="which is not installed"):
+        build_architecture(compose_train(Path("run"), f"base.model.path={tiny_base}", "base.quantize=nf4"))

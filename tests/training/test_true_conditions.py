@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from support.commands import SOURCE, compose_train
+from support.shard_sets import write_set
 
+from datamodules.commands.encode_shards import encode_shards
 from dsd_lightning.module import DiffusionSelfDistillation
+from dsd_lightning.planning.of_config import plan
 from dsd_lightning.training.run import train
 
+PRESETS = ("dsd_paper", "flux_24gb", "flux_48gb", "flux_80gb")
+"""Experiments on FLUX.1-dev."""
 
-def sizes(base: Path) -> list[str]:
-    """Return overrides that make a run small, on one CPU, and change nothing else."""
+FLUX_ON_TINY = ["base=flux_dev", "base.model.text_length=24", "base.pixels_per_token=8"]
+"""The settings of FLUX.1-dev, on the tiny base's tokens and captions."""
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards with the encodings that the presets read."""
+    root = tmp_path_factory.mktemp("encoded")
+    write_set(root / "images", count=8, resolution=48, max_bytes=1e6)
+    choices = [*FLUX_ON_TINY, f"base.model.path={tiny_base}", f"root={root / 'images'}", f"out={root / 'encoded'}"]
+    encode_shards(compose_train(root, *choices, "resolution=[48,48]", "workers=0", "device=cpu", name="encode_shards"))
+    return root / "encoded"
+
+
+def sizes(base: Path, shards: Path) -> list[str]:
+    """Return overrides that make a preset's run small, on one CPU, and change nothing else."""
     return [
+        *FLUX_ON_TINY,
         f"base.model.path={base}",
+        f"data.root={shards}",
+        f"{SOURCE}.resolution=[48,48]",
+        f"{SOURCE}.validation_pairs=1",
+        f"{SOURCE}.workers=1",
         "arch.lora.rank=2",
-        "data=miniature",
-        f"{SOURCE}.pairs=4",
-        f"{SOURCE}.validation_pairs=2",
-        f"{SOURCE}.resolution=[64,64]",
-        f"~{SOURCE}.workers",
-        f"~{SOURCE}.max_damaged",
         "data.datamodule.batch_size=2",
-        "trainer/strategy=single",
+        "sampler.num_inference_steps=2",
         "trainer.accelerator=cpu",
         "trainer.devices=1",
-        "trainer.max_steps=2",
         "trainer.val_check_interval=2",
         "trainer.accumulate_grad_batches=1",
+        "callbacks.samples.every_n_steps=1",
+        "logger=csv",
     ]
 
 
 @pytest.mark.slow
-def test_the_papers_run_steps_validates_and_resumes_in_its_own_precision(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_trains_validates_saves_and_resumes_as_it_is(
+    preset: str, tiny_base: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes = []
     monkeypatch.setattr(
@@ -45,19 +67,30 @@ def test_the_papers_run_steps_validates_and_resumes_in_its_own_precision(
         lambda self: modes.append(torch.is_inference_mode_enabled()),
         raising=False,
     )
-    choices = ["experiment=dsd_paper", *sizes(tiny_base), "base=tiny", "compile=false"]
-    config = compose_train(tmp_path, *choices, as_it_is=True)
-    assert (config.trainer.precision, config.optimizer.fused, config.trainer.gradient_clip_val) == (
-        "bf16-mixed",
-        True,
-        1.0,
-    )
+    if preset == "flux_24gb" and find_spec("bitsandbytes") is None:
+        pytest.skip("needs bitsandbytes, from the extra [quantize]")
+    choices = [f"experiment={preset}", *sizes(tiny_base, encoded)]
+    config = compose_train(tmp_path, *choices, "trainer.max_steps=2", as_it_is=True)
+    assert (config.trainer.precision, config.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
+    assert (config.optimizer["_target_"], config.optimizer.lr) == ("torch.optim.AdamW", 1e-4)
     train(config, tmp_path)
     resumed = compose_train(tmp_path, *choices, "trainer.max_steps=3", "ckpt=last", as_it_is=True)
     train(resumed, tmp_path)
     assert (tmp_path / "checkpoints" / "step_00000003").is_dir()
+    assert sorted(path.name for path in (tmp_path / "samples").glob("step_*.png"))[-1] == "step_00000003.png"
     assert modes
     assert not any(modes), "EMA weights are swapped in by detach, which inference mode refuses for sharded tensors"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fits_the_gpu_that_it_is_made_for(preset: str) -> None:
+    config = compose_train(Path("run"), f"experiment={preset}", "data.root=FOLDER", as_it_is=True)
+    text = plan(config)
+    found = re.search(r"memory: peak +([\d.]+) GiB of ([\d.]+): fits", text)
+    assert found, text
+    peak, free = (float(number) for number in found.groups())
+    assert peak <= 0.92 * free
 
 
 @pytest.mark.parametrize("memory", ["24gb", "48gb", "80gb"])
