@@ -15,7 +15,9 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 HALF, FULL = "bf16-mixed", "32-true"
-"""Values of `trainer.precision`."""
+"""Values of `trainer.precision`; Lightning's other spellings of them are `_SPELLINGS`."""
+
+_SPELLINGS = (HALF, FULL, "bf16", "32", 32)
 
 AUTO = "auto"
 """Value of `compile`: where compiling works."""
@@ -53,6 +55,19 @@ def fastest_precision() -> str:
     if torch.cuda.is_available():
         return HALF if torch.cuda.is_bf16_supported(including_emulation=False) else FULL
     return HALF if torch.cpu._is_amx_tile_supported() else FULL
+
+
+def require_precision(precision: str | int) -> None:
+    """Refuse a `trainer.precision` under which trained values would not be float32, or gradients would be scaled.
+
+    Raises:
+        ValueError: naming the value and the remedy.
+    """
+    if precision not in _SPELLINGS:
+        raise ValueError(
+            f"trainer.precision={precision}: what is trained stays in float32, and the base in base.model.dtype; choose "
+            f"{HALF} (products in bfloat16) or {FULL}"
+        )
 
 
 def compile_blocks(blocks: Iterable[nn.Module], wanted: bool | str) -> bool:

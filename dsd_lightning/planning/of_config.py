@@ -89,7 +89,7 @@ def _count(config: DictConfig, planner: Planner) -> Run:
             base.text_length,
             config.task.relation.frame_weights,
             pixels_per_token=planner.pixels_per_token,
-            autocast=config.trainer.precision == "bf16-mixed",
+            autocast=str(config.trainer.precision).startswith("bf16"),
         )
 
     run = Run(

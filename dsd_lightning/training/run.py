@@ -12,14 +12,15 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dsd_lightning.checkpoints.adapter import check_header, read_header
 from dsd_lightning.checkpoints.folder_io import find_last
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.compute.autocast import without_weight_cache
-from dsd_lightning.compute.machine import keep_memory
+from dsd_lightning.compute.cuda import prepare_cuda, warn_of_small_shared_memory
+from dsd_lightning.compute.machine import keep_memory, require_precision
 from dsd_lightning.planning.of_config import require_fit
 from dsd_lightning.planning.plan import GIB
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SAMPLES, SUMMARY, read_overrides, write_config
@@ -107,8 +108,12 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
     another architecture before the data is encoded.
     """
     tidy()
-    if not torch.cuda.is_available():
+    require_precision(config.trainer.precision)
+    if torch.cuda.is_available():
+        prepare_cuda()
+    else:
         keep_memory()
+    warn_of_small_shared_memory(int(OmegaConf.select(config, "data.datamodule.source.workers", default=0)))
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(config.ckpt, run_dir)
     changed = [] if checkpoint is None else changes_since(config, run_dir, checkpoint)
