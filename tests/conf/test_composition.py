@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from support.choices import ARCHITECTURES, BASES, GROUPS, OTHER_COMMANDS, SOURCES, TASKS, combinations, options
-from support.commands import CONF, compose_train
+from support.commands import CONF, SOURCE, compose_train
 
 from dsd_lightning.runs.folder import flattened
 from dsd_lightning.runs.resolvers import register_resolvers
@@ -24,13 +25,20 @@ def test_every_group_is_chosen_in_the_root_file() -> None:
 
 @pytest.mark.parametrize(("arch", "task", "source", "base"), combinations(ARCHITECTURES, TASKS, SOURCES, BASES))
 def test_every_combination_of_the_large_groups_composes(arch: str, task: str, source: str, base: str) -> None:
-    root = ["data.root=FOLDER"] if source == "shards" else []
-    config = compose_train(Path("run"), f"arch={arch}", f"task={task}", f"data={source}", f"base={base}", *root)
+    # The miniature world has one size, which is not that of a large base.
+    more = {"shards": ["data.root=FOLDER"], "miniature": [f"{SOURCE}.resolution=[64,64]"]}.get(source, [])
+    config = compose_train(Path("run"), f"arch={arch}", f"task={task}", f"data={source}", f"base={base}", *more)
     with open_dict(config):
         del config.hydra  # it holds values that only a started run has
     OmegaConf.resolve(config)
     assert not OmegaConf.missing_keys(config)
     assert instantiate(config.data.datamodule).task.name == task
+
+
+def test_a_large_base_on_the_miniature_world_is_refused_with_the_remedy() -> None:
+    config = compose_train(Path("run"), "base=flux_dev")
+    with pytest.raises(InstantiationException, match=r"resolution=\[512, 512\].*use data=shards"):
+        instantiate(config.data.datamodule)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from support.commands import environment
-from support.lora_layers import WIDTH, fused, results, with_factors
+from support.models.lora_layers import WIDTH, fused, results, with_factors
 from torch import Tensor, nn
 
 from dsd_lightning.flux.quantize import QuantizedLinear
@@ -124,7 +124,7 @@ def test_a_graph_can_be_used_twice() -> None:
 
 COMPILED = """
 import torch
-from support.lora_layers import fused, results, with_factors
+from support.models.lora_layers import fused, results, with_factors
 
 for dtype, autocast in ((torch.float32, False), (torch.bfloat16, True)):
     model = fused(with_factors(dtype))
