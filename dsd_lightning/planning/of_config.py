@@ -18,6 +18,7 @@ from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
 from dsd_lightning.compute.strategy import ShardedStrategy
+from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
 from dsd_lightning.models.build import build_architecture, build_base, parks_encoders, require_combinable
@@ -170,6 +171,7 @@ def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, Fl
     config = config.copy()
     with open_dict(config):
         config.base.quantize = quantize
+        config.base.model.path = in_checkout(config.base.model.path)
         # What a run starts from changes values, not counts.
         config.init_from, config.base.model.initialise = None, "meta"
         if config.base.model.attention_backend != "_native_math":

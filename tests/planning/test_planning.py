@@ -280,6 +280,13 @@ def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
     assert ": fits" in told
 
 
+def test_the_shipped_base_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_train(Path("run"), "arch=ip_adapter")
+    here = plan(config)
+    monkeypatch.chdir(tmp_path)
+    assert plan(config) == here
+
+
 def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> None:
     choices = ("arch.lora.rank=2", "data.datamodule.batch_size=256")
     config = compose_train(Path("run"), f"base.model.path={tiny_base}", *choices)
