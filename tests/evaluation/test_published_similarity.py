@@ -17,14 +17,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import ViTConfig, ViTModel
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import dreambench
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.similarity.csd import Csd
-from dsd_lightning.evaluation.similarity.encoders import Dino
+from dsd_lightning.evaluation.similarity.encoders import Clip, Dino
 from dsd_lightning.evaluation.similarity.measures import measure
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny-flux"
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -119,6 +130,33 @@ def test_dreambenchs_metric_is_the_mean_over_all_pairs_of_results_and_real_image
         by_subject.append(sum(pairs) / len(pairs))
     assert found.value == pytest.approx(np.mean(by_subject), abs=1e-5)
     assert (found.subjects, found.images, found.missing) == (2, 4, 0)
+
+
+def test_clips_scores_are_those_of_its_processor_and_model_in_transformers(tmp_path: Path) -> None:
+    """clip_score.py: CLIPProcessor and CLIPModel, features of norm 1, the mean of their products."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(**small, image_size=32, patch_size=8, initializer_range=0.5)
+        text = CLIPTextConfig(**small, vocab_size=len(tokenizer), max_position_embeddings=77, **ends)
+        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+        CLIPModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = CLIPModel.from_pretrained(tmp_path)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    images = [noise(seed, *size) for seed, size in enumerate(((75, 50), (50, 77), (64, 64), (53, 50), (40, 21)))]
+    texts = ["a cup on the moon", "a dog", "a cat in the snow at night", "x", "two words"]
+    encoder = Clip(str(tmp_path))
+    with torch.no_grad():
+        pixels = torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
+        seen = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+        tokens = [tokenizer(each, padding=True, return_tensors="pt") for each in texts]
+        read = torch.cat([F.normalize(model.get_text_features(**each).pooler_output, dim=-1) for each in tokens])
+    assert torch.allclose(encoder.images(images), seen, atol=1e-5)
+    assert torch.allclose(encoder.texts(texts), read, atol=1e-5)
+    assert (seen @ seen.T).min() < 0.999
 
 
 # --- CSD.
