@@ -40,7 +40,8 @@ test: $(VENV)/.dev ## run the test suite: about 12 minutes on two CPU cores
 .PHONY: test-long
 test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leaves out: long ones, and those of quantised weights
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long $(QUANTIZED:%=--ignore=%)
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf -k 'quantize or 8bit or memory'
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf \
+		tests/training/test_true_conditions.py -k 'quantize or 8bit or memory or flux_24gb'
 
 .PHONY: check
 check: lint types contracts ## run all static checks

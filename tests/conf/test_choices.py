@@ -33,7 +33,7 @@ def runs() -> list[list[str]]:
         if group not in {*TOGETHER, *ELSEWHERE}
         for option in options(group)
         if not (group == "base" and option.startswith("flux_"))  # no weights here; test_flux_dev.py, test_flux_bases.py
-        and option != "dsd_schnell"  # needs a base without guidance; test_flux_bases.py
+        and not option.startswith(("dsd_", "flux_"))  # test_true_conditions.py, test_flux_bases.py
     ]
     columns = [[f"{group}={each}" for each in options(group) if not each.endswith("_8bit")] for group in TOGETHER]
     together = [[choice for choice in row if choice] for row in zip_longest(*columns)]
@@ -59,10 +59,7 @@ def test_every_choice_trains_a_step(
     choices: list[str], tiny_base: Path, shards: dict[str, Path], tmp_path: Path
 ) -> None:
     group, option = choices[0].split("=")
-    if choices == ["experiment=dsd_paper"]:
-        # As it is, but on one CPU and on small images.
-        choices = [*choices, "trainer/strategy=single", "trainer.devices=1", f"{SOURCE}.resolution=[64,64]"]
-    elif choices == ["experiment=students"]:
+    if choices == ["experiment=students"]:
         choices = [
             *choices,
             f"{SOURCE}.encoded=false",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from rehearsal_server import RehearsalServer
-from support.browser import CHROMIUM, Page
 from support.distill_runs import CAPTIONS, captions_file, rule, run_here
+from support.web.browser import CHROMIUM, Page
 
 from dsd_lightning.distillation.judge_quality import read_labels
 from dsd_lightning.distillation.labels import prepare

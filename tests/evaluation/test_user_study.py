@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
-from support.browser import CHROMIUM, Page
+from support.web.browser import CHROMIUM, Page
 
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import folder

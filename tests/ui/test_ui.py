@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.browser import CHROMIUM, Page
 from support.commands import ROOT
-from support.pages import PATIENCE, chromium, held_out_character, served, severe
+from support.web.browser import CHROMIUM, Page
+from support.web.pages import PATIENCE, chromium, held_out_character, served, severe
 
 from dsd_lightning.generation.provenance import read_provenance
 from dsd_lightning.ui.__main__ import PASSWORD, REFUSED, USER, main
