@@ -85,6 +85,8 @@ RANGES: Mapping[str, Range] = {
 }
 """By dotted names; checked where a configuration has a setting of that name."""
 
+_PLACES = {name: place for place, name in enumerate(RANGES)}
+
 SWITCHES = ("plan", "force", "dry_run", "encode", "retry_failed", "judging", "estimate", "keep_maps", "allow_orphans")
 """Settings of commands that are true or false."""
 
@@ -101,7 +103,8 @@ def check_settings(config: DictConfig) -> None:
     """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     values = OmegaConf.to_container(own, resolve=True)
-    for name, value in _leaves(values):
+    # In the order of RANGES: what others refer to, as the seed, comes first there.
+    for name, value in sorted(_leaves(values), key=lambda leaf: _PLACES.get(leaf[0], len(_PLACES))):
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{name}={value} must be a finite number")
         allowed = RANGES.get(name)

@@ -106,6 +106,7 @@ def test_wrong_values_are_refused_with_value_and_remedy(command: str) -> None:
         with pytest.raises(SettingError) as refusal:
             check_settings(changed(command, override))
         assert expected in str(refusal.value), override
+        assert str(refusal.value).startswith(override.partition("=")[0]), "the name that the user gave"
         assert override.partition("=")[0] in str(refusal.value)
 
 
