@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checkpoint, kept_reference, loader, reproduce, trainer, training_step
+from benchmarks import checkpoint, grid_splitting, kept_reference, loader, reproduce, trainer, training_step
 from benchmarks.measure import ratio
 
 
@@ -72,6 +72,19 @@ def test_a_checkpoint_holds_little_more_than_its_values(tmp_path: Path) -> None:
     metrics = json.loads(file.read_text())
     assert 1 < metrics["bytes_over_values_moments_and_ema"] <= 1.02
     assert all(each["median"] > 0 for each in metrics["seconds"].values())
+
+
+@pytest.mark.parametrize("kind", ["seams alone", "gutters"])
+def test_plain_grids_are_split_rightly(kind: str) -> None:
+    assert grid_splitting.measure(kind, 6) == {"right": 6}
+
+
+@pytest.mark.parametrize("kind", grid_splitting.KINDS)
+def test_every_kind_of_grid_is_measured_alike_each_time(kind: str) -> None:
+    outcomes = grid_splitting.measure(kind, 2)
+    assert outcomes.total() == 2
+    assert outcomes == grid_splitting.measure(kind, 2)
+    assert not (kind.startswith("no grid") and outcomes["right"]), "what is no grid has no right cut"
 
 
 def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from skimage import data
 from support.commands import compose_train, tiny
-from support.oddities import BLANK, CP1252, READ, UNREADABLE, WITHOUT, write_oddities
 from support.refusals import QUICK
 
 from dsd_lightning.distillation.stages.captions import CaptionFiles
@@ -21,7 +22,44 @@ from dsd_lightning.packing.__main__ import main as pack
 from dsd_lightning.shards import PairShards
 from dsd_lightning.training.run import train
 
+READ = ("1", "2", "10", "turned", "upper", "linked/far")
+"""Stems of the images that are in order, in the order of listing within their kind."""
+
+UNREADABLE = ("broken.jpg", "empty.png", "text.png")
+"""Images that cannot be decoded; their captions are in order."""
+
+CP1252, WITHOUT, BLANK = "cp1252.png", "without.png", "blank.png"
+"""Images whose caption is in another encoding, missing, or empty."""
+
+
 SYSTEM = (".DS_Store", "._1.png", "Thumbs.db", "__MACOSX")
+
+
+def write_oddities(root: Path) -> Path:
+    """Fill a folder: targets with captions beside them in `target/`, references of the same names in `reference/`."""
+    photograph = Image.fromarray(data.coffee()).resize((96, 64))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    elsewhere = root / "elsewhere"
+    for side in ("target", "reference"):
+        folder = root / side
+        (folder / "__MACOSX").mkdir(parents=True)
+        (elsewhere / side).mkdir(parents=True)
+        (folder / "linked").symlink_to(elsewhere / side)
+        for name in ("1.png", "2.png", "10.png", "upper.PNG", "linked/far.png", CP1252, WITHOUT, BLANK):
+            photograph.save(folder / name, "PNG")
+        photograph.save(folder / "turned.jpg", exif=turned, quality=95)
+        whole = (folder / "turned.jpg").read_bytes()
+        for name, content in zip(UNREADABLE, (whole[: len(whole) // 2], b"", b"no image"), strict=True):
+            (folder / name).write_bytes(content)
+        for name in (".DS_Store", "._1.png", "Thumbs.db", "__MACOSX/1.png", "notes.pdf"):
+            (folder / name).write_bytes(b"x")
+    target = root / "target"
+    for stem in (*READ, *(Path(name).stem for name in UNREADABLE)):
+        (target / f"{stem}.txt").write_bytes(b"\xef\xbb\xbfa cup of coffee\r\n")
+    (target / "cp1252.txt").write_bytes("a café".encode("cp1252"))
+    (target / "blank.txt").write_text(" \n")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +89,9 @@ def test_packing_lists_all_that_it_leaves_out_and_training_uses_the_rest(
     sizes = [shards[position].target.size for position in range(len(shards))]
     assert sorted(set(sizes)) == [(64, 96), (96, 64)], "the turned image is upright"
     few = ["data.datamodule.source.validation_pairs=0", "data.datamodule.source.workers=0", "trainer.max_steps=2"]
-    data = ["data=shards", f"data.root={out}", "data.datamodule.batch_size=2"]
+    shown = ["data=shards", f"data.root={out}", "data.datamodule.batch_size=2"]
     without = [each for each in tiny(tiny_base) if not each.startswith("data.")]
-    train(compose_train(tmp_path / "run", *without, *data, *few, *QUICK), tmp_path / "run")
+    train(compose_train(tmp_path / "run", *without, *shown, *few, *QUICK), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["pairs_seen"] == 4
 
 
