@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import facts, spread, write
-from benchmarks.training_step import TARGETS, transformer
+from benchmarks.random_models import TARGETS, transformer
 from callbacks.rng_state import generator_states
 from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.adapter import header_of
@@ -28,7 +28,7 @@ from dsd_lightning.flux.lora import Lora
 
 def checkpoint_of(rank: int) -> dict[str, Any]:
     """Return a checkpoint after one step of AdamW."""
-    architecture = Parallel(transformer("small", torch.device("cpu")), Lora(rank=rank, targets=TARGETS))
+    architecture = Parallel(transformer("small", torch.device("cpu"), torch.float32), Lora(rank=rank, targets=TARGETS))
     trained = dict(architecture.trainable())
     optimizer = torch.optim.AdamW(trained.items(), lr=1e-4)
     for parameter in trained.values():

@@ -24,7 +24,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 from benchmarks.measure import facts, ratio, spread, wait, write
-from benchmarks.training_step import bare_step, batch_of, module_of, parser_of
+from benchmarks.random_models import base_dtype, batch_of, module_of
+from benchmarks.training_step import bare_step, parser_of
 from dsd_lightning.pairs import PairBatch
 from dsd_lightning.runs.resolvers import register_resolvers
 
@@ -109,12 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-callbacks", action="store_true", help="the trainer alone, without callbacks and logger")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    batch = batch_of(args.base, args.batch, device)
+    batch = batch_of(args.base, args.batch, device, base_dtype(args))
     modules = []
     for _ in range(2):
         torch.manual_seed(0)
         modules.append(module_of(args.base, batch, args, device))
-    turns = Turns(batch, bare_step(modules[0], batch, device), args.rounds, device)
+    turns = Turns(batch, bare_step(modules[0], batch, device).step, args.rounds, device)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trainer_of(Path(scratch), len(turns), not args.no_callbacks, device)
         trainer.fit(modules[1], turns)

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checkpoint, grid_splitting, kept_reference, loader, reproduce, trainer, training_step
+from benchmarks import (
+    checkpoint,
+    grid_splitting,
+    kept_reference,
+    loader,
+    random_models,
+    reproduce,
+    trainer,
+    training_step,
+)
 from benchmarks.measure import ratio
 
 
@@ -37,8 +46,8 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_training_step_is_measured_against_the_same_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = training_step.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
-    monkeypatch.setitem(training_step.SHAPES, "small", few)
+    few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
+    monkeypatch.setitem(random_models.SHAPES, "small", few)
     file = tmp_path / "metrics.json"
     training_step.main(["--batch", "1", "--rounds", "3", "--rank", "4", "--device", "cpu", "--out", str(file)])
     metrics = json.loads(file.read_text())
@@ -49,14 +58,29 @@ def test_a_training_step_is_measured_against_the_same_work(
     assert metrics["tflop_a_pair"]["ours"] == pytest.approx(metrics["tflop_a_pair"]["theirs"], rel=0.02)
 
 
+def test_what_the_fused_layers_save_is_measured_under_autocast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
+    monkeypatch.setitem(random_models.SHAPES, "small", few)
+    file = tmp_path / "metrics.json"
+    training_step.main(["--batch", "1", "--rounds", "3", "--half", "--device", "cpu", "--out", str(file)])
+    metrics = json.loads(file.read_text())
+    assert set(metrics["seconds_a_step"]) == {"ours", "theirs", "stock layers"}
+    assert "ours_over_stock layers" in metrics
+    kept = metrics["kept_bytes_a_pair"]
+    assert kept["ours"] < 0.85 * kept["stock layers"]
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("alone", [[], ["--no-callbacks"]])
 def test_the_trainer_is_measured_against_the_same_steps(
     alone: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = training_step.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 1}
-    monkeypatch.setitem(training_step.SHAPES, "small", few)
+    few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 1}
+    monkeypatch.setitem(random_models.SHAPES, "small", few)
     made: list[Any] = []
-    monkeypatch.setattr(trainer, "module_of", lambda *given: made.append(training_step.module_of(*given)) or made[-1])
+    monkeypatch.setattr(trainer, "module_of", lambda *given: made.append(random_models.module_of(*given)) or made[-1])
     file = tmp_path / "metrics.json"
     trainer.main(["--batch", "1", "--rounds", "3", "--rank", "2", "--device", "cpu", "--out", str(file), *alone])
     metrics = json.loads(file.read_text())

@@ -45,8 +45,12 @@ MODEL_ATTENTION: dict[Any, Callable[..., int]] = CPU_ATTENTION | {
 """As MFU counts it: twice the forward pass backward."""
 
 
+IN_PLACE: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
+"""Products that add to a tensor in place, which torch's registry lacks."""
+
+
 class Operations(TorchDispatchMode):
-    """Counts floating-point operations: those of torch's registry, and attention on the CPU, which is not in it.
+    """Counts floating-point operations: those of torch's registry, products in place, and attention on the CPU.
 
     (`torch.utils.flop_counter.FlopCounterMode` registers hooks on the graph that keep recomputed activations alive until the
     backward pass is over, and so hides what gradient checkpointing saves.)
@@ -60,7 +64,9 @@ class Operations(TorchDispatchMode):
 
     def __init__(self, attention: Mapping[Any, Callable[..., int]]) -> None:
         super().__init__()
-        self._formulas = flop_registry | {kernel: shape_wrapper(formula) for kernel, formula in attention.items()}
+        self._formulas = (
+            flop_registry | IN_PLACE | {kernel: shape_wrapper(formula) for kernel, formula in attention.items()}
+        )
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

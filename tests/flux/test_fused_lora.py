@@ -16,6 +16,7 @@ from support.models.lora_layers import WIDTH, fused, results, with_factors
 from torch import Tensor, nn
 
 from dsd_lightning.flux.quantize import QuantizedLinear
+from dsd_lightning.planning.counters import MODEL_ATTENTION, Operations
 from dsd_lightning.randomness import normal
 
 
@@ -110,6 +111,16 @@ def test_the_input_and_its_product_with_a_factor_are_all_that_is_kept() -> None:
     rows = 64
     assert kept_bytes(fused(model), rows) == 2 * rows * (WIDTH + 4)
     assert kept_bytes(model, rows) > 2 * rows * (WIDTH + 4)
+
+
+def test_its_operations_are_counted_as_those_of_peft() -> None:
+    model = with_factors()
+    counts = []
+    for each in (model, fused(model)):
+        with Operations(MODEL_ATTENTION) as counted:
+            results(each, (8,), torch.float32, False)
+        counts.append(counted.total)
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_graph_can_be_used_twice() -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from support.commands import CONF, compose_train
 from support.exported_run import TIMES, inputs
 from support.models.flux_arithmetic import Linear, Sizes, flux_cost
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from dsd_lightning.flux.quantize import QuantizationError
 from dsd_lightning.models.build import build_architecture
@@ -224,7 +224,7 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
     choices = (f"arch={arch}", "arch.lora.rank=2", "base.model.attention_backend=_native_math")
     architecture = build_architecture(compose_train(tmp_path, f"base.model.path={tiny_base}", *choices))
     noisy, condition = inputs(architecture)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop}) as counter:
         architecture(noisy, TIMES, condition)
     cost = step_cost(
         architecture.to("meta"), SIZE, condition.text.sequence.shape[1], {"target": 1.0}, pixels_per_token=8
