@@ -224,7 +224,10 @@ def test_forward_operations_are_those_that_torch_counts(arch: str, tiny_base: Pa
     choices = (f"arch={arch}", "arch.lora.rank=2", "base.model.attention_backend=_native_math")
     architecture = build_architecture(compose_train(tmp_path, f"base.model.path={tiny_base}", *choices))
     noisy, condition = inputs(architecture)
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop}) as counter:
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop.__wrapped__}) as counter,
+    ):
         architecture(noisy, TIMES, condition)
     cost = step_cost(
         architecture.to("meta"), SIZE, condition.text.sequence.shape[1], {"target": 1.0}, pixels_per_token=8
