@@ -59,6 +59,10 @@ types: $(VENV)/.dev ## mypy
 contracts: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports --no-cache
 
+.PHONY: gpu
+gpu: $(VENV)/.dev $(VENV)/.quantize ## run on one GPU what only a GPU can show, under 10 minutes; DEVICE=cpu: the same script at the smallest size
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m benchmarks.gpu $(DEVICE:%=--device %) $(ARGS)
+
 .PHONY: reproduce
 reproduce: $(VENV)/.dev ## measure the paper's claims on the miniature (many hours; goes on where it was interrupted)
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)

@@ -190,8 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     batch = batch_of(args.base, args.batch, device, base_dtype(args))
-    half = dtype_of(batch) == torch.bfloat16
-    sides = {"ours": ours, "theirs": theirs} | ({"stock layers": stock_layers} if half and not args.levers else {})
+    sides = {"ours": ours, "theirs": theirs} | ({"stock layers": stock_layers} if args.half and not args.levers else {})
     turns = {name: side(args.base, batch, args, device) for name, side in sides.items()}
     kept = {} if args.levers else {name: turn.kept_bytes() / args.batch for name, turn in turns.items()}
     flops = {name: operations(turn.step) / args.batch for name, turn in turns.items()}
