@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support.commands import ROOT, compose_train, environment, tiny, tiny_miniature
+from support.commands import ROOT, SOURCE, compose_train, environment, tiny, tiny_miniature
 
 from dsd_lightning.checkpoints.folder_io import list_steps
 from dsd_lightning.training.run import train
@@ -145,3 +145,37 @@ def test_own_images_become_pairs_a_model_and_an_image(tiny_base: Path, tmp_path:
     assert "552 pairs train, 30 validate" in done.stdout
     for name in ("pairs.html", "generated.png", "run/curves.png", "run/samples/step_00000002.png"):
         assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.slow
+def test_five_commands_train_a_flux_preset_and_use_it(tiny_base: Path, tmp_path: Path) -> None:
+    base = f"base.model.path={tiny_base} base.model.text_length=24 base.pixels_per_token=8 base.training.resolution=[64,64]"
+    sizes = [
+        "arch.lora.rank=2",
+        "data.datamodule.batch_size=2",
+        f"{SOURCE}.validation_pairs=2",
+        f"{SOURCE}.workers=1",
+        "sampler.num_inference_steps=2",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "trainer.accumulate_grad_batches=1",
+        "logger=csv",
+    ]
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in sorted((ROOT / "assets" / "own_images").glob("*.png"))[:5]:
+        (images / file.name).write_bytes(file.read_bytes())
+        (images / file.name).with_suffix(".txt").write_text(f"this character, drawing {file.stem}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["launch/train_flux.sh", *sizes],
+        cwd=ROOT,
+        env=environment(EXPERIMENT="flux_48gb", IMAGES=str(images), OUT=str(tmp_path / "out"), BASE=base, PATH=path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "GPU                   L40S 48GB" in done.stdout
+    for name in ("generated.png", "run/samples/step_00000002.png", "run/checkpoints/step_00000002"):
+        assert (tmp_path / "out" / name).exists(), name
