@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dsd_lightning.cli.errors import run_command
 from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.files.atomic import remove_leftovers, replacing
+from dsd_lightning.runs.resolvers import register_resolvers
 from dsd_lightning.shards import ShardError, ShardIndex, ShardWriter
 from dsd_lightning.shards.format import INDEX_NAME
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from dsd_lightning.pairs import Pair, Task
 
 log = logging.getLogger(__name__)
+
+register_resolvers()
 
 POSITIONS = "positions"
 

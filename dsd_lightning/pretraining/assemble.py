@@ -26,6 +26,7 @@ from dsd_lightning.module import DiffusionSelfDistillation, Dropout
 from dsd_lightning.pairs import Task
 from dsd_lightning.pretraining.quality import attribute_accuracy, grid_consistency, panel_agreement
 from dsd_lightning.rectified_flow import Uniform
+from dsd_lightning.runs.resolvers import register_resolvers
 from dsd_lightning.sampler import SamplerSettings
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ def teacher(folder: Path, steps: int) -> DiffusionSelfDistillation:
         sampler=SamplerSettings(num_inference_steps=steps, guidance_scale=3.5),
         seed=0,
     ).eval()
+
+
+register_resolvers()
 
 
 @hydra.main(config_path="../../conf", config_name="pretraining/assemble", version_base="1.3")

@@ -184,3 +184,11 @@ def test_a_killed_command_goes_on_and_the_set_trains(images: Path, tiny_base: Pa
     few = ("trainer.max_steps=2", f"{SOURCE}.encoded=true", f"{SOURCE}.workers=1")
     train(compose_train(tmp_path / "run", *tiny(tiny_base, *choices, *few)), tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["tiny", "flux_dev"])
+def test_the_commands_configuration_resolves_in_a_process_of_its_own(base: str) -> None:
+    result = run(f"base={base}", "root=FOLDER", "out=FOLDER", "--cfg", "job", "--resolve", module=MODULE)
+    assert result.returncode == 0, result.stderr
+    assert "resolution:" in result.stdout
