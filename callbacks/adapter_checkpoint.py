@@ -81,7 +81,7 @@ class AdapterCheckpoint(Checkpoint):
                 ) from error
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse a folder that holds another run's checkpoints, which `ckpt=last` could not tell apart; listen for SIGTERM.
+        """Refuse a folder that holds another run's checkpoints: `ckpt=last` could not tell them apart.
 
         Raises:
             FileExistsError: naming the folder and the remedy.
@@ -93,7 +93,6 @@ class AdapterCheckpoint(Checkpoint):
                 f"{self.folder} holds checkpoints already (up to {existing[-1].name}), and this run starts from scratch: "
                 "resume with ckpt=last, choose another run folder, or remove them"
             )
-        self._stop.install(waits=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, put the generators' states back, and set aside what a resumed run leaves behind."""

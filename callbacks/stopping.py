@@ -37,21 +37,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: int = 0
         self._before: dict[int, Any] = {}
-        self._waits = True
 
-    def install(self, *, waits: bool = True) -> None:
-        """Listen; only the main thread of a process can.
-
-        Args:
-            waits: whether the run goes on to the end of its step. Without, SIGTERM ends the process at once: before the
-                first step there is nothing to save, and encoding the pairs may take many minutes.
-        """
-        if threading.current_thread() is not threading.main_thread():
+    def install(self) -> None:
+        """Listen; only the main thread of a process can."""
+        if threading.current_thread() is not threading.main_thread() or self._before:
             return
-        self.received, self._waits = 0, waits
-        for number in (signal.SIGTERM, signal.SIGINT) if waits else (signal.SIGTERM,):
-            before = signal.signal(number, self._note)
-            self._before.setdefault(number, before)
+        self.received = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
 
     def remove(self) -> None:
         """Put the earlier handlers back."""
@@ -60,6 +53,6 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self._waits or (number == signal.SIGINT and self.received == signal.SIGINT):
+        if number == signal.SIGINT and self.received == signal.SIGINT:
             raise Stopped(128 + number)
         self.received = max(self.received, number)
