@@ -22,7 +22,7 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where the loader's processes put the batches that they hand over."""
 
 SMALL_SHARED_MEMORY = 2**30
-"""Bytes; containers have 64 MiB unless told otherwise."""
+"""Bytes; containers have 64 MiB by default."""
 
 
 def prepare_cuda(environment: MutableMapping[str, str] = os.environ) -> None:

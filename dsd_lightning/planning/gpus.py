@@ -58,3 +58,9 @@ def find_gpu(name: str | int) -> Gpu:
             "planner.peak_tflops with planner.gpu=null"
         )
     return GPUS[short]
+
+
+def recognise(device: str) -> str | None:
+    """Return the key of `GPUS` for CUDA's name of a device ("NVIDIA H100 80GB HBM3"), or None for one that is not in it."""
+    short = "".join(device.lower().split())
+    return next((name for name in GPUS if name in short), None)

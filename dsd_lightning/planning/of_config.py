@@ -23,6 +23,7 @@ from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
 from dsd_lightning.models.build import build_architecture, build_base, parks_encoders, require_combinable
 from dsd_lightning.planning.counters import Cost
+from dsd_lightning.planning.gpus import recognise
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.planning.plan import (
     ENCODERS,
@@ -51,13 +52,20 @@ def plan(config: DictConfig) -> str:
     return table(_count(config, planner), planner)
 
 
-def require_fit(config: DictConfig, memory_gib: float) -> None:
+def require_fit(config: DictConfig, memory_gib: float, device: str = "") -> None:
     """Refuse a run that a device of `memory_gib` cannot hold; where that cannot be planned, warn and go on.
+
+    Args:
+        config: as `train.py` composes it.
+        memory_gib: memory that is free, GiB.
+        device: CUDA's name of the device; the plan of one that is not known takes the configured throughput.
 
     Raises:
         DoesNotFitError: with the plan, and settings that would fit.
     """
-    planner: Planner = replace(instantiate(config.planner), gpu_memory_gib=memory_gib)
+    planner: Planner = instantiate(config.planner)
+    gpu = recognise(device)
+    planner = replace(planner, gpu=gpu, gpu_memory_gib=memory_gib, peak_tflops=None if gpu else planner.tflops)
     try:
         run = _count(config, planner)
     except CannotPlanError as error:

@@ -28,7 +28,7 @@ def _overrides() -> list[str]:
 def new_run_dir() -> str:
     """Make a folder for this process's run and return it: `outputs/<date>/<time>`, with -2, -3, ... where that is taken.
 
-    Of the processes of one run, the first makes it: the others have the same time, or are told by `hydra.run.dir`.
+    Of the processes of one run, the first makes it: the others have the same time, or get it from `hydra.run.dir`.
     """
     first = OUTPUTS / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":

@@ -127,8 +127,9 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
         logger=loggers or False,
         plugins=[instantiate(config.checkpoint_io)],
     )
-    if trainer.strategy.root_device.type == "cuda" and not config.force:
-        require_fit(config, torch.cuda.mem_get_info(trainer.strategy.root_device)[0] / GIB)
+    device = trainer.strategy.root_device
+    if device.type == "cuda" and not config.force:
+        require_fit(config, torch.cuda.mem_get_info(device)[0] / GIB, torch.cuda.get_device_name(device))
     module = build_module(config, getattr(data, "sizes", ()))
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)

@@ -294,8 +294,14 @@ def test_a_run_that_does_not_fit_is_refused_with_its_plan(tiny_base: Path) -> No
     choices = ("arch.lora.rank=2", "data.datamodule.batch_size=256")
     config = compose_train(Path("run"), f"base.model.path={tiny_base}", *choices)
     require_fit(config, 1.0)
-    with pytest.raises(DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*gradient_checkpointing="):
-        require_fit(config, 0.05)
+    with pytest.raises(
+        DoesNotFitError, match=r"(?s)force=true.*DOES NOT FIT.*would fit:.*gradient_checkpointing="
+    ) as refused:
+        require_fit(config, 0.05, "NVIDIA GeForce RTX 4090")
+    assert "RTX 4090 24GB" in str(refused.value)
+    with pytest.raises(DoesNotFitError) as unknown:
+        require_fit(config, 0.05, "NVIDIA Unheard")
+    assert not any(name in str(unknown.value) for name in ("H100", "4090"))
 
 
 def test_sharding_takes_less_memory() -> None:
