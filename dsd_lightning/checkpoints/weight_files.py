@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from dsd_lightning.compute import finite
 
 STEM = "diffusion_pytorch_model"
 
@@ -113,10 +114,10 @@ def require_finite(value: Tensor, name: str, file: Path) -> None:
     Raises:
         OfficialWeightsError: naming tensor and file.
     """
-    if not torch.isfinite(value.float().sum()):  # a sum has a NaN or infinity wherever one of its terms has
-        raise OfficialWeightsError(
-            f"{file}: {name!r} holds NaN or infinite values; download it again, or train it again"
-        )
+    try:
+        finite.require_finite({name: value}, str(file), "download it again, or train it again")
+    except finite.NonFiniteError as error:
+        raise OfficialWeightsError(str(error)) from error
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
