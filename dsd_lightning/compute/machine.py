@@ -49,12 +49,12 @@ def keep_memory(top_pad: int = 256 * 2**20) -> bool:
 def fastest_precision() -> str:
     """Return "bf16-mixed" where matrices are multiplied in bfloat16 by hardware built for it, "32-true" elsewhere.
 
-    That is every CUDA device that PyTorch supports bfloat16 on, and CPUs with AMX (Intel Xeon since 2023). Other CPUs
-    compute bfloat16 no faster than float32, many of them far slower.
+    That is every CUDA device that PyTorch supports bfloat16 on, and CPUs with AMX (Intel Xeon since 2023) or AVX-512 BF16 (AMD
+    EPYC since 2022). Other CPUs compute bfloat16 no faster than float32, many of them far slower.
     """
     if torch.cuda.is_available():
         return HALF if torch.cuda.is_bf16_supported(including_emulation=False) else FULL
-    return HALF if torch.cpu._is_amx_tile_supported() else FULL
+    return HALF if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else FULL
 
 
 def require_precision(precision: str | int) -> None:

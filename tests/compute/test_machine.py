@@ -13,10 +13,15 @@ from dsd_lightning.compute import machine
 from dsd_lightning.compute.machine import FULL, HALF, compile_blocks, fastest_precision, keep_memory, uncompiled
 
 
-@pytest.mark.parametrize(("amx", "precision"), [(True, HALF), (False, FULL)])
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "precision"), [(True, True, HALF), (False, True, HALF), (False, False, FULL)]
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_half_precision_is_for_hardware_made_for_it(amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_is_for_hardware_made_for_it(
+    amx: bool, avx512_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     assert fastest_precision() == precision
 
 
