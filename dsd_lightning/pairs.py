@@ -85,6 +85,10 @@ class TextEmbeddings:
         """Return the same embeddings elsewhere."""
         return TextEmbeddings(self.sequence.to(device, dtype), self.pooled.to(device, dtype))
 
+    def rows(self, chosen: slice) -> TextEmbeddings:
+        """Return those of some prompts of the batch."""
+        return TextEmbeddings(self.sequence[chosen], self.pooled[chosen])
+
     def where(self, keep: Bool[Tensor, " b"], other: TextEmbeddings) -> TextEmbeddings:
         """Return these embeddings where `keep`, and those of `other` (batch 1 or b) elsewhere."""
         return TextEmbeddings(
@@ -122,6 +126,11 @@ class Condition:
     def with_text(self, text: TextEmbeddings) -> Condition:
         """Return the same condition under another text."""
         return replace(self, text=text)
+
+    def rows(self, chosen: slice) -> Condition:
+        """Return the condition of some images of the batch."""
+        reference = {name: value[chosen] for name, value in self.reference.items()}
+        return Condition(self.text.rows(chosen), self.guidance[chosen], reference)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ zero are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -86,6 +87,9 @@ def sample(
 ) -> Float[Tensor, "b c h w"]:
     """Return the clean canvas that the model generates from `noise` under `condition`.
 
+    Under a step cache (`Architecture.use_step_cache`) each kind of prediction reuses its own earlier ones; where the cache
+    decides by content, it does so for each image of the batch, so that an image does not depend on its neighbours.
+
     Args:
         null_text: embeddings of "no text" (batch 1 or that of `noise`), read only under text guidance.
         shift: timestep shift, evaluated at the full canvas's number of image tokens.
@@ -96,41 +100,83 @@ def sample(
     batch = noise.shape[0]
     image_tokens = architecture.image_tokens(noise)
     times = sampling_times(settings.num_inference_steps, shift(image_tokens))
-    batched = settings.batch_passes
-    if batched is None:
-        batched = batch * (image_tokens + condition.text.sequence.shape[1]) <= BATCHED_TOKENS
-    # Texts of unequal length cannot be in one batch.
-    batched = batched and null_text.sequence.shape[1] == condition.text.sequence.shape[1]
-    prepared: dict[tuple[float, tuple[str, ...]], tuple[Condition, State]] = {}
+    null_text = TextEmbeddings(null_text.sequence.expand(batch, -1, -1), null_text.pooled.expand(batch, -1))
+    predictor = _Predictor(architecture, condition, null_text, settings.batch_passes, image_tokens)
     canvas = noise
-    for index in range(settings.num_inference_steps):
-        guided = index >= settings.guidance_start
-        factors = guidance_factors(settings.image_guidance, settings.text_guidance) if guided else {"full": 1.0}
-        strength = 1.0 if reference_strength is None else float(reference_strength(index))
-        # FLUX's pipelines go by thousandths, and the embedding sees the last bit of it.
-        timestep = (times[index] * 1000 / 1000).to(canvas.device).expand(batch)
-        predicted = torch.zeros_like(canvas, dtype=torch.float32)
-        for names in [tuple(factors)] if batched else [(name,) for name in factors]:
-            if (strength, names) not in prepared:
-                joined = _join(_conditions(architecture, condition, null_text, batch, strength, names))
-                prepared[strength, names] = joined, architecture.prepare(joined)
-            joined, state = prepared[strength, names]
-            count = len(names)
-            together = architecture(canvas.repeat(count, 1, 1, 1), timestep.repeat(count), joined, state)
-            for name, each in zip(names, together.chunk(count), strict=True):
-                predicted += factors[name] * each.float()
-        canvas = euler_step(canvas, predicted, float(times[index]), float(times[index + 1]))
-        if on_step is not None:
-            replaced = on_step(index, canvas)
-            canvas = canvas if replaced is None else replaced
+    with architecture.one_call():
+        for index in range(settings.num_inference_steps):
+            guided = index >= settings.guidance_start
+            factors = guidance_factors(settings.image_guidance, settings.text_guidance) if guided else {"full": 1.0}
+            strength = 1.0 if reference_strength is None else float(reference_strength(index))
+            # FLUX's pipelines go by thousandths, and the embedding sees the last bit of it.
+            timestep = (times[index] * 1000 / 1000).to(canvas.device).expand(batch)
+            predicted = predictor.predict(canvas, timestep, factors, strength)
+            canvas = euler_step(canvas, predicted, float(times[index]), float(times[index + 1]))
+            if on_step is not None:
+                replaced = on_step(index, canvas)
+                canvas = canvas if replaced is None else replaced
     return canvas
+
+
+class _Predictor:
+    """Computes a step's passes, and keeps what they have in common with those of other steps.
+
+    Args:
+        null_text: of the condition's batch.
+        batch_passes: see `SamplerSettings`.
+        image_tokens: of the canvas.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        condition: Condition,
+        null_text: TextEmbeddings,
+        batch_passes: bool | None,
+        image_tokens: int,
+    ) -> None:
+        self.architecture, self.condition, self.null_text = architecture, condition, null_text
+        batch, text_tokens = null_text.sequence.shape[0], condition.text.sequence.shape[1]
+        cache = architecture.step_cache
+        one_by_one = cache is not None and cache.decides_by_content
+        self.parts = [slice(row, row + 1) for row in range(batch)] if one_by_one else [slice(0, batch)]
+        if batch_passes is None:
+            batch_passes = batch // len(self.parts) * (image_tokens + text_tokens) <= BATCHED_TOKENS
+        # Texts of unequal length cannot be in one batch.
+        self.batched = batch_passes and null_text.sequence.shape[1] == text_tokens
+        self._prepared: dict[tuple[int, float, tuple[str, ...]], tuple[Condition, State]] = {}
+
+    def predict(
+        self,
+        canvas: Float[Tensor, "b c h w"],
+        timestep: Float[Tensor, " b"],
+        factors: Mapping[str, float],
+        strength: float,
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the sum of the predictions that `factors` names, in float32; `strength` is the reference's."""
+        predicted = torch.zeros_like(canvas, dtype=torch.float32)
+        passes = [tuple(factors)] if self.batched else [(name,) for name in factors]
+        for rows, names in product(self.parts, passes):
+            key, count = (rows.start, strength, names), len(names)
+            if key not in self._prepared:
+                given = self.condition.rows(rows), self.null_text.rows(rows)
+                joined = _join(_conditions(self.architecture, *given, strength, names))
+                with self.architecture.one_pass("prepare", *key):
+                    self._prepared[key] = joined, self.architecture.prepare(joined)
+            joined, state = self._prepared[key]
+            with self.architecture.one_pass(*key):
+                together = self.architecture(
+                    canvas[rows].repeat(count, 1, 1, 1), timestep[rows].repeat(count), joined, state
+                )
+            for name, each in zip(names, together.chunk(count), strict=True):
+                predicted[rows] += factors[name] * each.float()
+        return predicted
 
 
 def _conditions(
     architecture: Architecture,
     condition: Condition,
     null_text: TextEmbeddings,
-    batch: int,
     strength: float,
     names: tuple[str, ...],
 ) -> list[Condition]:
@@ -138,9 +184,7 @@ def _conditions(
     if strength != 1:
         reference = {name: null[name] + strength * (value - null[name]) for name, value in condition.reference.items()}
         condition = replace(condition, reference=reference)
-    no_text = condition.with_text(
-        TextEmbeddings(null_text.sequence.expand(batch, -1, -1), null_text.pooled.expand(batch, -1))
-    )
+    no_text = condition.with_text(null_text)
     passes = {"null": replace(no_text, reference=null), "reference": no_text, "full": condition}
     return [passes[name] for name in names]
 

@@ -16,6 +16,7 @@ from benchmarks import (
     loader,
     random_models,
     reproduce,
+    step_caches,
     trainer,
     training_step,
 )
@@ -41,6 +42,25 @@ def test_the_kept_reference_is_measured_against_the_other_ways(
 def test_a_wrong_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kept_reference.main([f"base.model.path={tmp_path}"]) == 2
     assert "transformer" in capsys.readouterr().err
+
+
+def test_step_caches_are_measured_in_time_operations_and_quality(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "metrics.json"
+    names = ["none", "steps:1", "first_block:1000"]
+    assert step_caches.main(["--pairs", "2", "--steps", "3", "--settings", *names, "--out", str(file)]) == 0
+    settings = json.loads(file.read_text())["settings"]
+    assert list(settings) == names
+    assert settings["none"]["operations"] == settings["none"]["seconds"]["ratio"] == 1
+    assert settings["steps:1"]["operations"] == pytest.approx(1 / (2 + 2), rel=1e-3)  # the third step is guided
+    assert settings["steps:1"]["operations"] < settings["first_block:1000"]["operations"] < 1
+    assert all(0 <= each["identity_accuracy"] <= 1 and each["seconds"]["low"] > 0 for each in settings.values())
+    assert settings["none"]["rms_difference"] == 0 < settings["first_block:1000"]["rms_difference"]
+    printed = capsys.readouterr().out
+    assert "| no cache, 1 steps | 0.25 |" in printed
+    assert step_caches.main(["--settings", "mag:1"]) == 2
+    assert "step_cache=mag is unknown" in capsys.readouterr().err
 
 
 def test_a_training_step_is_measured_against_the_same_work(

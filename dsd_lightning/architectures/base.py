@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from dsd_lightning.flux import tokens
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.lora import Lora
 from dsd_lightning.flux.norms import keep_dtype_
+from dsd_lightning.flux.step_cache import StepCache, forgetting
 from dsd_lightning.pairs import TARGET, Condition, Encoded
 
 State = Mapping[str, Any]
@@ -35,6 +37,8 @@ class Architecture(ModelMixin, ConfigMixin):
     stock_pipeline: str | None = None
     """diffusers' pipeline that computes the same from the transformer alone, once what was trained is merged into it."""
     transformer: FluxTransformer2DModel
+    step_cache: StepCache | None = None
+    """What sampling reuses from step to step; see `use_step_cache`."""
 
     def __init__(self, transformer: FluxTransformer2DModel, train_base: bool = False) -> None:
         super().__init__()
@@ -193,6 +197,36 @@ class Architecture(ModelMixin, ConfigMixin):
             **extra,
         )[0]
         return output
+
+    # --- Reuse from step to step, in sampling.
+
+    def require_step_cache(self, cache: StepCache) -> None:
+        """Refuse, with a StepCacheError that names the remedy, a cache under which the prediction would be wrong."""
+
+    def use_step_cache(self, cache: StepCache | None) -> None:
+        """Let later calls of `sample` skip what `cache` can tell from earlier steps; with None, compute everything again.
+
+        Raises:
+            StepCacheError: a cache that this architecture cannot use.
+        """
+        if cache is not None:
+            self.require_step_cache(cache)
+        if self.transformer.is_cache_enabled:
+            self.transformer.disable_cache()
+        if cache is not None:
+            cache.enable(self.transformer)
+        self.step_cache = cache
+
+    def one_call(self) -> AbstractContextManager[None]:
+        """Return a context for one call of `sample`: the step cache, where there is one, is empty before and after."""
+        return nullcontext() if self.step_cache is None else forgetting(self.transformer)
+
+    def one_pass(self, *name: object) -> AbstractContextManager[None]:
+        """Return a context for a pass that reuses what earlier ones of the same name have left in the step cache."""
+        if self.step_cache is None:
+            return nullcontext()
+        context: AbstractContextManager[None] = self.transformer.cache_context(repr(name))
+        return context
 
     # --- What is trained, and how the work may be sharded.
 

@@ -18,6 +18,7 @@ from dsd_lightning.architectures.base import State
 from dsd_lightning.architectures.latent_reference import LatentReference
 from dsd_lightning.flux import tokens
 from dsd_lightning.flux.lora import Lora
+from dsd_lightning.flux.step_cache import FIRST_BLOCK, StepCache, StepCacheError
 from dsd_lightning.pairs import Condition
 
 
@@ -65,6 +66,18 @@ class ControlNet(LatentReference):
         yield from super().shard_units()
         yield from self.controlnet.transformer_blocks
         yield from self.controlnet.single_transformer_blocks
+
+    def require_step_cache(self, cache: StepCache) -> None:
+        """Refuse `first_block`: what it keeps of the skipped blocks holds the side network's outputs, added again.
+
+        Raises:
+            StepCacheError: naming the others.
+        """
+        if cache.kind == FIRST_BLOCK:
+            raise StepCacheError(
+                f"step_cache={cache}: diffusers' transformer adds the ControlNet's outputs between the blocks, also between "
+                "skipped ones, where they would count twice; choose taylor_seer or taylor_seer_lite for arch=controlnet"
+            )
 
     def _predict(
         self,

@@ -90,7 +90,7 @@ def _options(job: Job) -> dict[str, Any]:
 
 def provenance(pipeline: TwoFramePipeline, job: Job, seed: int, given: str | None = None) -> dict[str, Any]:
     """Return an image's metadata; `given` is the user's prompt, recorded if another one was used."""
-    facts = {
+    facts: dict[str, Any] = {
         "model": pipeline.config.model_name,
         "seed": seed,
         "prompt": job.text,
@@ -101,4 +101,6 @@ def provenance(pipeline: TwoFramePipeline, job: Job, seed: int, given: str | Non
         "steps": job.steps,
         "generated": True,
     }
+    if pipeline.transformer.step_cache is not None:
+        facts["step_cache"] = str(pipeline.transformer.step_cache)
     return facts if given in (None, job.text) else {**facts, "given_prompt": given}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsd_lightning.agents.presets import HELP
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.cli.flags import Flags
+from dsd_lightning.flux.step_cache import StepCache
 from dsd_lightning.generation.jobs import GenerationError, Job, parse_size
 
 if TYPE_CHECKING:
@@ -69,7 +70,15 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         "--sequential_offload", action="store_true", help="move one layer at a time: least memory, slowest"
     )
     machine.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="store the transformer in 8 or 4 bits")
-    machine.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    machine.add_argument(
+        "--compile", action="store_true", help="compile the transformer's blocks; pays over many images"
+    )
+    machine.add_argument(
+        "--step_cache",
+        metavar="KIND[:VALUE]",
+        help="skip work that earlier steps tell, at a cost in quality: first_block:THRESHOLD (default 0.05), "
+        "taylor_seer:INTERVAL or taylor_seer_lite:INTERVAL (steps, default 5)",
+    )
 
 
 def add_sampling_flags(group: argparse._ActionsContainer) -> None:
@@ -113,10 +122,10 @@ def add_agent_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def check_model(chosen: argparse.Namespace) -> None:
-    """Refuse model flags that exclude each other, or name no file.
+    """Refuse model and machine flags that exclude each other, or name no file or no step cache.
 
     Raises:
-        GenerationError: naming them.
+        GenerationError, StepCacheError: naming them.
     """
     if chosen.run is not None and any((chosen.model_path, chosen.base_path)):
         raise GenerationError("--run names a whole model: leave out --model_path and --base_path")
@@ -132,6 +141,10 @@ def check_model(chosen: argparse.Namespace) -> None:
         )
     if chosen.model_offload and chosen.sequential_offload:
         raise GenerationError("choose one of --model_offload and --sequential_offload")
+    if chosen.step_cache is not None:
+        cache = StepCache.parse(chosen.step_cache)
+        if chosen.compile:
+            cache.require_compilable()
     for name in ("model_path", "run"):
         path = getattr(chosen, name)
         if path is not None and not Path(path).exists() and not _HUB_ID.fullmatch(path):
@@ -159,6 +172,7 @@ def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
         "offload": offload,
         "device": chosen.device,
         "compile": chosen.compile,
+        "step_cache": chosen.step_cache,
         "merge_lora": not chosen.unmerged_lora,
     }
     if not is_miniature(chosen):

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dsd_lightning.flux.quantize import QuantizationError
+from dsd_lightning.flux.step_cache import StepCache
 from dsd_lightning.models.restore import FOUND, HUB_BASE, Loras
 from dsd_lightning.pipeline import loading, memory
 from dsd_lightning.pipeline.inputs import InputError
@@ -102,18 +103,21 @@ class LoadedPipeline(DiffusionPipeline):
         offload: memory.Offload | None = None,
         device: str | torch.device | None = None,
         compile: bool = False,
+        step_cache: str | StepCache | None = None,
     ) -> Pipeline:
-        """Quantise, place and compile the pipeline, in this order, and return it.
+        """Quantise, place and compile the pipeline, set up its step cache, in this order, and return it.
 
         Args:
             merge_lora: has no effect here: the loaders merge factors as they load them.
             quantize: 8- or 4-bit weights of the transformer's blocks.
             offload: keep weights in main memory, by part or layer by layer; needs a GPU.
             device: where to compute; the GPU, where there is one, if None.
-            compile: compile every block; the first image takes a minute longer.
+            compile: compile every kind of block; the first image of each size takes a minute longer.
+            step_cache: what sampling steps reuse of earlier ones, such as "first_block:0.1"; see `StepCache`.
 
         Raises:
             QuantizationError: the library is not installed, or factors are not merged.
+            StepCacheError: an unknown cache, or one that this architecture, or `compile`, does not go with.
             ValueError: an unknown offload, or a device that is not there.
         """
         if quantize is not None:
@@ -124,9 +128,15 @@ class LoadedPipeline(DiffusionPipeline):
             memory.quantize(self.transformer, quantize)
             self.quantized = True
         self.layer_by_layer = memory.place(self, offload, device) == "sequential"
+        cache = StepCache.parse(step_cache) if isinstance(step_cache, str) else step_cache
         if compile:
+            if cache is not None:
+                cache.require_compilable()
             for unit in self.transformer.shard_units():
-                unit.compile()
+                # Below the hooks of a step cache, whose decisions are Python's.
+                unit.forward = torch.compile(unit.forward)
+        if cache is not None:
+            self.transformer.use_step_cache(cache)
         return self
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:

@@ -127,6 +127,17 @@ def test_several_images_count_their_seeds_up(image: Path, out: Path) -> None:
     assert np.abs(difference).max() <= 1, "the third image of seed 7 is that of seed 9, whatever the batch"
 
 
+def test_a_step_cache_changes_the_image_and_is_in_its_metadata(image: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("plain.png", "cached.png")]
+    flags = ["--steps", "4", "--t_guidance", "2", "--num_images", "1"]
+    assert main(command(image, files[0], *flags)) == 0
+    TwoFramePipeline.tiny.cache_clear()  # type: ignore[attr-defined]
+    assert main(command(image, files[1], *flags, "--step_cache", "first_block:0.5")) == 0
+    facts = [read_provenance(file) for file in files]
+    assert facts[1] == {**(facts[0] or {}), "step_cache": "first_block:0.5"}
+    assert (pixels(files[0]) != pixels(files[1])).any()
+
+
 def test_a_random_seed_is_printed_and_gives_the_same_image(
     image: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +283,10 @@ def test_offload_without_a_gpu_is_a_warning(
         (["--sheet", "1;2"], "give image guidances, a slash"),
         (["--sheet", "nan,inf/1"], "must be finite"),
         (["--jobs", "jobs.csv"], "--jobs brings its own"),
+        (["--step_cache", "mag"], "step_cache=mag is unknown; choose one of first_block, taylor_seer"),
+        (["--step_cache", "taylor_seer", "--compile"], "step_cache=taylor_seer:5 works inside of the blocks"),
+        (["--num_images", "1000000"], "num_images=1000000 must be at most 10000"),
+        (["--size", "32x99999"], "and at most 16384"),
     ],
 )
 def test_refused_flags(
