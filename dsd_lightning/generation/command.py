@@ -58,14 +58,19 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.write(f"\n{_printable(message)}\n")
     return code
 
 
 def say(message: str) -> None:
     """Write a line for the user."""
-    sys.stdout.write(message + "\n")
+    sys.stdout.write(_printable(message) + "\n")
     sys.stdout.flush()
+
+
+def _printable(message: str) -> str:
+    """Return a text whose control characters, which a terminal would obey, are written as Python writes them."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in message)
 
 
 def _run(chosen: Any) -> None:
@@ -91,7 +96,7 @@ def _run(chosen: Any) -> None:
         prefix = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
         if text != own:
             say(f"{prefix}prompt: {text}")
-        _generate(pipeline, job, own, guidances, metadata=not chosen.no_metadata)
+        _generate(pipeline, job, own, guidances, metadata=not chosen.no_metadata, keep=chosen.jobs is not None)
         outputs = job.outputs() if guidances is None else [job.output]
         say(f"{prefix}{', '.join(map(str, outputs))} (seed {job.seed})")
 
@@ -109,8 +114,14 @@ def _jobs(chosen: Any) -> list[Job]:
 
 
 def _generate(
-    pipeline: TwoFramePipeline, job: Job, given: str, guidances: tuple[list[float], list[float]] | None, metadata: bool
+    pipeline: TwoFramePipeline,
+    job: Job,
+    given: str,
+    guidances: tuple[list[float], list[float]] | None,
+    metadata: bool,
+    keep: bool,
 ) -> None:
+    """Generate and write the images of a job; `keep` leaves images that exist as they are."""
     from dsd_lightning.generation.generate import generate, generate_sheet, provenance
     from dsd_lightning.generation.provenance import save_image
     from dsd_lightning.images.pixels import load_rgb
@@ -118,6 +129,8 @@ def _generate(
     reference = load_rgb(job.image)
     if guidances is None:
         for result, output in zip(generate(pipeline, job, reference), job.outputs(), strict=True):
+            if keep and output.is_file():
+                continue
             save_image(result.image, output, provenance(pipeline, job, result.seed, given) if metadata else None)
         return
     image, text = guidances

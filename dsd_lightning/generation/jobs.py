@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,12 @@ from typing import Any
 from dsd_lightning.files.listing import is_url
 from dsd_lightning.files.rows import Row, Table
 from dsd_lightning.generation.provenance import FORMATS
+
+MOST_IMAGES, MOST_STEPS, LARGEST_SIDE = 10_000, 10_000, 16_384
+"""Of a job, and of a frame in pixels: more is a mistake, or somebody's malice, that would fill the memory."""
+
+LONGEST_NAME = 255
+"""Bytes of a file's or folder's name, on all usual file systems."""
 
 
 class GenerationError(ValueError):
@@ -45,12 +52,20 @@ class Job:
         for name, path in (("image_path", self.image), ("output_path", self.output)):
             if is_url(str(path)):
                 raise GenerationError(f"{name}={path} is a URL: give a file of this machine (download the image first)")
+            if "\0" in str(path) or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+                raise GenerationError(
+                    f"{name}={str(path)[:100]}: no file has such a name; at most {LONGEST_NAME} bytes, none of them zero"
+                )
         if not self.text.strip():
             raise GenerationError(f"text={self.text!r} for {self.output} is empty: describe the image")
         if self.output.suffix.lower() not in FORMATS:
             raise GenerationError(f"output_path={self.output}: images are written as {', '.join(FORMATS)}")
         if self.num_images < 1 or (self.steps is not None and self.steps < 1):
             raise GenerationError(f"num_images={self.num_images} and steps={self.steps} must be at least 1")
+        if self.num_images > MOST_IMAGES or (self.steps or 1) > MOST_STEPS:
+            raise GenerationError(
+                f"num_images={self.num_images} must be at most {MOST_IMAGES}, and steps={self.steps} at most {MOST_STEPS}"
+            )
         if not -1 <= self.seed <= 2**63 - self.num_images:
             raise GenerationError(f"seed={self.seed} must be >= 0 and below 2**63, or -1 for a random one")
         given = [value for value in (self.guidance, self.i_guidance, self.t_guidance) if value is not None]
@@ -92,8 +107,10 @@ def parse_size(text: Any) -> tuple[int, int] | None:
         sides = [int(side) for side in str(text).lower().split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise GenerationError(f"size={text}: give SIDE or HEIGHTxWIDTH in pixels, such as 512 or 512x768")
+    if len(sides) not in (1, 2) or min(sides) < 1 or max(sides) > LARGEST_SIDE:
+        raise GenerationError(
+            f"size={text}: give SIDE or HEIGHTxWIDTH in pixels, such as 512 or 512x768, and at most {LARGEST_SIDE}"
+        )
     return sides[0], sides[-1]
 
 
@@ -180,6 +197,8 @@ def _job(row: Row, defaults: dict[str, Any]) -> Job:
     for name in ("image", "output"):
         values[name] = row.file.parent / values[name]
     try:
-        return Job(**(defaults | values))
+        job = Job(**(defaults | values))
+        # Not x/../o.png, which is there only once x is, and then is o.png.
+        return replace(job, output=job.output.parent.resolve() / job.output.name) if ".." in job.output.parts else job
     except GenerationError as error:
         raise GenerationError(f"{row.where}: {error}") from error

@@ -57,9 +57,10 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
     """
     kind = ["small"] if studio.pipeline.config.default_size < SMALL else []
     image, text = examples[0] if examples else (None, "")
+    model = studio.name.replace("`", "'")  # shown as it is, whatever a folder is called
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
         gr.Markdown(
-            f"# {TITLE}\nGenerates an image of a reference's subject from a text. Model: {studio.name}."
+            f"# {TITLE}\nGenerates an image of a reference's subject from a text. Model: `{model}`."
             + (" It was trained on 64 x 64 pixel images of a small synthetic world." if studio.miniature else "")
         )
         with gr.Row(elem_id="main"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -86,8 +87,13 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        while font.getlength(word) > width:
-            fits = max(1, sum(font.getlength(word[:end]) <= width for end in range(1, len(word) + 1)))
+        while len(word) > width or font.getlength(word) > width:
+            fits = max(
+                1,
+                bisect_right(
+                    range(1, min(len(word), width) + 1), float(width), key=lambda end: font.getlength(word[:end])
+                ),
+            )
             lines.append(word[:fits])
             word = word[fits:]
         if word:

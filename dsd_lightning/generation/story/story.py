@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from PIL import Image
-from pydantic import ConfigDict, StrictInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dsd_lightning.files.atomic import write_json
 from dsd_lightning.files.text import read_text
 from dsd_lightning.generation.jobs import GenerationError, one_line
+from dsd_lightning.generation.story.arguments import FEWEST, MOST
 
 HOW = (
     "Change any text or seed and run the same command again: changed panels are generated again. An emptied text is "
@@ -22,7 +23,10 @@ HOW = (
 )
 """First entry of the file."""
 
-_STRICT = ConfigDict(extra="forbid")
+LONGEST = 5000
+"""Letters of a text in the file: a longer caption would make a page that no program opens."""
+
+_STRICT = ConfigDict(extra="forbid", str_max_length=LONGEST)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -34,7 +38,7 @@ class Panel:
 
     caption: str
     prompt: str
-    seed: StrictInt = 0
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -49,7 +53,7 @@ class Story:
         panels: the panels, each of which makes sense alone (step 3).
     """
 
-    panel_count: StrictInt
+    panel_count: Annotated[StrictInt, Field(ge=FEWEST, le=MOST)]
     idea: str = ""
     character: str = ""
     story: list[str] = field(default_factory=list)
@@ -99,7 +103,7 @@ def read_story(file: Path) -> Story:
     """
     try:
         content = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of json, or of Python, which reads no integers of 4,300 digits
         raise GenerationError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise GenerationError(f"{file}: a JSON object is needed")
@@ -136,7 +140,8 @@ def _message(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         return f"{place} is an unknown entry; remove it or correct its name"
     text = error["msg"].removeprefix("Input ")
-    return f"{place}={error['input']!r} {text}"
+    shown = repr(error["input"])
+    return f"{place}={shown if len(shown) < 100 else shown[:100] + '...'} {text}"
 
 
 def next_step(story: Story) -> str | None:
