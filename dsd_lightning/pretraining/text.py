@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -29,7 +30,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from dsd_lightning.files.atomic import replacing_folder, write_json
+from dsd_lightning.files.atomic import replacing, replacing_folder, write_json
+from dsd_lightning.files.folders import write_tensors
 from dsd_lightning.pretraining.fitting import warmed_up_cosine
 from dsd_lightning.pretraining.labelled_captions import (
     ATTRIBUTES,
@@ -187,6 +189,10 @@ def measure(
     return found
 
 
+CLIP_WEIGHTS, PREFIX = "model.safetensors", "text_model."
+"""Name of CLIP's weights in its folder, and how their keys begin."""
+
+
 def save(
     output: Path, reader: CaptionReader, clip_tokenizer: CLIPTokenizer, t5_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -201,8 +207,19 @@ def save(
         t5_tokenizer.save_pretrained(folder)
     with replacing_folder(output / "text_encoder") as folder:
         reader.clip.save_pretrained(folder)
+        write_published_keys(folder / CLIP_WEIGHTS)
     with replacing_folder(output / "text_encoder_2") as folder:
         reader.t5.save_pretrained(folder)
+
+
+def write_published_keys(file: Path) -> None:
+    """Rename the keys of CLIP's weights in `file` to those of published checkpoints, `text_model.*`; values stay as they are.
+
+    transformers 5 reads both and writes them without the prefix, which its versions before 5 (4.48) cannot read.
+    """
+    with replacing(file) as partial:
+        weights = {f"{PREFIX}{name.removeprefix(PREFIX)}": value for name, value in load_file(file).items()}
+        write_tensors(partial, weights, {"format": "pt"})
 
 
 @hydra.main(config_path="../../conf/pretraining", config_name="text", version_base="1.3")

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.commands import ROOT, run
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast, T5EncoderModel
 
 from dsd_lightning.miniature.captions import instruction, lighting
 from dsd_lightning.miniature.world import draw_context
 from dsd_lightning.pretraining.labelled_captions import ATTRIBUTES, KINDS, draw_caption
-from dsd_lightning.pretraining.text import main
+from dsd_lightning.pretraining.text import main, write_published_keys
 from dsd_lightning.pretraining.tokenizers import DROPPED_WORDS
 
 BASE = ROOT / "assets" / "tiny-flux"
@@ -94,6 +96,29 @@ def test_clip_pools_at_the_end_of_each_caption(clip_tokenizer: CLIPTokenizer) ->
     torch.testing.assert_close(found.pooler_output[:1], alone, rtol=0, atol=1e-5)
 
 
+def published_keys(file: Path) -> bool:
+    with safe_open(file, "pt") as weights:
+        return all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118  (it is no mapping)
+
+
+def test_the_shipped_clip_has_the_keys_that_every_version_of_transformers_reads() -> None:
+    file = BASE / "text_encoder" / "model.safetensors"
+    assert published_keys(file)
+    _, report = CLIPTextModel.from_pretrained(file.parent, output_loading_info=True)
+    assert not any(report.values()), "a key is missing or left over"
+
+
+def test_renaming_keys_changes_no_value_and_may_be_repeated(tmp_path: Path) -> None:
+    file, values = tmp_path / "model.safetensors", {"a.weight": torch.randn(3), "text_model.b": torch.randn(2)}
+    save_file(values, file)
+    for _ in range(2):
+        write_published_keys(file)
+        found = load_file(file)
+        assert found.keys() == {"text_model.a.weight", "text_model.b"}
+        assert torch.equal(found["text_model.a.weight"], values["a.weight"])
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
 def test_t5_states_have_unit_scale_and_know_the_role_of_a_word(t5_tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = T5EncoderModel.from_pretrained(BASE / "text_encoder_2")
     as_place = [
@@ -151,4 +176,5 @@ def test_command_writes_all_four_folders_and_repeats_itself(tmp_path: Path) -> N
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(FOLDERS)
         weights.append([path.read_bytes() for path in sorted((tmp_path / name).glob("*/*"))])
     assert weights[0] == weights[1]
+    assert published_keys(tmp_path / "second" / "text_encoder" / "model.safetensors")
     assert (tmp_path / "work" / "accuracy.json").exists()
