@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dsd_lightning.distillation.labels import prepare
-from dsd_lightning.distillation.records import SIDES, DistillationError, Outcome, Record
+from dsd_lightning.distillation.records import SIDES, DistillationError, Outcome, Record, Rejection
+from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.store import IMAGES, RECORDS, Store
 
 
@@ -73,3 +74,14 @@ def test_the_page_of_labels_escapes_names(tmp_path: Path) -> None:
     page = prepare(tmp_path, 1, "ada<script>", 0).read_text()
     assert "<script>alert" not in page
     assert page.count("<script>") == 1, "its own"
+
+
+def test_the_report_escapes_what_records_say(tmp_path: Path) -> None:
+    script = '"><script>alert(1)<script>'
+    root = tmp_path / "run<script>"
+    record = Record("pair-2", {"same": True, "confidence": 1.0, "words": [script]}, {}, {side: png() for side in SIDES})
+    rejected = Rejection(Record(script, {}, {}, {side: png() for side in SIDES}), script, script)
+    Store(root).write("verify", 0, "key", 2, Outcome([record], [rejected]), 1.0)
+    page = write_report(root, ["verify"], {script: 1}).read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;" in page

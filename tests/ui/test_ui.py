@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +85,27 @@ def test_a_client_gets_the_image_of_the_command(client: Any, image: str, tmp_pat
     assert command(["--image_path", image, "--text", prompt, "--output_path", str(out), *flags]) == 0
     difference = np.asarray(Image.open(out), dtype=int) - np.asarray(Image.open(result), dtype=int)
     assert np.abs(difference).max() <= 1
+
+
+def test_the_documented_client_gets_an_image(page: tuple[str, Any], image: str) -> None:
+    (block,) = re.findall(r"```python\n(from gradio_client.*?)```", (ROOT / "docs" / "use.md").read_text(), re.DOTALL)
+    for name, here in (("http://127.0.0.1:7860", page[0]), ("a.png", image), ("steps=28", "steps=1")):
+        assert name in block
+        block = block.replace(name, here)
+    given: dict[str, Any] = {}
+    exec(block, given)
+    assert Image.open(given["result"]).size == (64, 64)
+    assert given["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", str(ROOT / "setup.cfg"), "setup.cfg", "../setup.cfg", "%2e%2e/setup.cfg"]
+)
+@pytest.mark.parametrize("route", ["gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", ""])
+def test_no_file_outside_of_the_pages_own_is_served(page: tuple[str, Any], route: str, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{page[0].rstrip('/')}/{route}{path}", timeout=PATIENCE)
+    assert refusal.value.code in (400, 403, 404, 405)
 
 
 def test_a_random_seed_is_returned(client: Any, image: str) -> None:
@@ -295,7 +319,6 @@ def test_a_phone_shows_prompt_and_button_first_and_nothing_is_cut_off(tmp_path: 
 @pytest.mark.long
 def test_the_command_serves_and_prints_its_address(tmp_path: Path) -> None:
     import socket
-    import urllib.request
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -87,8 +87,8 @@ def to_latex(tables: Sequence[Table]) -> str:
     """Return tables for LaTeX (packages booktabs and makecell)."""
     blocks = []
     for table in tables:
-        groups = ["", *(f"\\multicolumn{{{count}}}{{c}}{{{name}}}" for name, count in _spans(table))]
-        rows = [["Method", *(heading.replace(" x ", r" $\times$ ") for _, heading in table.columns)]]
+        groups = ["", *(f"\\multicolumn{{{count}}}{{c}}{{{name.translate(_LATEX)}}}" for name, count in _spans(table))]
+        rows = [["Method", *(heading.translate(_LATEX).replace(" x ", r" $\times$ ") for _, heading in table.columns)]]
         body = [
             [name.translate(_LATEX), *(_latex_cell(tuple(filter(None, cell))) for cell in cells)]
             for name, cells in table.rows
