@@ -3,7 +3,7 @@
     python -m benchmarks.step_caches                                        256 held-out characters, 16 steps
     python -m benchmarks.step_caches --pairs 32 --settings none first_block:0.2 steps:8
 
-Generates the same pairs from the same noise under every setting, image by image, the settings in turns, each pair in another
+Generates the same pairs from the same noise under every setting, image by image, the settings alternating, each pair in another
 order. A setting is a cache as `--step_cache` names it, or `steps:N`: no cache and N steps, which is the plain way to the same
 time. Printed are the share of the transformer's operations (over the first pairs), seconds an image over those without a
 cache (median of the pairs' ratios, with a 95% interval), the task's metrics, and how far the images are from those without a

@@ -27,7 +27,7 @@ NEVER = {"first_block:1e-12": STEPS, "taylor_seer:2": FULL_STEPS, "taylor_seer_l
 
 
 class Halved(Codec):
-    """Latents that are averages of pixels: as quick as can be."""
+    """Latents that are means of pixels: as quick as can be."""
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
