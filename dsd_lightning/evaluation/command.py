@@ -22,7 +22,7 @@ from dsd_lightning.evaluation.scores.comparison import compare
 from dsd_lightning.evaluation.scores.estimates import Scores, collect
 from dsd_lightning.evaluation.scores.formats import to_csv, to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.scores.tables import tables
-from dsd_lightning.evaluation.stories.command import score_stories
+from dsd_lightning.evaluation.stories import command as stories
 from dsd_lightning.evaluation.stories.dataset import StoryBenchmark
 from dsd_lightning.files.atomic import write_text
 
@@ -34,7 +34,7 @@ def score(config: DictConfig) -> str:
     tidy()
     benchmark = instantiate(config.benchmark)
     if isinstance(benchmark, StoryBenchmark):
-        return score_stories(config, benchmark)
+        return stories.score_stories(config, benchmark)
     rule = require_rule(config.rule)
     measures = tuple(config.protocol.measures)
     rubrics = Rubrics(config.rubrics, measures)
@@ -63,10 +63,15 @@ def score(config: DictConfig) -> str:
 
 
 def table(config: DictConfig) -> str:
-    """Make one table of several methods' judgements, and compare each with the first; return it for the terminal."""
+    """Make one table of several methods' judgements, and compare each with the first; return it for the terminal.
+
+    Rows that end in .json are scores on stories (`stories.command.table`).
+    """
     rule = require_rule(config.rule)
     if not config.rows:
         raise EvaluationError("rows=[]: give files of judgements, such as rows=[a.jsonl,b.jsonl]")
+    if all(str(file).endswith(".json") for file in config.rows):
+        return stories.table(config)
     rows = []
     for file in map(Path, config.rows):
         if not file.is_file():

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from support.llm.agent_parts import agent_of
 from support.llm.rehearsals import ROOT, Stand
@@ -30,13 +32,20 @@ from torch import Tensor
 
 from dsd_lightning.agents import Sampling
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
-from dsd_lightning.evaluation.command import score
+from dsd_lightning.evaluation.command import score, table
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.samples.result_folder import save_jpeg
-from dsd_lightning.evaluation.stories.alignment import DIMENSIONS, AlignmentJudging, AlignmentRubrics
-from dsd_lightning.evaluation.stories.characters import characters_of, occm
+from dsd_lightning.evaluation.stories.alignment import (
+    DIMENSIONS,
+    SINGLE,
+    AlignmentJudging,
+    AlignmentRubrics,
+    Cutouts,
+    SingleActionJudging,
+)
+from dsd_lightning.evaluation.stories.characters import cast_of, characters_of, crops, occm
 from dsd_lightning.evaluation.stories.dataset import StoryBenchmark, vistorybench
 from dsd_lightning.evaluation.stories.outputs import StoryImages
 from dsd_lightning.evaluation.stories.report import alignment
@@ -337,6 +346,7 @@ def test_a_miniature_copy_of_the_dataset_is_scored_offline(tmp_path: Path) -> No
     assert "ViStoryBench. Judge: miniature-judge-1." in printed
     assert all(heading in printed for heading in ("Style", "CIDS", "Alignment", "OCCM", "Copy-paste"))
     assert "2 stories" in printed
+    assert "characters: miniature silhouettes" in printed
     lines = (tmp_path / "out" / "tables" / "copies.csv").read_text().splitlines()
     values = {line.split(",")[1]: line.split(",")[2:] for line in lines[1:]}
     assert float(values["style_cross"][0]) == pytest.approx(1, abs=1e-3)  # each shot is its reference
@@ -353,6 +363,89 @@ def test_a_miniature_copy_of_the_dataset_is_scored_offline(tmp_path: Path) -> No
         run(tmp_path, *given, "protocol=dreambenchpp")
     with pytest.raises(EvaluationError, match=r"story\.style=vgg: choose pixels, clip"):
         run(tmp_path, *given, "story.style=vgg")
+
+
+def test_each_characters_own_action_is_judged_on_its_cutout(tmp_path: Path) -> None:
+    stories.write(tmp_path / "dataset", stories=2, shots=2)
+    benchmark = vistorybench(tmp_path / "dataset")
+    samples = StoryImages(tmp_path / "samples")
+    for case in benchmark.cases():
+        samples.write(case, Image.open(case.subject.reference), noise(0))
+    given = ["method=images", "method.name=copies", f"method.samples={tmp_path / 'samples'}"]
+    printed = run(tmp_path, *given, "story.single_character_action=true")
+    assert "Single" in printed
+    names = [file.name for file in sorted((tmp_path / "out" / "characters" / "copies" / "01").iterdir())]
+    assert names == ["shot_01-Character A.png", "shot_02-Character B.png"]
+    record = Record(tmp_path / "out" / "judgements" / "copies.characters.jsonl").latest()
+    assert {(each.measure, each.copy) for each in record} == {("single_character_action", 0)}
+    assert record[0].text.endswith("\nEvaluated Character Name is Character A")
+    assert json.loads(record[0].setup)["image_detail"] == "low"
+    with pytest.raises(EvaluationError, match=r"story\.single_character_action=true.*needs"):
+        run(tmp_path, *given, "story.single_character_action=true", "story.identity=null")
+
+
+def test_single_actions_are_averaged_by_shot_and_enter_the_mean(dataset: Path, tmp_path: Path) -> None:
+    with agent_of(Stand(lambda text: "Score: 1" if "Name is Ann" in text else "Score: 4"), tmp_path) as agent:
+        asks, benchmark = judging(dataset, tmp_path, agent, Protocol(DIMENSIONS, image_side=32))
+        samples = images_of(benchmark, tmp_path / "out")
+        rubrics = AlignmentRubrics.read(None, (*DIMENSIONS, SINGLE))
+        record = Record(tmp_path / "characters.jsonl")
+        closer = SingleActionJudging(agent, rubrics, asks.protocol, record, (), benchmark)
+        cutouts = Cutouts(tmp_path / "cutouts", "method", benchmark)
+        for story in benchmark.stories:
+            cutouts.add(story.name, cast_of(story, samples.shots(story.name), Halves(), Projection()).cutouts)
+        judgements = closer.run(cutouts, cutouts.cases, estimate=False)
+        # Shots of Ann, of both, and of Bob; Nobody has no references.
+        assert [(each.prompt, each.copy) for each in judgements if each.subject == "02"] == [
+            (1, 0),
+            (2, 0),
+            (2, 1),
+            (5, 0),
+        ]
+        both = alignment(judgements + asks.run(samples, benchmark.cases(), estimate=False))
+    assert both[SINGLE].mean == pytest.approx((1 + (1 + 4) / 2 + 4) / 3)
+    assert both["alignment"].mean == pytest.approx((4 + 4 + 4 + both[SINGLE].mean) / 4)
+
+
+def test_methods_are_compared_in_one_table_and_refused_if_measured_otherwise(tmp_path: Path) -> None:
+    stories.write(tmp_path / "dataset", stories=3, shots=2)
+    benchmark = vistorybench(tmp_path / "dataset")
+    for name in ("copies", "noise"):
+        samples = StoryImages(tmp_path / name)
+        for number, case in enumerate(benchmark.cases()):
+            samples.write(case, Image.open(case.subject.reference) if name == "copies" else noise(number), noise(0))
+        given = ["method=images", f"method.name={name}", f"method.samples={tmp_path / name}", "story.alignment=false"]
+        run(tmp_path, *given)
+    rows = [str(tmp_path / "out" / "scores" / f"{name}.json") for name in ("copies", "noise")]
+    settings = {"rule": "sample", "coverage": 0.95, "out": str(tmp_path / "tables"), "name": "both"}
+    printed = table(OmegaConf.create({"rows": rows, **settings}))
+    assert re.search(r"^copies .*^noise ", printed, re.MULTILINE | re.DOTALL)
+    text = (tmp_path / "tables" / "both.txt").read_text()
+    assert re.search(r"style_cross: copies - noise = \+\d\.\d+ .*, p = 0\.\d+ \(permutation over 3 stories\)", text)
+    assert len((tmp_path / "tables" / "both.csv").read_text().splitlines()) == 1 + 2 * 6
+    run(tmp_path, *given, "story.style=null")
+    with pytest.raises(EvaluationError, match=r"rows of different style cannot be in one table.*: none and pixel"):
+        table(OmegaConf.create({"rows": rows, **settings}))
+    with pytest.raises(EvaluationError, match="there is no file"):
+        table(OmegaConf.create({"rows": [rows[0], "x.json"], **settings}))
+    Path(rows[1]).write_text("[]")
+    with pytest.raises(EvaluationError, match="no file of a method's scores on stories"):
+        table(OmegaConf.create({"rows": rows, **settings}))
+
+
+def test_cutouts_have_the_published_pixels() -> None:
+    """Its code cuts centre and size to whole pixels, and Pillow rounds corners to the even number."""
+
+    class Odd:
+        name = "odd"
+
+        def boxes(self, image: Image.Image) -> list[Box]:
+            return [(0.5, 1.2, 12.4, 20.9), (-9.0, 3.0, 60.0, 9.0), (50.0, 3.0, 60.0, 9.0)]
+
+    image = noise(1)
+    found = crops(image, Odd())
+    expected = [image.crop(box) for box in ((0, 2, 12, 20), (0, 3, 40, 9))]
+    assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
 
 
 @pytest.mark.long

@@ -61,6 +61,25 @@ def occm(expected: int, found: int) -> float:
     return 100 * math.exp(-abs(found - expected) / (_EPSILON + expected))
 
 
+@dataclass(frozen=True)
+class Cast:
+    """Who was found in the shots of a story.
+
+    Attributes:
+        matches: OCCM of each shot with characters.
+        references: cut-outs of a character's references, or these whole where nothing was found in any.
+        known: their embeddings.
+        cutouts: of a shot's characters, by number of the shot and key, in the order of the script.
+        vectors: embeddings of a character's cut-outs, shot by shot; none of one who was never found.
+    """
+
+    matches: Sequence[float]
+    references: Mapping[str, Sequence[Image.Image]]
+    known: Mapping[str, Tensor]
+    cutouts: Mapping[int, Mapping[str, Image.Image]]
+    vectors: Mapping[str, Sequence[Tensor]]
+
+
 def characters_of(
     story: Story, images: Mapping[int, Path], detector: Detector, encoder: Encoder | None
 ) -> CharacterScores:
@@ -72,63 +91,80 @@ def characters_of(
         detector: of characters.
         encoder: of identity; None measures OCCM alone.
     """
+    return scores_of(cast_of(story, images, detector, encoder), encoder)
+
+
+def cast_of(story: Story, images: Mapping[int, Path], detector: Detector, encoder: Encoder | None) -> Cast:
+    """Return the characters of one story that are found, matched to the script's; see `characters_of`.
+
+    Characters are assigned to cut-outs so that the sum of their greatest similarities to a reference is greatest.
+    """
     matches: list[float] = []
-    crops: dict[int, list[Image.Image]] = {}
+    shown: dict[int, list[Image.Image]] = {}
     staged = [shot for shot in story.shots if shot.index in images and shot.on_stage]
     for shot in staged:
-        crops[shot.index] = _crops(load_rgb(images[shot.index]), detector)
-        matches.append(occm(len(shot.on_stage), len(crops[shot.index])))
-    mean = float(np.mean(matches)) if matches else math.nan
+        shown[shot.index] = crops(load_rgb(images[shot.index]), detector)
+        matches.append(occm(len(shot.on_stage), len(shown[shot.index])))
     if encoder is None or not staged:
-        return CharacterScores(mean)
+        return Cast(matches, {}, {}, {}, {})
     references = {key: _reference_crops(each, detector) for key, each in story.characters.items() if each.references}
     known = {key: encoder.images(each) for key, each in references.items()}
-    found: dict[str, list[Tensor]] = {key: [] for key in story.characters}
+    vectors: dict[str, list[Tensor]] = {key: [] for key in story.characters}
+    cutouts: dict[int, dict[str, Image.Image]] = {}
     for shot in staged:
-        if not crops[shot.index]:
-            continue
-        vectors = encoder.images(crops[shot.index])
         keys = [key for key in shot.on_stage if key in known]
-        if keys:
-            likeness = torch.stack([(vectors @ known[key].T).amax(dim=1) for key in keys]).numpy()
-            for row, column in zip(*linear_sum_assignment(-likeness), strict=True):
-                found[keys[row]].append(vectors[column])
-    return CharacterScores(mean, *_identity(found, known, references, encoder))
+        if not shown[shot.index] or not keys:
+            continue
+        found = encoder.images(shown[shot.index])
+        likeness = torch.stack([(found @ known[key].T).amax(dim=1) for key in keys]).numpy()
+        cutouts[shot.index] = {}
+        for row, column in zip(*linear_sum_assignment(-likeness), strict=True):
+            vectors[keys[row]].append(found[column])
+            cutouts[shot.index][keys[row]] = shown[shot.index][column]
+    return Cast(matches, references, known, cutouts, vectors)
 
 
-def _identity(
-    found: Mapping[str, Sequence[Tensor]],
-    known: Mapping[str, Tensor],
-    references: Mapping[str, Sequence[Image.Image]],
-    encoder: Encoder,
-) -> tuple[float, float, float]:
-    """Return cross and self similarity and the copy-paste rate, over all characters of the script."""
+def scores_of(cast: Cast, encoder: Encoder | None) -> CharacterScores:
+    """Return the scores of one story's cast, whose identity was measured by `encoder`."""
+    mean = float(np.mean(cast.matches)) if cast.matches else math.nan
+    if encoder is None or not cast.vectors:
+        return CharacterScores(mean)
     cross, own, copied = [], [], []
-    for key, each in found.items():
+    for key, each in cast.vectors.items():
         if not each:
             cross.append(0.0)
             own.append(0.0)
             continue
         vectors = torch.stack(list(each))
-        cross.append(float((vectors @ known[key].T).mean()))
+        cross.append(float((vectors @ cast.known[key].T).mean()))
         own.append(mean_of_pairs(vectors) if len(vectors) > 1 else 1.0)
-        first = references[key][0]
+        first = cast.references[key][0]
         sides = encoder.images([first, ImageOps.mirror(first)])
         copied.append(float(((vectors @ sides.T).clamp(-1, 1) / _TEMPERATURE).softmax(dim=1)[:, 0].mean()))
-    return float(np.mean(cross)), float(np.mean(own)), float(np.mean(copied)) if copied else math.nan
+    copy_paste = float(np.mean(copied)) if copied else math.nan
+    return CharacterScores(mean, float(np.mean(cross)), float(np.mean(own)), copy_paste)
 
 
-def _crops(image: Image.Image, detector: Detector) -> list[Image.Image]:
+def crops(image: Image.Image, detector: Detector) -> list[Image.Image]:
+    """Return the cut-outs of what is found, to the pixel as published: whole centres and sizes, corners rounded to even."""
+    wide, high = image.size
     found = []
     for left, top, right, bottom in detector.boxes(image):
-        box = max(0, int(left)), max(0, int(top)), min(image.width, int(right)), min(image.height, int(bottom))
-        if box[0] < box[2] and box[1] < box[3]:
-            found.append(image.crop(box))
+        x, y, width, height = int((left + right) / 2), int((top + bottom) / 2), int(right - left), int(bottom - top)
+        box = (
+            max(0.0, x - width / 2),
+            max(0.0, y - height / 2),
+            min(float(wide), x + width / 2),
+            min(float(high), y + height / 2),
+        )
+        left, top, right, bottom = map(round, box)
+        if left < right and top < bottom:
+            found.append(image.crop((left, top, right, bottom)))
     return found
 
 
 def _reference_crops(character: Character, detector: Detector) -> list[Image.Image]:
     """Return the surest find in each reference; all references whole if there is none in any."""
     images = [load_rgb(file) for file in character.references]
-    crops = [found[0] for image in images if (found := _crops(image, detector))]
-    return crops or images
+    found = [cutouts[0] for image in images if (cutouts := crops(image, detector))]
+    return found or images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,16 @@ from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.samples.generate import make
 from dsd_lightning.evaluation.scores.formats import to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.similarity.encoders import Encoder, Pixels
-from dsd_lightning.evaluation.stories.alignment import DIMENSIONS, AlignmentJudging, AlignmentRubrics
-from dsd_lightning.evaluation.stories.characters import Detector, characters_of
+from dsd_lightning.evaluation.stories.alignment import (
+    DIMENSIONS,
+    SINGLE,
+    AlignmentJudging,
+    AlignmentRubrics,
+    Cutouts,
+    SingleActionJudging,
+)
+from dsd_lightning.evaluation.stories.characters import Detector, cast_of, scores_of
+from dsd_lightning.evaluation.stories.comparison import compare, require_alike
 from dsd_lightning.evaluation.stories.dataset import StoryBenchmark
 from dsd_lightning.evaluation.stories.outputs import StoryImages
 from dsd_lightning.evaluation.stories.report import Metric, StoryScores, alignment, failure_note, table_of, to_csv
@@ -39,7 +49,13 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
     settings = config.story
     style, identity = _encoder(config, "style"), _encoder(config, "identity")
     detector: Detector | None = instantiate(config.detector)
-    rubrics = AlignmentRubrics.read(settings.rubrics)
+    single = settings.single_character_action
+    if single and not (settings.alignment and detector is not None and identity is not None):
+        raise EvaluationError(
+            "story.single_character_action=true: characters are judged one by one where they were found; it needs "
+            "story.alignment=true, a detector (detector=grounding_dino) and an encoder (story.identity=clip)"
+        )
+    rubrics = AlignmentRubrics.read(settings.rubrics, (*DIMENSIONS, SINGLE) if single else DIMENSIONS)
     protocol = instantiate(config.protocol, measures=DIMENSIONS)
     samples = StoryImages(config.method.samples, config.method.name)
     cases = benchmark.cases(config.copies)
@@ -52,21 +68,40 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
         return f"images  {samples.folder}"
     present = sum(samples.image(case) is not None for case in cases)
     _require(config.coverage, present, len(cases), samples.method, "shots have an image")
-    metrics, notes = _measured(benchmark, samples, style, identity, detector, len(cases) - present)
     out = Path(config.out)
-    judge = "none"
+    cutouts = Cutouts(out / "characters" / samples.method, samples.method, benchmark) if single else None
+    metrics, setup = _measured(benchmark, samples, style, identity, detector, len(cases) - present, cutouts)
+    judge, notes = "none", tuple[str, ...]()
     if settings.alignment:
         record = Record(out / "judgements" / f"{samples.method}.jsonl")
         with instantiate(config.judge) as agent:
             judging = AlignmentJudging(agent, rubrics, protocol, record, config.retry, benchmark)
             judgements = judging.run(samples, cases, config.estimate)
+            if cutouts is not None:
+                record = Record(out / "judgements" / f"{samples.method}.characters.jsonl")
+                closer = SingleActionJudging(agent, rubrics, protocol, record, config.retry, benchmark)
+                judgements += closer.run(cutouts, cutouts.cases, config.estimate)
         scored = sum(each.score is not None for each in judgements)
         _require(config.coverage, scored, len(judgements), samples.method, "judgements have a score")
         metrics |= alignment(judgements)
-        notes += failure_note(judgements)
+        notes = failure_note(judgements)
         judge = next((each.served for each in judgements if each.served), judgements[0].judge)
-    row = StoryScores(samples.method, judge, metrics, notes)
-    return _written(row, benchmark.name, out / "tables")
+        digests = "".join(sorted({each.rubric for each in judgements}))
+        setup |= {"rubrics": hashlib.sha256(digests.encode()).hexdigest()[:12], "protocol": judging.setup}
+    row = StoryScores(samples.method, judge, metrics, setup, notes)
+    row.write(out / "scores" / f"{row.method}.json")
+    return _written([row], benchmark.name, out / "tables", row.method)
+
+
+def table(config: DictConfig) -> str:
+    """Make one table of several methods' `scores/METHOD.json`, and compare each with the first; return it for the terminal.
+
+    Raises:
+        EvaluationError: a file that is not there or another one, or rows that were not measured alike.
+    """
+    rows = [StoryScores.read(Path(file)) for file in config.rows]
+    require_alike(rows)
+    return _written(rows, "ViStoryBench", Path(config.out), config.name)
 
 
 def _measured(
@@ -76,8 +111,9 @@ def _measured(
     identity: Encoder | None,
     detector: Detector | None,
     missing: int,
-) -> tuple[dict[str, Metric], tuple[str, ...]]:
-    """Return the metrics that need no judge, and with what they were measured."""
+    cutouts: Cutouts | None,
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Return the metrics that need no judge, and with what they were measured; write the characters that were found."""
     by_metric: dict[str, dict[str, float]] = {}
     shots = 0
     for story in benchmark.stories:
@@ -87,17 +123,20 @@ def _measured(
         if style is not None:
             values["style_self"], values["style_cross"] = style_of(story, images, style)
         if detector is not None:
-            found = characters_of(story, images, detector, identity)
+            cast = cast_of(story, images, detector, identity)
+            found = scores_of(cast, identity)
             values["occm"] = found.occm
+            if cutouts is not None:
+                cutouts.add(story.name, cast.cutouts)
             if identity is not None:
                 values |= {"cids_self": found.own, "cids_cross": found.cross, "copy_paste": found.copied}
         for name, value in values.items():
             by_metric.setdefault(name, {})[story.name] = value
-    notes = [f"style by {style.name} ({style.backbone})"] if style is not None else []
+    setup = {"style": f"{style.name} ({style.backbone})"} if style is not None else {}
     if detector is not None:
-        notes.append(f"characters found by {detector.name}")
-        notes += [f"CIDS by {identity.name} ({identity.backbone})"] if identity is not None else []
-    return {name: Metric(values, shots, missing) for name, values in by_metric.items()}, tuple(notes)
+        setup["characters"] = detector.name
+        setup |= {"CIDS": f"{identity.name} ({identity.backbone})"} if identity is not None else {}
+    return {name: Metric(values, shots, missing) for name, values in by_metric.items()}, setup
 
 
 def _encoder(config: DictConfig, use: str) -> Any:
@@ -120,15 +159,17 @@ def _require(coverage: float, there: int, wanted: int, method: str, what: str) -
         )
 
 
-def _written(row: StoryScores, title: str, folder: Path) -> str:
-    table = table_of([row], title)
+def _written(rows: Sequence[StoryScores], title: str, folder: Path, name: str) -> str:
+    layout = table_of(rows, title)
+    compared = [str(each) for row in rows[1:] for each in compare(rows[0], row)]
+    text = "Paired comparisons:\n" + "\n".join(compared) + "\n" if compared else ""
     contents = {
-        "txt": to_text([table]),
-        "csv": to_csv([row]),
-        "md": to_markdown([table]),
-        "tex": to_latex([table]),
-        "html": to_html([table]),
+        "txt": to_text([layout]) + ("\n" + text if text else ""),
+        "csv": to_csv(rows),
+        "md": to_markdown([layout]) + ("\n" + text.replace("\n", "\n\n") if text else ""),
+        "tex": to_latex([layout]),
+        "html": to_html([layout]),
     }
     for ending, content in contents.items():
-        write_text(folder / f"{row.method}.{ending}", content)
-    return f"{contents['txt']}\ntables  {folder / row.method}.{{{','.join(contents)}}}"
+        write_text(folder / f"{name}.{ending}", content)
+    return f"{contents['txt']}\ntables  {folder / name}.{{{','.join(contents)}}}"
