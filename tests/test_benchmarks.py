@@ -21,6 +21,9 @@ from benchmarks import (
     training_step,
 )
 from benchmarks.measure import ratio
+from benchmarks.published.comparison import TOLERANCE, Comparison
+from benchmarks.published.their_code import in_parts, reply_to
+from benchmarks.published_metrics import CODE, COMPARED
 
 
 def test_the_kept_reference_is_measured_against_the_other_ways(
@@ -203,3 +206,36 @@ def test_claims_agree_where_intervals_are_apart(
 ) -> None:
     values = {"a": reproduce.Value(*larger), "b": reproduce.Value(*smaller)}
     assert reproduce.agreement({"greater": ["a", "b"]}, values) == verdict
+
+
+def test_the_committed_values_of_the_public_code_are_ours() -> None:
+    results = json.loads((Path(checkpoint.__file__).parent / "results" / "published_metrics.json").read_text())
+    assert Comparison(results["compared"]).failed == []
+    assert len(results["compared"]) >= 30
+    assert results["tolerance"] == TOLERANCE == 1e-5
+    assert set(results["code"]) == set(CODE)
+    for name, code in results["code"].items():
+        assert len(code["commit"]) == 40
+        assert not code["changed"]
+        assert set(code["sha256"]) == set(CODE[name])
+    for what in (
+        "DreamBench++ DINO of each image",
+        "DreamBench DINO of each pair",
+        "CSD embeddings",
+        "ViStoryBench occm of",
+    ):
+        assert any(name.startswith(what) for name in results["compared"])
+
+
+def test_what_differs_from_the_public_code_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    compared = Comparison({})
+    compared.numbers("near", "x.py", [0.5, 0.25], [0.5, 0.250001])
+    compared.numbers("far", "x.py", [0.5], [0.5001])
+    compared.numbers("none", "x.py", [float("nan")], [0.5])
+    compared.equal("same", "x.py", [{"a": 1}], [{"a": 1}])
+    compared.equal("other", "x.py", [1, 2], [1, 3])
+    assert compared.failed == ["far", "none", "other"]
+    assert "near" in capsys.readouterr().err
+    plain = [{"role": "system", "content": "rate"}]
+    assert reply_to(plain) == reply_to(in_parts(plain))
+    assert set(COMPARED) == {"csd", "vistorybench", "dreambench", "dreambench_plus"}

@@ -23,9 +23,12 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     ViTConfig,
     ViTModel,
 )
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dsd_lightning.evaluation.errors import EvaluationError
@@ -130,6 +133,36 @@ def test_dreambenchs_metric_is_the_mean_over_all_pairs_of_results_and_real_image
         by_subject.append(sum(pairs) / len(pairs))
     assert found.value == pytest.approx(np.mean(by_subject), abs=1e-5)
     assert (found.subjects, found.images, found.missing) == (2, 4, 0)
+
+
+def test_dinov2s_embeddings_are_those_of_its_processor_and_model_in_transformers(tmp_path: Path) -> None:
+    """dino_score.py: BitImageProcessor, whose crop rounds its margins down, and the last layer's class token."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = Dinov2Config(**sizes, image_size=56, patch_size=7, initializer_range=0.3)
+        Dinov2Model(config).save_pretrained(tmp_path)
+    model = Dinov2Model.from_pretrained(tmp_path)
+    # As in DINOv2's own code: positions of 8 x 8 patches become 4 x 4, with an offset of 0.1.
+    positions = model.embeddings.position_embeddings.detach()
+    patches = positions[:, 1:].reshape(1, 8, 8, 32).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, scale_factor=(4.1 / 8, 4.1 / 8), mode="bicubic", align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, 16, 32)
+    model.embeddings.position_embeddings = torch.nn.Parameter(torch.cat([positions[:, :1], patches], 1))
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 28, "width": 28},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+    )
+    images = [noise(seed, *size) for seed, size in enumerate(((75, 50), (50, 77), (51, 32), (53, 50), (40, 21)))]
+    with torch.no_grad():
+        pixels = torch.cat([processor(images=each, return_tensors="pt")["pixel_values"] for each in images])
+        own = F.normalize(model(pixels).last_hidden_state[:, 0], dim=-1)
+    found = Dino(str(tmp_path), "DINOv2", side=28, floor_margins=True).images(images)
+    assert torch.allclose(found, own, atol=1e-5)
+    assert not torch.allclose(Dino(str(tmp_path), "DINOv2", side=28).images(images), own, atol=1e-3)
 
 
 def test_clips_scores_are_those_of_its_processor_and_model_in_transformers(tmp_path: Path) -> None:

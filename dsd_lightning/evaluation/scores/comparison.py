@@ -79,7 +79,8 @@ def compare(
     signs = numpy_generator("evaluation", "exchange").integers(0, 2, (exchanges, len(common))).astype(np.float64)
     both = _joined(one, other)
     kept, exchanged = np.concatenate([1 - signs, signs], axis=1), np.concatenate([signs, 1 - signs], axis=1)
-    truth = {name: estimates_of(one, ones)[name] - estimates_of(other, ones)[name] for name in estimates_of(one, ones)}
+    ours, theirs = estimates_of(one, ones), estimates_of(other, ones)
+    truth = {name: value - theirs[name] for name, value in ours.items() if name in theirs}
     without, others = estimates_of(one, weights), estimates_of(other, weights)
     against = estimates_of(both, exchanged)
     chance = {name: value - against[name] for name, value in estimates_of(both, kept).items()}

@@ -139,6 +139,8 @@ class Dino:
         batch_size: images at once.
         layer_norm_eps: in place of the configuration's. DINO's own code has 1e-6, its weights on the hub say 1e-12.
         device: None takes the GPU if there is one.
+        floor_margins: whether the crop's margins are rounded down, as by transformers' processor, with which DreamBench++
+            measures DINOv2; otherwise to the even number, as by torchvision, with which DINO is measured.
 
     Raises:
         EvaluationError: it cannot be loaded.
@@ -152,10 +154,14 @@ class Dino:
         batch_size: int = 64,
         device: str | None = None,
         layer_norm_eps: float | None = None,
+        floor_margins: bool = False,
     ) -> None:
         self.backbone, self.name, self.side, self.batch_size = path, name, side, batch_size
+        self._rounded: Callable[[float], int] = math.floor if floor_margins else round
         changed = {} if layer_norm_eps is None else {"layer_norm_eps": layer_norm_eps}
         self.model = _loaded(AutoModel, path, device, **changed)
+        if self.model.config.model_type.startswith("dinov2"):
+            _fit_positions(self.model, side)
 
     @torch.no_grad()
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
@@ -163,10 +169,32 @@ class Dino:
         shorter = round(DINO_RESIZE * self.side)
         found = []
         for batch in batches(images, self.batch_size):
-            pixels = [prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION) for each in batch]
+            pixels = [
+                prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION, self._rounded) for each in batch
+            ]
             output = self.model(pixel_values=torch.stack(pixels).to(self.model.device))
             found.append(_unit(output.last_hidden_state[:, 0]))
         return torch.cat(found)
+
+
+def _fit_positions(model: Any, side: int) -> None:
+    """Resize DINOv2's position embeddings to a crop as its own code does: with an offset of 0.1 patches.
+
+    transformers has left the offset out since (its embeddings of random weights differ by 0.04 in their cosines).
+
+    Args:
+        model: of transformers; changed in place.
+        side: of the crop, pixels.
+    """
+    positions = model.embeddings.position_embeddings
+    grid, wanted = math.isqrt(positions.shape[1] - 1), side // model.config.patch_size
+    if grid == wanted:
+        return
+    scale = (wanted + 0.1) / grid
+    patches = positions[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    resized = torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    model.embeddings.position_embeddings = torch.nn.Parameter(resized, requires_grad=False)
 
 
 class Pixels:

@@ -14,7 +14,7 @@ from dsd_lightning.agents.limits import Limits
 from dsd_lightning.agents.prices import Prices
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.agents.retries import Retries
-from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
 from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
 from dsd_lightning.evaluation.judging.run import Judging
@@ -31,11 +31,13 @@ def judge(
     protocol: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     retry: Sequence[str] = (),
+    measures: tuple[str, ...] = MEASURES,
+    model: str = "a-judge",
+    rubrics: Path | None = None,
 ) -> str:
     """Judge `root/samples` against `root/benchmark`; return the metrics as CSV."""
-    measures = ("cp", "pf", "debiased_cp", "debiased_pf")
     agent = Agent(
-        OpenAIChat("a-judge", f"{url}/v1", None, "rehearsal"),
+        OpenAIChat(model, f"{url}/v1", None, "rehearsal"),
         AnswerCache(root / "answers"),
         Limits(concurrency),
         Retries(attempts=2, first_wait=0.02),
@@ -47,7 +49,7 @@ def judge(
     record = Record(root / "judgements.jsonl")
     settings = {"image_side": 32, **(protocol or {})}
     with agent:
-        made = Judging(agent, Rubrics(None, measures), Protocol(measures, **settings), record, retry).run(
+        made = Judging(agent, Rubrics(rubrics, measures), Protocol(measures, **settings), record, retry).run(
             Samples(root / "samples", "method"), folder(root / "benchmark").cases(), estimate=False
         )
     row = collect(made, "sample")

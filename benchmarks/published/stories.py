@@ -1,0 +1,167 @@
+"""Compares CSD's embeddings and ViStoryBench's metrics and requests with the public code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from PIL import Image
+
+from benchmarks.published import inputs
+from benchmarks.published.comparison import Comparison, Theirs, bodies, configured, encoder_of, judge
+from benchmarks.published.their_code import TIMESTAMP, in_parts, reply_to
+from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.stories.alignment import (
+    DIMENSIONS,
+    SINGLE,
+    AlignmentJudging,
+    AlignmentRubrics,
+    Cutouts,
+    SingleActionJudging,
+)
+from dsd_lightning.evaluation.stories.characters import cast_of, scores_of
+from dsd_lightning.evaluation.stories.dataset import vistorybench
+from dsd_lightning.evaluation.stories.outputs import StoryImages
+from dsd_lightning.evaluation.stories.report import alignment
+from dsd_lightning.evaluation.stories.style import style_of
+from dsd_lightning.images.pixels import load_rgb
+
+EVALUATORS = {"csd": "csd_evaluator", "cids": "cids_evaluator", "alignment": "prompt_align_evaluator"}
+"""Of ViStoryBench, by what they are compared as."""
+
+
+def compare_csd(theirs: Theirs, folder: Path, compared: Comparison) -> None:
+    """Compare style embeddings with CSD's own model on images that need no resizing."""
+    weights = folder / "weights" / "pretrain" / "csd" / "csd_vit-large.pth"
+    files = []
+    for number in range(4):
+        files.append(folder / f"square{number}.png")
+        inputs.image("square", number).resize((224, 224)).save(files[-1])
+    found = theirs.run("csd", weights=str(weights), sizes=inputs.CSD_SIZES, images=list(map(str, files)))
+    encoder = encoder_of("csd", weights, configured("benchmark=vistorybench", "benchmark.folder=."))
+    ours = encoder.images(map(load_rgb, files))
+    compared.numbers(
+        "CSD embeddings", "CSD/model.py", ours.flatten().tolist(), torch.tensor(found["style"]).flatten().tolist()
+    )
+
+
+class TableDetector:
+    """Returns the finds that `inputs.boxes_of` has for an image.
+
+    Args:
+        files: images.
+    """
+
+    name = "table"
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = {hashlib.sha256(load_rgb(file).tobytes()).digest(): file for file in files}
+
+    def boxes(self, image: Image.Image) -> list[tuple[float, float, float, float]]:
+        """Return left, top, right and bottom, pixels, the most certain first."""
+        rows = inputs.boxes_of(self._files[hashlib.sha256(image.tobytes()).digest()])
+        scale = np.array([image.width, image.height, image.width, image.height], np.float32)
+        found = []
+        for row in sorted(rows, key=lambda each: -each[4]):
+            x, y, width, height = np.array(row[:4], np.float32)
+            corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2], np.float32) * scale
+            found.append((float(corners[0]), float(corners[1]), float(corners[2]), float(corners[3])))
+        return found
+
+
+def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> None:
+    """Compare style, prompt alignment, CIDS, OCCM and the copy-paste rate of stories."""
+    data, weights = folder / "vistory", folder / "weights" / "pretrain"
+    inputs.write_stories(data / "dataset", 3)
+    benchmark = vistorybench(data / "dataset")
+    place = data / "outputs" / "method" / "mode" / "en" / TIMESTAMP
+    samples = StoryImages(place, "method")
+    for case in benchmark.cases():
+        if (case.subject.name, case.prompt.index) != ("02", 5):
+            samples.write(case, inputs.image(case.subject.name, case.prompt.index), Image.open(case.subject.reference))
+    files = sorted([*place.rglob("*.png"), *(data / "dataset").rglob("*.jpg")])
+    names = [story.name for story in benchmark.stories]
+    found = theirs.run(
+        "vistorybench",
+        dataset=str(data / "dataset"),
+        outputs=str(data / "outputs"),
+        results=str(data / "results"),
+        pretrain=str(weights),
+        sizes=inputs.CSD_SIZES,
+        boxes={str(file): inputs.boxes_of(file) for file in files},
+        stories=names,
+    )
+    config = configured("benchmark=vistorybench", f"benchmark.folder={data / 'dataset'}", "protocol=vistorybench")
+    style = encoder_of("csd", weights / "csd" / "csd_vit-large.pth", config)
+    identity = encoder_of("clip", weights / "openai" / "clip-vit-large-patch14", config)
+    detector = TableDetector(files)
+    values: dict[str, list[float]] = {}
+    cutouts = Cutouts(folder / "cutouts", "method", benchmark)
+    for story in benchmark.stories:
+        images = samples.shots(story.name)
+        own, cross = style_of(story, images, style)
+        cast = cast_of(story, images, detector, identity)
+        cutouts.add(story.name, cast.cutouts)
+        scores = scores_of(cast, identity)
+        for name, value in {
+            "self_csd": own,
+            "cross_csd": cross,
+            "occm": scores.occm,
+            "cids_self_mean": scores.own,
+            "cids_cross_mean": scores.cross,
+            "copy_paste_score": scores.copied,
+        }.items():
+            values.setdefault(name, []).append(value)
+    for name, ours in values.items():
+        source = "csd" if name.endswith("csd") else "cids"
+        published = [found[source][story]["metrics"][name] for story in names]
+        compared.numbers(f"ViStoryBench {name} of each story", f"{EVALUATORS[source]}.py", ours, published)
+        if source == "cids" and name != "copy_paste_score":
+            rounded = [found["rounded"][story]["metrics"][name] for story in names]
+            compared.numbers(
+                f"ViStoryBench {name}, 4 digits", "cids_evaluator.py", [round(each, 4) for each in ours], rounded
+            )
+    rubrics = AlignmentRubrics.read(
+        theirs.checkouts["vistorybench"] / "vistorybench/bench/prompt_align/user_prompts", (*DIMENSIONS, SINGLE)
+    )
+    protocol = instantiate(config.protocol)
+    judging = AlignmentJudging(judge(), rubrics, protocol, Record(folder / "alignment"), (), benchmark)
+    closer = SingleActionJudging(judge(), rubrics, protocol, Record(folder / "single"), (), benchmark)
+    judgements = []
+    for each, found_images, cases, source in (
+        (judging, samples, benchmark.cases(), "alignment"),
+        (closer, cutouts, cutouts.cases, "cids"),
+    ):
+        questions = each.open_questions(found_images, cases)[1]
+        asked = bodies(each, questions)
+        published = [{**body, "messages": in_parts(body["messages"])} for body in found["requests"][source]]
+        compared.equal(f"ViStoryBench requests, {source}", f"{EVALUATORS[source]}.py", asked, published)
+        judgements += [
+            question.with_reply(reply_to(body["messages"]))
+            for (question, _, _), body in zip(questions, asked, strict=True)
+        ]
+    for name, metric in alignment(judgements).items():
+        if name in DIMENSIONS:
+            published = [found["alignment"][story]["metrics"][name] for story in names]
+            ours = [metric.by_story[story] for story in names]
+            compared.numbers(f"ViStoryBench {name} of each story", "prompt_align_evaluator.py", ours, published)
+    compared.equal(
+        "ViStoryBench single_character_action of each story, rounded as theirs",
+        "cids_evaluator.py",
+        [rounded_as_published([each for each in judgements if each.measure == SINGLE], story) for story in names],
+        [found["rounded"][story]["metrics"][SINGLE] for story in names],
+    )
+
+
+def rounded_as_published(judgements: Sequence[Judgement], story: str) -> int:
+    """Return a story's score of single characters' actions: shots and stories are rounded to whole numbers; ours are not."""
+    shots: dict[int, list[int]] = {}
+    for each in judgements:
+        if each.subject == story and each.score is not None:
+            shots.setdefault(each.prompt, []).append(each.score)
+    means = [round(sum(scores) / len(scores)) for scores in shots.values()]
+    return round(sum(means) / len(means))
