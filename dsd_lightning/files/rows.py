@@ -110,9 +110,24 @@ class Table:
             TableError: naming the first row that cannot be read.
         """
         for number, cells in enumerate(self._cells(), start=1):
+            if isinstance(cells, TableError):
+                raise cells
             yield Row(self.path, number, cells)
 
-    def _cells(self) -> Iterator[Mapping[str, Any]]:
+    def readable(self, problems: list[str]) -> Iterator[Row]:
+        """Yield the rows that can be read, and add the message of each other to `problems`.
+
+        Raises:
+            TableError: naming the row after which nothing can be read, such as a broken quote.
+        """
+        for number, cells in enumerate(self._cells(), start=1):
+            if isinstance(cells, TableError):
+                problems.append(str(cells))
+            else:
+                yield Row(self.path, number, cells)
+
+    def _cells(self) -> Iterator[Mapping[str, Any] | TableError]:
+        """Yield each row's cells, or what is wrong with it where the next one can be read all the same."""
         if self.kind in _DELIMITERS:
             return self._separated()
         if self.kind == ".jsonl":
@@ -125,7 +140,16 @@ class Table:
                 return self._header(csv.reader(file, delimiter=_DELIMITERS[self.kind], strict=True))
         if self.kind == ".parquet":
             return self._unique([str(name) for name in _parquet(self.path).schema_arrow.names])
-        return tuple(dict.fromkeys(column for cells in self._cells() for column in cells))
+        columns: dict[str, None] = {}
+        wrong = None
+        for cells in self._cells():
+            if isinstance(cells, TableError):
+                wrong = wrong or cells
+            else:
+                columns |= dict.fromkeys(cells)
+        if wrong is not None and not columns:
+            raise wrong
+        return tuple(columns)
 
     def _header(self, reader: Any) -> tuple[str, ...]:
         try:
@@ -142,7 +166,7 @@ class Table:
             raise TableError(f"{self.path} has the column {twice!r} twice; rename one")
         return tuple(names)
 
-    def _separated(self) -> Iterator[dict[str, str]]:
+    def _separated(self) -> Iterator[dict[str, str] | TableError]:
         with open_text(self.path, newline="") as file:
             reader = csv.reader(file, delimiter=_DELIMITERS[self.kind], strict=True)
             names = self._header(reader)
@@ -162,21 +186,27 @@ class Table:
                     number -= 1
                     continue
                 if len(cells) != len(names):
-                    raise TableError(
+                    yield TableError(
                         f"{self.path}, row {number} has {len(cells)} cells, and the header has {len(names)} "
                         f"({', '.join(names)}); put cells that hold a {self.kind[1:].upper()} separator in double quotes"
                     )
+                    continue
                 yield dict(zip(names, cells, strict=True))
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[dict[str, Any] | TableError]:
         number = 0
         with open_text(self.path) as file:
             for line in file:
                 if line.strip():
                     number += 1
-                    yield self._object(self._json(line, f"row {number}"), number)
+                    try:
+                        value = self._json(line, f"row {number}")
+                    except TableError as error:
+                        yield error
+                        continue
+                    yield self._object(value, number)
 
-    def _array(self) -> Iterator[dict[str, Any]]:
+    def _array(self) -> Iterator[dict[str, Any] | TableError]:
         values = self._json(read_text(self.path), "the file")
         if not isinstance(values, list):
             raise TableError(f"{self.path}: an array of objects is needed, not {named(values)}")
@@ -192,12 +222,12 @@ class Table:
         except (ValueError, RecursionError) as error:
             raise TableError(f"{self.path}, {what} is not JSON: {error}") from error
 
-    def _object(self, value: Any, number: int) -> dict[str, Any]:
+    def _object(self, value: Any, number: int) -> dict[str, Any] | TableError:
         if not isinstance(value, dict):
-            raise TableError(f"{self.path}, row {number}: a JSON object is needed, not {named(value)}")
+            return TableError(f"{self.path}, row {number}: a JSON object is needed, not {named(value)}")
         return value
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
+    def _batches(self) -> Iterator[dict[str, Any] | TableError]:
         only = None if self._only is None else list(self._only)
         try:
             for batch in _parquet(self.path).iter_batches(batch_size=_ROWS_AT_ONCE, columns=only):

@@ -159,7 +159,7 @@ def colors(rows: int, columns: int, seed: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("rim", [0, 4])
 @pytest.mark.parametrize("line", [0, 3])
-@pytest.mark.parametrize("at", [(0.5, 0.5), (0.5, 0.58), (0.42, 0.5)])
+@pytest.mark.parametrize("at", [(0.5, 0.5), (0.5, 0.49), (0.49, 0.5)])
 def test_panels_are_found_where_they_are(at: tuple[float, float], line: int, rim: int) -> None:
     image = grid(colors(2, 2), at=at, line=line, rim=rim)
     boxes = panels.find_panels(image)
@@ -172,7 +172,14 @@ def test_panels_are_found_where_they_are(at: tuple[float, float], line: int, rim
 
 
 @pytest.mark.parametrize("line", [0, 3])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 2), (2, 1), (2, 3), (3, 3), (1, 3)])
+@pytest.mark.parametrize("at", [(0.5, 0.58), (0.42, 0.5)])
+def test_panels_of_unequal_sizes_are_refused(at: tuple[float, float], line: int) -> None:
+    with pytest.raises(panels.NotTwoByTwo):
+        panels.find_panels(grid(colors(2, 2), at=at, line=line))
+
+
+@pytest.mark.parametrize("line", [0, 3])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 2), (2, 1), (2, 3), (2, 4), (3, 3), (4, 4), (1, 3)])
 def test_other_divisions_are_refused(rows: int, columns: int, line: int) -> None:
     with pytest.raises(panels.NotTwoByTwo):
         panels.find_panels(grid(colors(rows, columns), line=line))
@@ -182,7 +189,7 @@ def test_a_wide_panel_over_two_small_ones_is_refused() -> None:
     for merged in (np.s_[0, 1], np.s_[1, 1]):
         shown = colors(2, 2)
         shown[merged] = shown[merged[0], 0]
-        with pytest.raises(panels.NotTwoByTwo, match="one panel"):
+        with pytest.raises(panels.NotTwoByTwo, match="a half without division"):
             panels.find_panels(grid(shown))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.inputs import table, tried
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
 
 
 def test_the_page_holds_what_the_readers_do(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet", reason="parquet is an optional extra")
     (tmp_path / "inputs").mkdir()
     made = table(tried(tmp_path / "inputs"))
     (tmp_path / "table.md").write_text(made, encoding="utf-8")

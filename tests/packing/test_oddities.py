@@ -12,10 +12,10 @@ from skimage import data
 from support.commands import compose_train, tiny
 from support.refusals import QUICK
 
-from dsd_lightning.distillation.stages.captions import CaptionFiles
+from dsd_lightning.distillation.records import DistillationError
+from dsd_lightning.distillation.stages.captions import CaptionFiles, sample
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import folder as folder_benchmark
-from dsd_lightning.files.text import TextError
 from dsd_lightning.generation.command import REFUSED
 from dsd_lightning.generation.command import main as generate
 from dsd_lightning.packing.__main__ import main as pack
@@ -120,6 +120,31 @@ def test_evaluation_names_every_image_and_text_that_cannot_be_read(odd: Path) ->
         assert any(name in line for line in lines), name
 
 
-def test_distillation_names_the_captions_that_it_cannot_read(odd: Path, tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"cp1252\.txt is not UTF-8 text.*iconv"):
-        list(CaptionFiles(str(odd / "target")).texts())
+def test_distillation_names_every_file_and_row_of_captions_that_it_cannot_read(odd: Path, tmp_path: Path) -> None:
+    for name in ("latin.txt", "wide.csv", "types.jsonl", "quote.csv", "other.csv", "fine.csv"):
+        content = {
+            "latin.txt": "a café\n".encode("cp1252"),
+            "wide.csv": b"caption\na cat, large\na dog\na bird, small\n",
+            "types.jsonl": b'{"caption": 7}\n{"caption": "a fish"}\nno json\n["a"]\n{"caption": null}\n',
+            "quote.csv": b'caption\na cow\n"a horse\n',
+            "other.csv": b"words\na cow\n",
+            "fine.csv": b"caption\na cup\n",
+        }[name]
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DistillationError) as refusal:
+        sample(CaptionFiles(str(tmp_path)), 10, seed=0)
+    lines = str(refusal.value).splitlines()[1:]
+    for named in (
+        "latin.txt is not UTF-8",
+        "wide.csv, row 1 has 2 cells",
+        "wide.csv, row 3 has 2 cells",
+        "types.jsonl, row 1: column 'caption' holds a number (7)",
+        "types.jsonl, row 3 is not JSON",
+        "types.jsonl, row 4: a JSON object is needed",
+        "quote.csv, row 2: unexpected end of data",
+        "other.csv has no column",
+    ):
+        assert sum(named in line for line in lines) == 1, named
+    assert len(lines) == 8, "and nothing that is in order"
+    with pytest.raises(DistillationError, match=r"cp1252\.txt is not UTF-8 text.*iconv"):
+        sample(CaptionFiles(str(odd / "target")), 10, seed=0)

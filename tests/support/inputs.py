@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -135,6 +136,10 @@ def _tables(folder: Path) -> Inputs:
         ("JSON with NaN", "m.json", b'[{"image": "a.png", "caption": NaN}]'),
         ("JSON, an object instead of an array", "n.json", b'{"image": "a.png"}'),
         ("Excel", "o.xlsx", b"PK"),
+        ("Parquet", "p.parquet", _parquet({"image": ["a.png"], "caption": ["red, large"]})),
+        ("Parquet, a caption that is null", "q.parquet", _parquet({"image": ["a.png"], "caption": [None]})),
+        ("Parquet, a caption that is a number", "r.parquet", _parquet({"image": ["a.png"], "caption": [7]})),
+        ("CSV named as Parquet", "s.parquet", b"image,caption\na.png,red\n"),
     ):
         (folder / file).write_bytes(content)
 
@@ -142,6 +147,22 @@ def _tables(folder: Path) -> Inputs:
             return "read: " + "; ".join(row.required_text("caption") for row in Table(path))
 
         yield name, read
+
+    def both() -> str:
+        problems: list[str] = []
+        captions = [row.required_text("caption") for row in Table(folder / "t.csv").readable(problems)]
+        return f"read: {'; '.join(captions)}; listed: {len(problems)} rows"
+
+    (folder / "t.csv").write_text('caption\nred\nred, large\nblue\n"red, large"\nred, small\n')
+    yield "captions of distillation, two rows of five without quotes", both
+
+
+def _parquet(columns: dict[str, list[Any]]) -> bytes:
+    import pyarrow.parquet  # here, because parquet is an optional extra
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    return buffer.getvalue()
 
 
 def _texts(folder: Path) -> Inputs:

@@ -12,12 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 from dsd_lightning.distillation.records import DistillationError, Record
 from dsd_lightning.files import rows
 from dsd_lightning.files.listing import list_files
-from dsd_lightning.files.text import open_text
+from dsd_lightning.files.text import TextError, open_text
 from dsd_lightning.randomness import key_to_int
 
 NAME = "captions"
 _COLUMNS = ("caption", "TEXT", "text", "prompt", "description", "top_caption")
 """Names under which data sets keep captions; LAION's own is TEXT, or caption."""
+
+_SHOWN = 50
+"""Files and rows that a message names; further ones are counted."""
 
 _BLANKS = re.compile(r"\s+")
 _ID_DIGITS = 12
@@ -69,16 +72,32 @@ class CaptionFiles:
         """Yield the captions, file by file.
 
         Raises:
-            TableError, TextError: a file that cannot be read.
-            DistillationError: a table without a column of captions.
+            DistillationError: after all captions that can be read, naming every file and row that cannot.
         """
+        problems: list[str] = []
         for file in self.files:
-            if file.suffix.lower() == ".txt":
-                with open_text(file) as lines:
-                    yield from lines
+            try:
+                yield from self._texts_of(file, problems)
+            except (rows.TableError, TextError, DistillationError) as error:
+                problems.append(str(error))
+        if problems:
+            more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            raise DistillationError("\n".join(["captions that cannot be read:", *problems[:_SHOWN], *more]))
+
+    def _texts_of(self, file: Path, problems: list[str]) -> Iterator[str]:
+        """Yield the captions of a file, and add the rows that hold none for certain to `problems`."""
+        if file.suffix.lower() == ".txt":
+            with open_text(file) as lines:
+                yield from lines
+            return
+        column = self._column(file, rows.Table(file).columns)
+        for row in rows.Table(file, only=(column,)).readable(problems):
+            try:
+                text = row.text(column)
+            except rows.TableError as error:
+                problems.append(str(error))
             else:
-                column = self._column(file, rows.Table(file).columns)
-                yield from (row.text(column) or "" for row in rows.Table(file, only=(column,)))
+                yield text or ""
 
     def _column(self, file: Path, columns: Sequence[str]) -> str:
         names = _COLUMNS if self.column is None else (self.column,)
