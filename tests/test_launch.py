@@ -1,7 +1,8 @@
-"""The sample SLURM script loses nothing over requeues; the script for own images ends as an image."""
+"""The sample SLURM script loses nothing over requeues; the scripts of five commands end as an image or a report."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -145,6 +146,34 @@ def test_own_images_become_pairs_a_model_and_an_image(tiny_base: Path, tmp_path:
     assert "552 pairs train, 30 validate" in done.stdout
     for name in ("pairs.html", "generated.png", "run/curves.png", "run/samples/step_00000002.png"):
         assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.long
+def test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them(tiny_base: Path, tmp_path: Path) -> None:
+    sizes = tiny(
+        tiny_base, "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.count=2", "logger=csv"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["launch/data_run.sh"],
+        cwd=ROOT,
+        env=environment(OUT=str(tmp_path), PAIRS="180", TRAIN=" ".join([*sizes, "callbacks.probe=null"]), PATH=path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("report.html", "labels/human.html", "run/samples/step_00000002.png"):
+        assert (tmp_path / name).is_file(), name
+    planned = dict(re.findall(r"^  (\w+) +([\d,]+)", done.stdout, re.M))
+    calls, pairs = (int(planned[name].replace(",", "")) for name in ("calls", "pairs"))
+    lines = json.loads((tmp_path / "report.json").read_text())["run"]["lines"]
+    # A judge's conversation is three calls, without fail; the writer is asked again where a prompt breaks a rule.
+    assert sum(line["usage"]["calls"] for line in lines) == pytest.approx(calls, rel=0.1)
+    grids = next(line["kept"] for line in lines if line["stage"] == "split")
+    assert next(line["usage"]["calls"] for line in lines if line["stage"] == "verify") == 3 * 6 * grids
+    packed = sum(int(number) for number in re.findall(r"(\d+) samples in", done.stdout))
+    assert packed == pytest.approx(pairs, rel=0.2)
+    assert pairs >= 180
 
 
 @pytest.mark.slow

@@ -83,6 +83,15 @@ class Limits:
                 self._window.append(slot)
             yield slot
 
+    def least_seconds(self, calls: float, tokens: float) -> float:
+        """Return the seconds that so many calls with so many tokens, in and out, take at least by what a minute allows."""
+        minutes = [0.0]
+        if self._requests is not None:
+            minutes.append(calls / self._requests)
+        if self._tokens is not None:
+            minutes.append(tokens / self._tokens)
+        return WINDOW * max(minutes)
+
     def pause(self, seconds: float) -> None:
         """Let nothing through for `seconds`: the provider has said so to one request, and means all."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, Message, Request
 from dsd_lightning.agents.estimate import Estimate
+from dsd_lightning.agents.limits import Limits
 from dsd_lightning.distillation.image_api import ImageApi
 from dsd_lightning.distillation.records import SIDES, Record
 from dsd_lightning.distillation.stages import captions
@@ -19,7 +20,7 @@ from dsd_lightning.distillation.stages.caption import Caption, ModelDescriber
 from dsd_lightning.distillation.stages.filter import Filter
 from dsd_lightning.distillation.stages.prompts import GridPrompts
 from dsd_lightning.distillation.stages.verify import Verify
-from dsd_lightning.distillation.yields import PAIRS, Yields, captions_wanted
+from dsd_lightning.distillation.yields import DIRECTIONS, PAIRS, PANELS, Yields, captions_wanted
 
 ANSWER_TOKENS = {"filter": 20, "prompts": 80, "verify": 200, "caption": 80}
 """Expected length of an answer, by stage; models that think take more."""
@@ -34,6 +35,8 @@ class Expectation:
 
     stage: str
     estimate: Estimate
+    limits: Limits | None = None
+    """Of the agent that is asked."""
 
     def __str__(self) -> str:
         return f"{self.stage:8} {self.estimate}"
@@ -46,25 +49,38 @@ def expect(config: DictConfig) -> list[Expectation]:
     grids = len(records) * config.stages.grids.seeds_per_prompt
     found = []
     sorter: Filter = instantiate(config.stages.filter)
-    found.append(Expectation("filter", _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])))
+    asked = _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])
+    found.append(Expectation("filter", asked, sorter.agent.limits))
     writer: GridPrompts = instantiate(config.stages.prompts)
-    found.append(Expectation("prompts", _of(writer.agent, "prompts", [writer.request(each) for each in records])))
+    asked = _of(writer.agent, "prompts", [writer.request(each) for each in records])
+    found.append(Expectation("prompts", asked, writer.agent.limits))
     teacher = instantiate(config.stages.grids).teacher
     if isinstance(teacher, ImageApi):
         one = teacher.expected(_PROMPT)
-        found.append(Expectation("grids", _times(one, grids)))
+        found.append(Expectation("grids", _times(one, grids), teacher.agent.limits))
     judge: Verify = instantiate(config.stages.verify)
     pair = _stand_in(config.stages.split.width, config.stages.split.height)
     conversation = _conversation(*judge.requests(pair), ANSWER_TOKENS["verify"])
-    found.append(Expectation("verify", _times(_of(judge.agent, "verify", conversation), grids * PAIRS)))
+    asked = _times(_of(judge.agent, "verify", conversation), grids * PAIRS)
+    found.append(Expectation("verify", asked, judge.agent.limits))
     caption: Caption = instantiate(config.stages.caption)
     if isinstance(caption.describer, ModelDescriber):
-        asked = [request for _, _, request in caption.describer.requests(pair, caption.words)]
+        texts = [request for _, _, request in caption.describer.requests(pair, caption.words)]
         # Two descriptions and two instructions a pair; a panel's description serves all its pairs: 4 a grid, not 12.
-        each = [_of(caption.describer.agent, "caption", [request]) for request in asked[:2]]
-        total = _times(each[0], 4 * grids) + _times(each[1], 2 * PAIRS * grids)
-        found.append(Expectation("caption", total))
+        each = [_of(caption.describer.agent, "caption", [request]) for request in texts[:2]]
+        total = _times(each[0], PANELS * grids) + _times(each[1], DIRECTIONS * PAIRS * grids)
+        found.append(Expectation("caption", total, caption.describer.agent.limits))
     return found
+
+
+def kept_shares(yields: Yields) -> dict[str, float]:
+    """Return the share of its calls that each stage is expected to make, of those it makes if every record is kept."""
+    prompts = yields.filter * yields.prompts
+    shares = {"filter": 1.0, "prompts": float(yields.filter), "grids": prompts, "verify": prompts * yields.split}
+    # A panel is described if one of its three pairs was accepted; each accepted pair has two instructions.
+    described = PANELS * (1 - (1 - yields.verify) ** (PANELS - 1))
+    of_a_grid = (described + DIRECTIONS * PAIRS * yields.verify) / (PANELS + DIRECTIONS * PAIRS)
+    return {**shares, "caption": shares["verify"] * of_a_grid}
 
 
 def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
@@ -77,24 +93,32 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
     expected: Yields = instantiate(config.expected)
     yields, seeds = expected.measured(), config.stages.grids.seeds_per_prompt
     wanted, drawn = captions_wanted(config), at_most[0].estimate.calls + at_most[0].estimate.cached
-    grids = yields.grids(drawn, seeds)
-    prompts = yields.filter * yields.prompts
-    shares = {"filter": 1.0, "prompts": yields.filter, "grids": prompts, "verify": prompts * yields.split}
-    shares["caption"] = shares["verify"] * yields.verify
-    calls = sum(each.estimate.calls * shares[each.stage] for each in at_most)
+    grids, shares = yields.grids(drawn, seeds), kept_shares(yields)
+    calls, tokens_in, tokens_out, seconds = 0.0, 0.0, 0.0, 0.0
+    for each in at_most:
+        share, estimate = shares[each.stage], each.estimate
+        calls += share * estimate.calls
+        tokens_in, tokens_out = tokens_in + share * estimate.input_tokens, tokens_out + share * estimate.output_tokens
+        if each.limits is not None:
+            tokens = share * (estimate.input_tokens + estimate.output_tokens)
+            seconds += each.limits.least_seconds(share * estimate.calls, tokens)
     dollars = [each.estimate.usd for each in at_most]
     priced = sum((usd or 0.0) * shares[each.stage] for usd, each in zip(dollars, at_most, strict=True))
     cost = "price unknown" if None in dollars else f"about {priced:,.2f} USD"
     by_api = any(each.stage == "grids" for each in at_most)
-    hours = "" if by_api else f", {grids * yields.seconds_per_grid / 3600:,.1f} hours of one GPU"
+    devices = {} if by_api else yields.gpu_hours(grids)
+    (name, hours), *others = list(devices.items()) or [("", 0.0)]
+    elsewhere = "".join(f", {other} {its:,.1f}" for other, its in others)
+    teacher = f", {hours:,.1f} hours of one {name}{elsewhere}" if devices else ""
     short = f"; {wanted:,} are wanted, and the source holds no more" if drawn < wanted else ""
     source = "by the shares of expected" if expected.run is None else f"as in {expected.run}"
     return "\n".join(
         [
             f"expected, {source}:",
             f"  captions  {drawn:,}{short}",
-            f"  grids     {grids:,.0f}{hours}",
-            f"  calls     {calls:,.0f}, {cost}",
+            f"  grids     {grids:,.0f}{teacher}",
+            f"  calls     {calls:,.0f}, about {tokens_in:,.0f} tokens in and {tokens_out:,.0f} out, {cost}",
+            f"  time      {hours + seconds / 3600:,.1f} hours at least in one process, by the limits of the agents",
             f"  pairs     {yields.pairs(drawn, seeds):,.0f} to train on, both directions counted",
             "at most, stage by stage:",
         ]

@@ -12,9 +12,13 @@ from omegaconf import DictConfig
 
 from dsd_lightning.distillation.records import DistillationError
 from dsd_lightning.files.text import read_text
+from dsd_lightning.planning.gpus import GPUS
 
-PAIRS = 6
-"""Unordered pairs of the four panels of a grid."""
+PANELS, PAIRS = 4, 6
+"""Panels of a grid, and their unordered pairs."""
+
+SHOWN = ("h100", "a100", "l40s", "4090")
+"""GPUs whose hours a dry run prints."""
 
 DIRECTIONS = 2
 """Training pairs of a pair of panels: each panel is once the reference."""
@@ -31,6 +35,7 @@ class Yields:
         verify: of the pairs of panels, six a grid.
         caption: of the accepted pairs.
         seconds_per_grid: of one grid on one device, seconds.
+        gpu: a key of `planning.gpus.GPUS`, whose seconds these are; None: those of the device at hand.
         run: folder of an earlier run whose report replaces all of these; None: none does.
     """
 
@@ -40,14 +45,17 @@ class Yields:
     verify: float | int
     caption: float | int
     seconds_per_grid: float | int
+    gpu: str | None = None
     run: str | None = None
 
     def measured(self) -> Yields:
         """Return the yields of the earlier run, or these if there is none.
 
         Raises:
-            DistillationError: a share out of range, or a run without a report or with a stage that kept nothing.
+            DistillationError: a share out of range, an unknown GPU, or a run without a report or whose stage kept nothing.
         """
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise DistillationError(f"expected.gpu={self.gpu}: choose one of {', '.join(GPUS)}, or null")
         if self.run is None:
             shares = {name: getattr(self, name) for name in ("filter", "prompts", "split", "verify", "caption")}
             for name, share in shares.items():
@@ -64,11 +72,23 @@ class Yields:
             if not taken or not lines[name]["kept"]:
                 raise DistillationError(f"expected.run={self.run}: its stage {name} kept nothing")
             shares[name] = lines[name]["kept"] / taken
-        return replace(self, seconds_per_grid=lines["grids"]["seconds"] / lines["grids"]["kept"], run=None, **shares)
+        seconds = lines["grids"]["seconds"] / lines["grids"]["kept"]
+        return replace(self, seconds_per_grid=seconds, gpu=None, run=None, **shares)
 
     def grids(self, captions: float | int, seeds_per_prompt: int) -> float:
         """Return the grids to expect of so many captions."""
         return captions * self.filter * self.prompts * seeds_per_prompt
+
+    def gpu_hours(self, grids: float | int) -> dict[str, float]:
+        """Return the hours that one device takes for so many grids, by its name.
+
+        Those of other GPUs are scaled by their peak throughput, and only named where the seconds are of a known GPU.
+        """
+        hours = grids * self.seconds_per_grid / 3600
+        if self.gpu is None:
+            return {"device": hours}
+        peak = GPUS[self.gpu].peak_tflops
+        return {GPUS[name].title: hours * peak / GPUS[name].peak_tflops for name in dict.fromkeys((self.gpu, *SHOWN))}
 
     def pairs(self, captions: float | int, seeds_per_prompt: int) -> float:
         """Return the training pairs to expect of so many captions."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from rehearsal_server import RehearsalServer
 from rehearsal_server.script import Asked, Fault
 from support.distill_runs import (
@@ -25,6 +26,10 @@ from support.distill_runs import (
 
 from dsd_lightning.agents import AuthenticationFailed, BudgetExceeded
 from dsd_lightning.distillation.command import distill
+from dsd_lightning.distillation.expectation import expect, kept_shares, outlook
+from dsd_lightning.distillation.report import write_report
+from dsd_lightning.distillation.runner import STAGES
+from dsd_lightning.distillation.store import Store
 
 GRIDS = len([caption for caption in CAPTIONS if "owl" not in caption])
 """Grids of two by two: the crayons generate three columns for owls."""
@@ -257,3 +262,19 @@ def test_a_dry_run_asks_nothing_and_bounds_what_the_run_takes(tmp_path: Path) ->
         run_here(tmp_path / "run", captions, server)
         assert server.counts["asked"] <= int(estimate.splitlines()[-2].split()[1])
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_dry_run_expects_the_calls_and_pairs_of_a_run_whose_shares_it_has(undisturbed: Path, tmp_path: Path) -> None:
+    write_report(undisturbed, STAGES, {}, None)
+    given = arguments(tmp_path / "run", undisturbed.parent / "captions.txt", "http://127.0.0.1:9")
+    config = compose_distill(*given, f"expected.run={undisturbed}")
+    at_most = expect(config)
+    yields = instantiate(config.expected).measured()
+    shares = kept_shares(yields)
+    calls = {each.stage: each.estimate.calls * shares[each.stage] for each in at_most}
+    made = {stage: sum(each.usage.calls for each in Store(undisturbed).manifests(stage)) for stage in calls}
+    for stage in ("filter", "prompts", "verify"):
+        assert calls[stage] == pytest.approx(made[stage]), stage
+    assert calls["caption"] == pytest.approx(made["caption"], rel=0.2)
+    pairs = sum(len(each) for each in samples(undisturbed).values())
+    assert f"  pairs     {pairs} to train on" in outlook(config, at_most)

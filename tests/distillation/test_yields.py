@@ -39,6 +39,16 @@ def test_pairs_take_the_place_of_count() -> None:
         captions_wanted(config)
 
 
+def test_hours_of_other_gpus_follow_from_their_peaks() -> None:
+    hours = Yields(**SHARES, gpu="h100").gpu_hours(3600)
+    assert hours["H100 80GB SXM"] == pytest.approx(7.0)
+    assert hours["A100 80GB"] == pytest.approx(7.0 * 989 / 312)
+    assert list(Yields(**SHARES, gpu="a100").gpu_hours(1))[:2] == ["A100 80GB", "H100 80GB SXM"]
+    assert Yields(**SHARES).gpu_hours(1800) == {"device": pytest.approx(3.5)}
+    with pytest.raises(DistillationError, match=r"expected\.gpu=v100: choose one of a100"):
+        Yields(**SHARES, gpu="v100").measured()
+
+
 def test_an_earlier_run_replaces_the_shares(tmp_path: Path) -> None:
     with pytest.raises(DistillationError, match=r"report.json is missing"):
         Yields(**SHARES, run=str(tmp_path)).measured()
