@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dsd_lightning.files.atomic import replacing
+from dsd_lightning.images.sheet import magnified
 
 PROVENANCE = "dsd_lightning"
 """Name of the PNG text chunk that holds, as JSON, how an image was generated; JPEG and WebP hold it as EXIF description."""
@@ -67,7 +68,11 @@ def guidance_sheet(
     image_guidances: Sequence[float],
     text_guidances: Sequence[float],
 ) -> Image.Image:
-    """Return a sheet: the reference, and an image for every image guidance (a row) and text guidance (a column)."""
+    """Return a sheet: the reference, and an image for every image guidance (a row) and text guidance (a column).
+
+    Small images are magnified as in `images.sheet`.
+    """
+    reference, rows = magnified(reference), [[magnified(image) for image in row] for row in rows]
     width, height = rows[0][0].size
     font = ImageFont.load_default(12)
     lead = max(width, 64)

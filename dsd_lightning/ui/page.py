@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from dsd_lightning.generation.arguments import DEFAULT_SHEET
+from dsd_lightning.generation.arguments import DEFAULT_SHEET, sheet_of
 from dsd_lightning.ui.error_messages import with_messages
 from dsd_lightning.ui.files import served
 from dsd_lightning.ui.story_tab import story_tab
@@ -22,6 +22,9 @@ REMEMBERED = 12
 
 SMALL = 128
 """Images with shorter sides are magnified pixel by pixel, without smoothing."""
+
+GUIDANCES = (("none", 1.0), *((f"{value:g}", value) for value in (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)))
+"""Choices of the guidance sheet: what is shown, and the value."""
 
 TITLE = "Diffusion Self-Distillation"
 
@@ -246,33 +249,43 @@ def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
 def _sheet_tab(
     studio: Studio, reference: gr.Image, text: str, shared: list[gr.components.Component], kind: list[str]
 ) -> None:
-    gr.Markdown("One noise, a grid of guidances: image guidance down, text guidance across. 1 is none.")
+    gr.Markdown("One noise under several guidances: image guidance down, text guidance across.")
     prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...")
     with gr.Row():
-        grid = gr.Textbox(DEFAULT_SHEET, label="Image guidances / text guidances", scale=2)
-        run = gr.Button("Generate the sheet", variant="primary", scale=3, elem_id="generate_sheet")
-    result = gr.Image(label="Sheet", format="png", interactive=False, elem_id="sheet")
+        down, across = (
+            gr.CheckboxGroup(list(GUIDANCES), value=chosen, label=label, min_width=140, elem_id=name)
+            for label, name, chosen in zip(
+                ("Image guidances", "Text guidances"), ("down", "across"), sheet_of(DEFAULT_SHEET), strict=True
+            )
+        )
+    run = gr.Button("Generate the sheet", variant="primary", elem_id="generate_sheet")
+    result = gr.Image(
+        label="Sheet", format="png", interactive=False, elem_id="sheet", buttons=["download", "fullscreen"]
+    )
     used = gr.Number(label="Seed used", interactive=False, precision=0)
 
     @with_messages
     def sheet(
         image: str | None,
         text: str,
-        guidances: str,
+        image_guidances: Any,
+        text_guidances: Any,
         guidance: Any,
         steps: Any,
         seed: Any,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> tuple[str | None, int]:
         """Generate a contact sheet over image and text guidances, all from one noise."""
-        result_sheet, chosen = studio.sheet(image, text, guidances, Settings(guidance, 1.0, 1.0, steps, seed))
+        settings = Settings(guidance, 1.0, 1.0, steps, seed)
+        result_sheet, chosen = studio.sheet(image, text, image_guidances, text_guidances, settings)
         return served(result_sheet), chosen
 
     guidance, _, _, steps, seed = shared
     run.click(
         sheet,
-        [reference, prompt, grid, guidance, steps, seed],
+        [reference, prompt, down, across, guidance, steps, seed],
         [result, used],
         api_name="sheet",
         concurrency_id="model",
+        show_progress_on=result,
     )

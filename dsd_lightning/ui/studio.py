@@ -16,7 +16,6 @@ from PIL import Image
 
 from dsd_lightning.agents import AuthenticationFailed
 from dsd_lightning.agents.presets import find_agent
-from dsd_lightning.generation.arguments import sheet_of
 from dsd_lightning.generation.generate import AT_ONCE, generate, generate_prompts, generate_sheet, provenance
 from dsd_lightning.generation.jobs import GenerationError, Job, one_line
 from dsd_lightning.generation.prompts import cropped, enhance
@@ -130,17 +129,19 @@ class Studio:
         height, width = size.split("x")
         return int(height), int(width)
 
-    def sheet(self, file: str | None, text: str, guidances: str, settings: Settings) -> tuple[Image.Image, int]:
-        """Return a sheet over `guidances` ("1,1.5/1,2": image, then text), all from one noise, and its seed.
+    def sheet(
+        self, file: str | None, text: str, image_guidances: Any, text_guidances: Any, settings: Settings
+    ) -> tuple[Image.Image, int]:
+        """Return a sheet over lists of image and text guidances, in ascending order, all from one noise, and its seed.
 
         Raises:
             GenerationError: naming the field.
         """
-        image, words = sheet_of(guidances)
+        image, words = _guidances("image guidances", image_guidances), _guidances("text guidances", text_guidances)
         if len(image) * len(words) > MOST_CELLS:
-            raise GenerationError(f"guidances {guidances}: at most {MOST_CELLS} images a sheet")
-        for value in (*image, *words):
-            _within("guidances", value, 0, HIGHEST_GUIDANCE)
+            raise GenerationError(
+                f"{len(image)} image guidances by {len(words)} text guidances: at most {MOST_CELLS} images a sheet"
+            )
         job, reference = self._job(settings, text), self._image(file)
         with self._busy:
             return generate_sheet(self.pipeline, job, reference, image, words), job.seed
@@ -251,6 +252,13 @@ def _within(name: str, value: Any, least: int | float, most: int | float) -> int
     if not least <= value <= most:
         raise GenerationError(f"{name}: {value:g} must be {least:g} to {most:g}")
     return float(value)
+
+
+def _guidances(name: str, values: Any) -> list[float]:
+    """Return a list's guidances in ascending order, each once."""
+    if not isinstance(values, list) or not values:
+        raise GenerationError(f"{name}: choose one or more")
+    return sorted({float(_within(name, value, 0, HIGHEST_GUIDANCE)) for value in values})
 
 
 def _seed(value: Any, name: str = "seed") -> int:

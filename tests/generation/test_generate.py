@@ -151,14 +151,14 @@ def test_a_random_seed_is_printed_and_gives_the_same_image(
 def test_a_sheet_of_guidances_from_one_noise(image: Path, out: Path) -> None:
     assert main(command(image, out, "--sheet", "1,1.5/1,2", "--disable_gemini_prompt")) == 0
     sheet = pixels(out)
-    assert sheet.shape[1] > 3 * 32
-    assert sheet.shape[0] > 2 * 32
+    assert sheet.shape[1] > 3 * 128
+    assert sheet.shape[0] > 2 * 128
     provenance = read_provenance(out)
     assert provenance is not None
     assert provenance["text_guidance"] == [1, 2]
     single = out.with_name("single.png")
     assert main(command(image, single)) == 0
-    corner = sheet[30:62, 14 + 64 + 8 : 14 + 64 + 8 + 32]
+    corner = sheet[30 : 30 + 128 : 4, 14 + 128 + 8 : 14 + 128 + 8 + 128 : 4]  # each pixel is shown as 4 x 4
     assert np.abs(corner.astype(int) - pixels(single)).max() <= 1, "the first cell is the image without guidance"
 
 

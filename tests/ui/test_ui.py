@@ -143,14 +143,23 @@ def test_a_client_gets_sheets_and_stories(client: Any, image: str) -> None:
     sheet, seed = client.predict(
         image=handle_file(image),
         text="this character",
-        guidances="1,2/1",
+        image_guidances=[2.0, 1.0],
+        text_guidances=[1.0],
         guidance=3.5,
         steps=1,
         seed=3,
         api_name="/sheet",
     )
     assert seed == 3
-    assert Image.open(sheet).height > 2 * 64
+    with Image.open(sheet) as opened:
+        assert opened.width > 2 * 128, "small images are magnified"
+        assert opened.height > 2 * 128
+    for wrong, message in (({"image_guidances": []}, "choose one or more"), ({"text_guidances": [99.0]}, "choice|99")):
+        fields = {"image_guidances": [1.0], "text_guidances": [1.0], **wrong}
+        with pytest.raises(Exception, match=message):
+            client.predict(
+                image=handle_file(image), text="this", **fields, guidance=3.5, steps=1, seed=3, api_name="/sheet"
+            )
     table = client.predict(image=handle_file(image), idea="Out", panels=3, seed=5, api_name="/write_story")
     assert [row[2] for row in table["data"]] == [5, 6, 7]
     table["data"][2][1] = "this character, small, at the top"
