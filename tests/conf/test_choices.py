@@ -56,9 +56,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("choices", runs(), ids=" ".join)
 def test_every_choice_trains_a_step(
-    choices: list[str], tiny_base: Path, shards: dict[str, Path], tmp_path: Path
+    choices: list[str], tiny_base: Path, shards: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group, option = choices[0].split("=")
+    if option == "trackio":
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+        pytest.importorskip("trackio")
     if choices == ["experiment=students"]:
         choices = [
             *choices,
