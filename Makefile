@@ -9,6 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
 ARGS ?=
+PYTHONS ?= python3.12 python3.13
+SHORT := tests/test_sampler.py tests/shards/test_shards.py tests/conf/test_help.py tests/conf/test_composition.py \
+	tests/training/test_train.py tests/generation/test_generate.py -k 'not killed and not broke_off and not ctrl_c' -m 'not long'
 
 BIN := $(VENV)/bin
 QUANTIZE := $(abspath $(VENV))/quantize
@@ -42,6 +45,16 @@ test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leav
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long $(QUANTIZED:%=--ignore=%)
 	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf \
 		tests/training/test_true_conditions.py -k 'quantize or 8bit or memory or flux_24gb'
+
+.PHONY: test-pythons
+test-pythons: ## a short run on each other Python of PYTHONS; one that is not installed is named and left out
+	@for python in $(PYTHONS); do \
+	if ! $$python -c '' 2> /dev/null; then \
+	echo "$$python is not installed and was LEFT OUT (uv python install, pyenv, or PYTHONS='/path/to/python3.12 ...')"; continue; fi; \
+	venv=$(VENV)/python$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(MAKE) --no-print-directory $$venv/.dev VENV=$$venv PYTHON=$$python; \
+	$$venv/bin/python -m pytest -q -p no:xdist $(SHORT); \
+	done
 
 .PHONY: check
 check: lint types contracts ## run all static checks
@@ -77,8 +90,8 @@ constraints: ## rewrite constraints.txt: the newest releases that setup.cfg admi
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
-	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,quantize,report,ui]' && \
-	{ echo '# Exact versions of all that the package and its extras dev, parquet, quantize, report and ui install: what was tested.' && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,quantize,report,trackio,ui]' && \
+	{ echo '# Exact versions of all that the package and its extras dev, parquet, quantize, report, trackio and ui install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
 	} > constraints.txt.new && mv constraints.txt.new constraints.txt
@@ -95,7 +108,7 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,ui]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,trackio,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
 
 # The extra [quantize] has a folder of its own: peft imports all of it, where it is installed, at every start of every command.
