@@ -1,0 +1,59 @@
+"""Every command of README.md, CONTRIBUTING.md and docs/ is run by a test, or it is said why not."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support.commands import compose_train
+from support.documents import DOCUMENTS, ROOT, RULES, Elsewhere, commands, rule_of
+
+CONFIGS = {
+    "train.py": "train",
+    "distill.py": "distill",
+    "datamodules.commands.encode_shards": "encode_shards",
+    "datamodules.commands.write_shards": "write_shards",
+    "dsd_lightning.packing.depth_command": "write_depth",
+}
+
+
+def test_every_command_has_a_rule_and_every_rule_a_command() -> None:
+    used = set()
+    for document in DOCUMENTS:
+        for command in commands(document):
+            rule = rule_of(document, command)
+            assert rule is not None, f"{document}: `{command}` needs a rule in tests/support/documents.py"
+            used.add(rule[0])
+    assert [rule[:2] for number, rule in enumerate(RULES) if number not in used] == []
+
+
+def test_the_tests_that_rules_name_are_there() -> None:
+    for test in {way.test for _, _, way in RULES if isinstance(way, Elsewhere)}:
+        file, _, name = test.partition("::")
+        functions = {
+            each.name for each in ast.parse((ROOT / file).read_text()).body if isinstance(each, ast.FunctionDef)
+        }
+        assert name in functions, test
+
+
+def configured() -> list[tuple[str, list[str]]]:
+    """Return (configuration, overrides) of the documented commands that Hydra composes, without their placeholders."""
+    found = []
+    for command in (command for document in DOCUMENTS for command in commands(document)):
+        if not command.startswith("python ") or "hydra/launcher=" in command:
+            continue
+        program, *words = [word for word in shlex.split(command)[1:] if word not in ("...", "-m", "--help")]
+        if program in CONFIGS:
+            # A sweep's values are tried by their first.
+            overrides = [re.sub(r"(=[^\[,{]*),.*", r"\1", word) for word in words]
+            found.append((CONFIGS[program], overrides))
+    return found
+
+
+@pytest.mark.slow
+def test_documented_settings_exist(tmp_path: Path) -> None:
+    for name, overrides in configured():
+        compose_train(tmp_path, *overrides, name=name)
