@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.rng_state import generator_states, restore_generators
 from callbacks.stopping import Diverged, Stopped, StopRequest
 from dsd_lightning.checkpoints.folder_io import STEP_FOLDER, FolderCheckpointIO, list_steps
+from dsd_lightning.compute.processes import host_group, largest
 from dsd_lightning.files.atomic import PARTIAL, rename
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class AdapterCheckpoint(Checkpoint):
         self._step = self._saved_step = -1
         self._stepping = self._saving = False
         self._generators: dict[str, Any] | None = None
+        self._host_group: torch.distributed.ProcessGroup | None = None
 
     # --- Before the first step.
 
@@ -96,6 +98,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, put the generators' states back, and set aside what a resumed run leaves behind."""
+        self._host_group = host_group()
         self._stop.install()
         self._step = self._saved_step = trainer.global_step
         if self._generators is not None:
@@ -250,12 +253,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def _stop_requested(self, trainer: L.Trainer) -> int:
         received = self._stop.received
-        if trainer.world_size > 1:
-            highest = trainer.strategy.reduce(
-                torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"
-            )
-            received = int(highest)
-        return received
+        return received if trainer.world_size == 1 else int(largest(torch.tensor(received), self._host_group))
 
 
 def _loops_now(trainer: L.Trainer) -> dict[str, Any]:

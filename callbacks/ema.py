@@ -75,7 +75,7 @@ class ExponentialMovingAverage(L.Callback):
         self.updates += 1
         for name, value in _trained(pl_module).items():
             self.weights[name].lerp_(value.detach().float(), 1 - decay)
-        pl_module.log("ema/decay", decay)
+        pl_module.log("ema/decay", torch.tensor(decay))  # stays on the CPU: no copy to wait for
 
     # --- Exchange with the trained weights.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, cast, runtime_checkable
 
 import lightning as L
@@ -28,20 +28,26 @@ class Clock(Protocol):
 def isolated_sampling(trainer: L.Trainer, module: L.LightningModule, ema: bool) -> Iterator[None]:
     """Hold the module in evaluation mode without gradients, its encoders on its device, with its EMA weights if `ema`.
 
-    On exit every part is in the mode it was in (frozen parts are never in training mode), and the global random states
-    are what they were.
+    Operations run in the trainer's precision, as in validation, on CUDA and wherever the base is not float32: what is trained
+    is, and a layer of one dtype refuses inputs of another. On exit every part is in the mode it was in (frozen parts are never
+    in training mode), and the global random states are what they were.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     weights = ema_weights(trainer) if ema else nullcontext()
     encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
     try:
-        with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders:
+        with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders, _precision(trainer, module):
             yield
     finally:
         for part, mode in modes.items():
             part.training = mode
         leave_out(trainer)
+
+
+def _precision(trainer: L.Trainer, module: L.LightningModule) -> AbstractContextManager[object]:
+    is_mixed = any(value.is_floating_point() and value.dtype != torch.float32 for value in module.parameters())
+    return trainer.precision_plugin.forward_context() if module.device.type == "cuda" or is_mixed else nullcontext()
 
 
 def leave_out(trainer: L.Trainer) -> None:

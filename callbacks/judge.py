@@ -104,6 +104,7 @@ class JudgeProbe(L.Callback):
         if first:
             make(model, samples, self.cases, self.seed, self.batch_size)
         else:
+            model.described()  # as in `make`: it gathers sharded weights
             for batch in batches:
                 model.generate(batch, [load_rgb(case.subject.reference) for case in batch], self.seed)
 

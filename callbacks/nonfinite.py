@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.stopping import Diverged
 from dsd_lightning.compute.dtensors import full_tensor
+from dsd_lightning.compute.processes import largest
 from dsd_lightning.files.atomic import write_json
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,8 @@ class NonFiniteGuard(L.Callback):
         bad = ~torch.isfinite(norm)
         if self._bad is not None:
             bad = bad | self._bad
-        if trainer.world_size > 1:
-            bad = trainer.strategy.reduce(bad.to(trainer.strategy.root_device, torch.float32), reduce_op="max")
-        self._skipping = bool(bad)
+        # The one wait for the device in an optimizer step: a step that is left out must not reach the optimizer.
+        self._skipping = bool(largest(bad.to(trainer.strategy.root_device, torch.float32)))
         if self._skipping:
             self._report(trainer, float(norm))
             for parameter in parameters:
@@ -72,7 +72,7 @@ class NonFiniteGuard(L.Callback):
             self.skipped, self.row = self.skipped + 1, self.row + 1
         else:
             self.row = 0
-        pl_module.log("optimizer/skipped_steps", float(self.skipped))
+        pl_module.log("optimizer/skipped_steps", torch.tensor(float(self.skipped)))
         self._bad, self._losses, self._samples = None, [], []
 
     def _report(self, trainer: L.Trainer, norm: float) -> None:

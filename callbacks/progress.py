@@ -22,6 +22,10 @@ SHORT = {"throughput/pairs_per_second": "pairs/s"}
 """Names shown instead of the logged ones, which otherwise lose their `train/`."""
 
 
+LOSSES, SPIKES = "train/loss", "train/loss_spikes"
+"""Beginning of the names of the losses, which are shown; and a count that begins so, too."""
+
+
 class ProgressBar(TQDMProgressBar):
     """Shows the losses, pairs per second and the time left for the whole run.
 
@@ -43,6 +47,7 @@ class ProgressBar(TQDMProgressBar):
         self._lines = False
         self._redirected = ExitStack()
         self._started, self._first, self._last = 0.0, 0, -1
+        self._shown: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose between bar and lines, for the first process; the others show nothing."""
@@ -119,11 +124,19 @@ class ProgressBar(TQDMProgressBar):
         self._redirected.close()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return the metrics that are shown, under short names and without the logger's version number."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {
-            SHORT.get(name, name.removeprefix("train/")): value for name, value in metrics.items() if name != "v_num"
-        }
+        """Return the metrics that are shown, under short names and without the logger's version number.
+
+        They change where metrics are logged: to fetch them at every batch would mean to wait for the device each time.
+        """
+        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
+        if due or not self._shown or not trainer.training or self._lines:
+            logged = trainer.callback_metrics.items()
+            losses = {name: float(v) for name, v in logged if name.startswith(LOSSES) and name != SPIKES}
+            metrics = {**losses, **super().get_metrics(trainer, pl_module)}
+            self._shown = {
+                SHORT.get(name, name.removeprefix("train/")): v for name, v in metrics.items() if name != "v_num"
+            }
+        return self._shown
 
 
 def _log_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -64,16 +65,17 @@ class LossSpikes(L.Callback):
         self._waiting.append((trainer.global_step, outputs["loss"].detach(), samples))
         if len(self._waiting) >= self.every_n_batches:
             self._check()
-            pl_module.log("train/loss_spikes", float(self.count), rank_zero_only=True)
+            pl_module.log("train/loss_spikes", torch.tensor(float(self.count)), rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the rest."""
         self._check()
 
     def _check(self) -> None:
-        for step, loss, samples in self._waiting:
+        losses = torch.stack([loss for _, loss, _ in self._waiting]).tolist() if self._waiting else []
+        for (step, _, samples), loss in zip(self._waiting, losses, strict=True):
             # Lightning hands out the loss divided by the batches that are accumulated.
-            value = float(loss) * self._accumulated
+            value = loss * self._accumulated
             if not math.isfinite(value):
                 continue  # callbacks.nonfinite reports it
             deviation = math.sqrt(self.variance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -10,6 +11,26 @@ import torch
 
 from callbacks.summary import summarise
 from dsd_lightning.compute.dtensors import full_tensor
+from dsd_lightning.planning.gpus import GPUS, recognise
+
+log = logging.getLogger(__name__)
+
+
+AUTO = "auto"
+"""Value of `peak_tflops`: that of the GPU that is there."""
+
+
+def _peak_of(device: torch.device) -> float | None:
+    """Return the dense bfloat16 TFLOP/s of a device by CUDA's name of it; None for others, and with a line in the log."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if (known := recognise(name)) is None:
+        log.info(
+            "the peak throughput of %s is not known: for throughput/mfu give callbacks.throughput.peak_tflops", name
+        )
+        return None
+    return GPUS[known].peak_tflops
 
 
 class Throughput(L.Callback):
@@ -19,7 +40,7 @@ class Throughput(L.Callback):
       and saving are not counted as time.
     - `throughput/data_share`: share of that time spent between the batches, which is waiting for data; in [0, 1].
     - `throughput/mfu`: share of `peak_tflops` of all devices that the operations of those pairs amount to, recomputed ones
-      included; only with `peak_tflops`, and where `callbacks.cost.StepCost` has counted a pair's operations.
+      included; only where `peak_tflops` is known, and `callbacks.cost.StepCost` has counted a pair's operations.
     - `throughput/memory_gib`: peak of the memory allocated on this device; CUDA only.
     - `optimizer/grad_norm`: L2 norm of all gradients of the step, before clipping.
     - `optimizer/lr`: learning rate of the step, of the first parameter group.
@@ -28,13 +49,16 @@ class Throughput(L.Callback):
     process's first optimizer step, in which kernels are chosen and blocks compiled.
 
     Args:
-        peak_tflops: of one device, in the precision of training, TFLOP/s; None: no `throughput/mfu`.
+        peak_tflops: of one device, in the precision of training, TFLOP/s; "auto": dense bfloat16 of the GPU that is there, if
+            `planning.gpus.GPUS` has it; None: no `throughput/mfu`.
     """
 
-    def __init__(self, peak_tflops: float | int | None = None) -> None:
-        if peak_tflops is not None and peak_tflops <= 0:
-            raise ValueError(f"callbacks.throughput.peak_tflops={peak_tflops} must be > 0, or null")
-        self.peak_tflops = peak_tflops
+    def __init__(self, peak_tflops: float | int | str | None = AUTO) -> None:
+        known = peak_tflops in (None, AUTO) or (isinstance(peak_tflops, float | int) and peak_tflops > 0)
+        if not known:
+            raise ValueError(f"callbacks.throughput.peak_tflops={peak_tflops} must be > 0, {AUTO} or null")
+        self.setting = peak_tflops
+        self.peak_tflops: float | None = None
         self._reset()
         self._counted = {"pairs": 0, "seconds": 0.0}
         self._first = True
@@ -47,6 +71,7 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
+        self.peak_tflops = _peak_of(pl_module.device) if isinstance(self.setting, str) else self.setting
         self._reset()
         self._ended, self._step = None, trainer.global_step
         self._first = True
@@ -68,7 +93,7 @@ class Throughput(L.Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # The reduction stays on the device; the logger fetches the number.
         pl_module.log("optimizer/grad_norm", full_tensor(torch.nn.utils.get_total_norm(gradients)))
-        pl_module.log("optimizer/lr", float(optimizer.param_groups[0]["lr"]))
+        pl_module.log("optimizer/lr", torch.tensor(float(optimizer.param_groups[0]["lr"])))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,7 +110,8 @@ class Throughput(L.Callback):
         due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and trainer.global_step != self._step:
             seconds = self._busy + self._waited
-            pl_module.log("throughput/pairs_per_second", self._pairs / max(seconds, 1e-9), prog_bar=True)
+            speed = torch.tensor(self._pairs / max(seconds, 1e-9))  # on the CPU: Lightning reads it at every batch
+            pl_module.log("throughput/pairs_per_second", speed, prog_bar=True)
             flops = (getattr(pl_module, "summary", None) or {}).get("flops_per_pair")
             if self.peak_tflops is not None and flops is not None:
                 reached = self._pairs / max(seconds, 1e-9) * flops / trainer.world_size

@@ -16,7 +16,7 @@ from datamodules.sources.pool import Pairs, batches_of
 from datamodules.stream import PairLoader, SampleOrder, Size
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation
-from dsd_lightning.pairs import Pair, PairBatch, Task
+from dsd_lightning.pairs import SURPLUS, Pair, PairBatch, Task
 
 log = logging.getLogger(__name__)
 
@@ -147,24 +147,41 @@ class PairData(L.LightningDataModule):
             collate_fn=collate,
             num_workers=self.source.workers,
             persistent_workers=False,
+            pin_memory=self._on_cuda(),
         )
 
     def val_dataloader(self) -> DataLoader[LoadedBatch] | list[Any]:
-        """Return fixed batches that are never trained on."""
+        """Return this device's share of fixed batches that are never trained on.
+
+        All devices get equally many, since the forward pass of a sharded model is collective; those that are filled up with are
+        not counted (`SURPLUS`).
+        """
         self._open()
         if len(self._validation) == 0:
             return []
         trainer = self.trainer
         assert trainer is not None
         size = max(1, self.batch_size // trainer.world_size)
-        mine = list(range(len(self._validation)))[trainer.global_rank :: trainer.world_size]
-        by_size: dict[Size, list[tuple[int, int]]] = {}
-        for index in mine:
-            by_size.setdefault(self._validation.bucket(index), []).append((0, index))
-        batches = [group[i : i + size] for group in by_size.values() for i in range(0, len(group), size)]
+        shares = [self._validation_batches(rank, trainer.world_size, size) for rank in range(trainer.world_size)]
+        batches = shares[trainer.global_rank]
+        batches += [[(SURPLUS, 0)]] * (max(map(len, shares)) - len(batches))
         return DataLoader(
-            self._validation, batch_sampler=batches, collate_fn=collate, num_workers=min(1, self.source.workers)
+            self._validation,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=min(1, self.source.workers),
+            pin_memory=self._on_cuda(),
         )
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _validation_batches(self, rank: int, world_size: int, size: int) -> list[list[tuple[int, int]]]:
+        """Return the batches of `size` samples of a device, each of frames of one size."""
+        by_size: dict[Size, list[tuple[int, int]]] = {}
+        for index in range(rank, len(self._validation), world_size):
+            by_size.setdefault(self._validation.bucket(index), []).append((0, index))
+        return [group[i : i + size] for group in by_size.values() for i in range(0, len(group), size)]
 
     def on_before_batch_transfer(self, batch: LoadedBatch | PairBatch, dataloader_idx: int) -> PairBatch:
         """Count and report the samples that could not be read.
@@ -192,8 +209,8 @@ class PairData(L.LightningDataModule):
             )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Move the tensors of a batch."""
-        return batch.to(device)
+        """Move the tensors of a batch, without waiting for those in page-locked memory."""
+        return batch.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, list[str]]:
         """Return the keys of the samples that were damaged on any device, and count them all from here on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class LoadedBatch:
 
     pairs: PairBatch
     damages: tuple[Damage, ...] = ()
+
+    def pin_memory(self) -> LoadedBatch:
+        """Return the same batch in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
+        return replace(self, pairs=self.pairs.pin_memory())
 
 
 class UnreadableBatchError(RuntimeError):

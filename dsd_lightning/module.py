@@ -17,12 +17,14 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints.adapter import check_header, header_of, load_trained
+from dsd_lightning.compute.device import sent
 from dsd_lightning.compute.machine import uncompiled
+from dsd_lightning.compute.processes import mean
 from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
 from dsd_lightning.objective import FrameLosses, frame_losses, weights_of_mask
-from dsd_lightning.pairs import TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
+from dsd_lightning.pairs import SURPLUS, TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
 from dsd_lightning.randomness import normal, uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
 from dsd_lightning.sampler import SamplerSettings, Shift, sample
@@ -123,7 +125,7 @@ class DiffusionSelfDistillation(L.LightningModule):
     def noise(self, clean: Float[Tensor, "b c h w"], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
         """Return noise for a clean canvas; see `frame_noise`."""
         frame = self.architecture.split(clean)[TARGET]
-        return self.frame_noise(frame.shape[1:], keys).to(clean.device, clean.dtype)
+        return sent(self.frame_noise(frame.shape[1:], keys), clean.device).to(clean.dtype)
 
     def frame_noise(self, shape: Sequence[int], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
         """Return float32 noise for a canvas of frames of latent `shape` (c, h, w).
@@ -139,20 +141,30 @@ class DiffusionSelfDistillation(L.LightningModule):
     # --- Training.
 
     def training_step(self, batch: PairBatch, _: int) -> Tensor:
-        """Return the weighted loss of a batch. Logs `train/loss` and `train/loss_<frame>`, means over all devices."""
+        """Return the weighted loss of a batch. Logs `train/loss` and `train/loss_<frame>`, means over all devices.
+
+        Neither it nor what it calls waits for the device (`tests/training/test_waiting.py`).
+        """
         losses = self.losses(batch)
         size = len(batch)
-        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=size, sync_dist=True)
-        for name, frame in losses.frames.items():
-            self.log(f"train/loss_{name}", frame.detach().mean(), prog_bar=True, batch_size=size, sync_dist=True)
+        logged = {"train/loss": losses.total.detach()}
+        logged |= {f"train/loss_{name}": frame.detach().mean() for name, frame in losses.frames.items()}
+        if self._is_logged_step():
+            logged = {name: mean(value.clone()) for name, value in logged.items()}
+        self.log_dict(logged, batch_size=size)  # with `prog_bar`, Lightning fetches it at every batch
         return losses.total
+
+    def _is_logged_step(self) -> bool:
+        """Return whether this step's metrics go to the loggers; other steps need not wait for the other devices."""
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(step == self.trainer.max_steps or (every and step % every == 0))
 
     def losses(self, batch: PairBatch) -> FrameLosses:
         """Return the losses of a training batch; every draw is keyed by (seed, epoch, sample, frame, purpose)."""
         encoded, text = self.encode(batch)
         keys = [(epoch, key) for epoch, key in zip(batch.epochs, batch.keys, strict=True)]
         condition = self._drop(self.condition(encoded, text, self.guidance_scale), keys)
-        draws = torch.tensor([uniform(self.seed, *key, "timestep") for key in keys], device=encoded.clean.device)
+        draws = sent(torch.tensor([uniform(self.seed, *key, "timestep") for key in keys]), encoded.clean.device)
         timestep = shift_time(self.density(draws), self.shift(self.architecture.image_tokens(encoded.clean)))
         noise = self.noise(encoded.clean, keys)
         weights = None
@@ -163,10 +175,12 @@ class DiffusionSelfDistillation(L.LightningModule):
 
     def _drop(self, condition: Condition, keys: Sequence[tuple[Any, ...]]) -> Condition:
         keeps = [self.dropout.keeps(uniform(self.seed, *key, "dropout")) for key in keys]
-        keep = torch.tensor(keeps, device=condition.guidance.device)
-        if not bool(keep[:, 0].all()):
+        keep = sent(torch.tensor(keeps), condition.guidance.device)
+        if not all(text for text, _ in keeps):
             condition = condition.with_text(condition.text.where(keep[:, 0], self.null_text(condition.text)))
-        return self.architecture.drop_reference(condition, keep[:, 1])
+        if not all(reference for _, reference in keeps):
+            condition = self.architecture.drop_reference(condition, keep[:, 1])
+        return condition
 
     def null_text(self, like: TextEmbeddings) -> TextEmbeddings:
         """Return the embeddings of "no text" (batch 1) on the device and in the dtype of `like`."""
@@ -196,6 +210,8 @@ class DiffusionSelfDistillation(L.LightningModule):
                     losses = frame_losses(
                         self.architecture, encoded, condition, noise, timestep, self.task.frame_weights
                     )
+                if SURPLUS in batch.epochs:
+                    continue
                 target = losses.frames[TARGET]
                 self.validation_losses[f"val/loss_{kind}_bin{bin_index}"].update(target)
                 self.validation_losses[f"val/loss_{kind}"].update(target)

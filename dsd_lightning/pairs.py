@@ -10,7 +10,7 @@ Value ranges and shapes, used everywhere below under these names:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,10 @@ from torch import Tensor
 
 REFERENCE, TARGET = "reference", "target"
 """Names of the two frames. Every architecture's last frame is the target."""
+
+SURPLUS = -1
+"""Epoch of the samples of a validation batch that is not counted: it lets all devices run equally many, as a sharded model's
+forward pass demands."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,16 @@ class TextEmbeddings:
     sequence: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b p"]
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> TextEmbeddings:
+    def to(
+        self, device: torch.device, dtype: torch.dtype | None = None, *, non_blocking: bool = False
+    ) -> TextEmbeddings:
         """Return the same embeddings elsewhere."""
-        return TextEmbeddings(self.sequence.to(device, dtype), self.pooled.to(device, dtype))
+        options: Any = {"dtype": dtype, "non_blocking": non_blocking}
+        return TextEmbeddings(self.sequence.to(device, **options), self.pooled.to(device, **options))
+
+    def pin_memory(self) -> TextEmbeddings:
+        """Return the same embeddings in page-locked memory."""
+        return TextEmbeddings(self.sequence.pin_memory(), self.pooled.pin_memory())
 
     def rows(self, chosen: slice) -> TextEmbeddings:
         """Return those of some prompts of the batch."""
@@ -104,9 +115,16 @@ class Encoded:
     clean: Float[Tensor, "b c h w"]
     reference: Mapping[str, Tensor]
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Encoded:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None, *, non_blocking: bool = False) -> Encoded:
         """Return the same encodings elsewhere."""
-        return Encoded(self.clean.to(device, dtype), {k: v.to(device, dtype) for k, v in self.reference.items()})
+        options: Any = {"dtype": dtype, "non_blocking": non_blocking}
+        return Encoded(
+            self.clean.to(device, **options), {k: v.to(device, **options) for k, v in self.reference.items()}
+        )
+
+    def pin_memory(self) -> Encoded:
+        """Return the same encodings in page-locked memory."""
+        return Encoded(self.clean.pin_memory(), {k: v.pin_memory() for k, v in self.reference.items()})
 
 
 @dataclass(frozen=True)
@@ -159,13 +177,14 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the same batch with its tensors on `device`."""
-        return replace(
-            self,
-            reference=None if self.reference is None else self.reference.to(device),
-            target=None if self.target is None else self.target.to(device),
-            encoded=None if self.encoded is None else self.encoded.to(device),
-            text=None if self.text is None else self.text.to(device),
-            mask=None if self.mask is None else self.mask.to(device),
-        )
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> PairBatch:
+        """Return the same batch with its tensors on `device`; `non_blocking` as for tensors."""
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PairBatch:
+        """Return the same batch in page-locked memory, from which it is copied while the GPU computes."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> PairBatch:
+        parts = ("reference", "target", "encoded", "text", "mask")
+        return replace(self, **{n: change(v) for n in parts if (v := getattr(self, n)) is not None})

@@ -126,8 +126,6 @@ class Architecture(ModelMixin, ConfigMixin):
 
     def drop_reference(self, condition: Condition, keep: Bool[Tensor, " b"]) -> Condition:
         """Return `condition` with the null reference where `keep` is False."""
-        if bool(keep.all()):
-            return condition
         null = self.null_reference(condition.reference)
         kept = {
             name: torch.where(keep.view(-1, *[1] * (value.ndim - 1)), value, null[name])

@@ -19,8 +19,10 @@ class Batches:
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
+        self.descriptions = 0
 
     def described(self) -> dict[str, Any]:
+        self.descriptions += 1
         return {}
 
     def generate(self, cases: Any, references: list[Image.Image], seed: int) -> list[Image.Image]:
@@ -65,6 +67,7 @@ def test_all_processes_generate_and_the_first_judges(tmp_path: Path, monkeypatch
         assert probe.ended
         probe.judge(Rank(first, sent), SimpleNamespace())  # type: ignore[arg-type]
         asked.append(model.asked)
+        assert model.descriptions == 1, "the description reads sharded weights, which is collective"
     assert asked[0] == asked[1]
     assert sum(map(len, asked[0])) == 9
     assert judged == [True]

@@ -192,6 +192,19 @@ def test_drawing_from_a_reference_and_a_prompt_is_drawing_the_pair() -> None:
     assert not torch.allclose(other["target"], pair["target"], atol=1e-3)
 
 
+def test_images_of_a_base_of_another_dtype_are_generated_in_the_trainers_precision() -> None:
+    module = small_module()
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False)
+    with isolated_sampling(trainer, module, ema=False):
+        assert not torch.is_autocast_enabled("cpu"), "float32 throughout, as in the published scores"
+    module.architecture.transformer.context_embedder.to(torch.bfloat16)
+    trained_layer = torch.nn.Linear(2, 2)  # float32, as a ControlNet's copy is
+    with isolated_sampling(trainer, module, ema=False):
+        assert trained_layer(torch.zeros(1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="dtype"):
+        trained_layer(torch.zeros(1, 2, dtype=torch.bfloat16))
+
+
 def test_the_target_frame_gets_the_same_noise_in_every_architecture() -> None:
     keys = [("draw", "a"), ("draw", "b")]
     two, one = (small_module(kind).frame_noise((16, 8, 8), keys) for kind in ("parallel", "text_only"))

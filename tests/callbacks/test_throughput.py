@@ -10,11 +10,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from support.commands import compose_train
 from support.tiny_run import Run
 
 from callbacks.cost import StepCost
 from callbacks.summary import Summary
-from callbacks.throughput import Throughput
+from callbacks.throughput import Throughput, _peak_of
 
 
 class Slow(L.Callback):
@@ -45,13 +46,31 @@ def test_speed_and_gradient_norm_are_measured(tmp_path: Path) -> None:
 def test_the_share_of_the_peak_is_speed_times_operations(tmp_path: Path) -> None:
     run = Run(tmp_path, 3, StepCost())
     (throughput,) = (each for each in run.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
-    throughput.peak_tflops = 1e-3
+    throughput.setting = 1e-3
     run.fit()
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     operations = metrics["throughput/pairs_per_second"] * run.module.summary["flops_per_pair"]  # type: ignore[index]
     assert metrics["throughput/mfu"] == pytest.approx(operations / 1e9, rel=1e-5)
-    with pytest.raises(ValueError, match="peak_tflops=0"):
-        Throughput(peak_tflops=0)
+    for wrong in (0, "h100"):
+        with pytest.raises(ValueError, match=f"peak_tflops={wrong}"):
+            Throughput(peak_tflops=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("NVIDIA L40S", 362.0), ("NVIDIA GeForce RTX 3090", 71.0), ("Other", None)]
+)
+def test_the_peak_is_that_of_the_gpu_that_is_there(
+    name: str, expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert _peak_of(torch.device("cuda")) == expected
+    assert _peak_of(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("experiment", ["dsd_paper", "dsd_schnell", "flux_24gb", "flux_48gb", "flux_80gb"])
+def test_experiments_leave_the_peak_to_the_gpu(experiment: str) -> None:
+    config = compose_train(Path("run"), f"experiment={experiment}", "data.root=FOLDER", as_it_is=True)
+    assert config.callbacks.throughput.peak_tflops == "auto"
 
 
 def test_summary_counts_over_resumes_and_keeps_what_others_measured(tmp_path: Path) -> None:

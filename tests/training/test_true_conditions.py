@@ -9,49 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.commands import SOURCE, compose_train, run
-from support.shard_sets import write_set
+from support.commands import compose_train, run
+from support.presets import sizes, write_encoded
 
-from datamodules.commands.encode_shards import encode_shards
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.training.run import train
 
 PRESETS = ("dsd_paper", "flux_24gb", "flux_48gb", "flux_80gb")
 """Experiments on FLUX.1-dev."""
 
-FLUX_ON_TINY = ["base=flux_dev", "base.model.text_length=24", "base.pixels_per_token=8"]
-"""The settings of FLUX.1-dev, on the tiny base's tokens and captions."""
-
 
 @pytest.fixture(scope="module")
 def encoded(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return shards with the encodings that the presets read."""
-    root = tmp_path_factory.mktemp("encoded")
-    write_set(root / "images", count=8, resolution=48, max_bytes=1e6)
-    choices = [*FLUX_ON_TINY, f"base.model.path={tiny_base}", f"root={root / 'images'}", f"out={root / 'encoded'}"]
-    encode_shards(compose_train(root, *choices, "resolution=[48,48]", "workers=0", "device=cpu", name="encode_shards"))
-    return root / "encoded"
-
-
-def sizes(base: Path, shards: Path) -> list[str]:
-    """Return overrides that make a preset's run small, on one CPU, and change nothing else."""
-    return [
-        *FLUX_ON_TINY,
-        f"base.model.path={base}",
-        f"data.root={shards}",
-        f"{SOURCE}.resolution=[48,48]",
-        f"{SOURCE}.validation_pairs=1",
-        f"{SOURCE}.workers=1",
-        "arch.lora.rank=2",
-        "data.datamodule.batch_size=2",
-        "sampler.num_inference_steps=2",
-        "trainer.accelerator=cpu",
-        "trainer.devices=1",
-        "trainer.val_check_interval=2",
-        "trainer.accumulate_grad_batches=1",
-        "callbacks.samples.every_n_steps=1",
-        "logger=csv",
-    ]
+    return write_encoded(tiny_base, tmp_path_factory.mktemp("encoded"))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dsd_lightning.compute.dtensors import full_tensor
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
 from dsd_lightning.evaluation.samples.result_folder import Samples
@@ -172,10 +173,13 @@ class Model:
 
 
 def _fingerprint(pipeline: TwoFramePipeline) -> str:
-    """Return a digest of the first values of every matrix: other weights have another one."""
+    """Return a digest of the first values of every matrix: other weights have another one.
+
+    Sharded weights are all-gathered, one at a time: all devices must call it.
+    """
     digest = hashlib.sha256()
     for name, weight in pipeline.transformer.named_parameters():
-        values = weight.detach().flatten()[:_FINGERPRINT_VALUES].float().cpu().numpy()
+        values = full_tensor(weight.detach()).flatten()[:_FINGERPRINT_VALUES].float().cpu().numpy()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + values.tobytes())
     return digest.hexdigest()[:16]
 
