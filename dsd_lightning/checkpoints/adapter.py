@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.checkpoints import sharded
+from dsd_lightning.compute import processes
 from dsd_lightning.compute.dtensors import sharded_like
 from dsd_lightning.compute.finite import require_finite
 from dsd_lightning.files import atomic, folders
@@ -121,7 +123,14 @@ def load_trained(architecture: Architecture, weights: Mapping[str, Tensor]) -> N
                 f"{name} is {tuple(weights[name].shape)} in the weights and {tuple(parameter.shape)} here; "
                 "was another arch.lora.rank trained?"
             )
-    require_finite(weights, "the trained weights", "their training diverged: take an earlier checkpoint")
+
+    def check() -> None:
+        require_finite(weights, "the trained weights", "their training diverged: take an earlier checkpoint")
+
+    if any(isinstance(value, DTensor) for value in weights.values()):
+        processes.together(check)  # each device has a part of its own
+    else:
+        check()
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(sharded_like(weights[name], parameter))
@@ -179,7 +188,7 @@ def read_adapter(folder: str | Path, ema: bool = True) -> tuple[dict[str, Any], 
         folders.verify(folder, only=(HEADER, *(file.name for file in files)))
     elif "weights" in header:
         folders.verify_file(files[0], header["weights"])
-    return header, sharded.gather(files)
+    return header, sharded.read(files)
 
 
 def has_ema(folder: str | Path) -> bool:

@@ -13,11 +13,12 @@ A sharded checkpoint has numbered files instead of the first two; see `sharded`.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from torch import Tensor
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, HEADER, WEIGHTS
 from dsd_lightning.checkpoints.background import Background
+from dsd_lightning.compute import processes
 from dsd_lightning.files import atomic, folders
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ FILES = {"state_dict": WEIGHTS, "ema": EMA_WEIGHTS}
 """Parts of a checkpoint that have a file of their own."""
 
 _STEP = re.compile(rf"step_(\d{{8,}})({re.escape(folders.ASIDE)})?")
+_VERIFIED: dict[Path, tuple[Any, ...]] = {}
+"""Folders that this process has checked: name, size and time of writing of each file, as it was then."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, torch.Size, torch.dtype, torch.device)
 
 
@@ -75,7 +80,7 @@ class FolderCheckpointIO(CheckpointIO):
         rest, shards = sharded.take_shards(checkpoint, tuple(FILES)) if self.sharded else (dict(checkpoint), None)
         _require_plain({key: value for key, value in rest.items() if key not in (*FILES, "adapter")}, "checkpoint")
         if shards is not None:
-            _meet(partial(folders.begin, Path(path)))
+            processes.on_first(partial(folders.begin, Path(path)))
         if self.background:
             rest = _copied(rest)
             shards = shards and replace(shards, own=_copied(shards.own))
@@ -93,37 +98,47 @@ class FolderCheckpointIO(CheckpointIO):
         folder = folders.partial_of(path)
         if shards.writes:
             sharded.write_own(folder, shards, FILES)
-        if _is_first():
+        if processes.is_first():
             _write_rest(folder, rest)
             folders.commit(path, sharded.wait_for_all(folder, shards.count, self.timeout))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return a checkpoint, all-gathered, after checking every file of it.
+        """Return a checkpoint, all-gathered on the CPU, after checking every file of it.
 
-        Only tensors and plain types are read, whatever `weights_only` says: a checkpoint runs no code.
+        Only tensors and plain types are read, whatever `weights_only` says: a checkpoint runs no code. Files are mapped into
+        memory, so that the processes of a machine share what is read. If several processes are connected, all must call it;
+        they read the checkpoint that the first one names, which alone reads all files to check them.
 
         Raises:
             FileNotFoundError: if `path` is no folder.
-            DamagedError: naming the missing or changed file.
+            DamagedError: naming the missing or changed file; by all processes alike.
+        """
+        return self.load_sharded(path, {})
+
+    def load_sharded(self, path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return a checkpoint as `load_checkpoint` does, but of what is sharded here only this process's part.
+
+        Args:
+            path: the folder.
+            like: the trained parameters by name; those of a checkpoint, their EMA weights and their moments come sharded as
+                these are, on their device.
         """
         self.wait()
-        folder = Path(path)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder} is no checkpoint folder; give one like outputs/.../checkpoints/{STEP_FOLDER.format(200)}, "
-                "or ckpt=last for the newest complete one of this run"
-            )
-        folders.verify(folder)
+        folder = processes.of_first(Path(path))
+        processes.on_first(partial(_verify, folder))
         try:
-            checkpoint = torch.load(folder / TRAINING_STATE, map_location=map_location or "cpu", weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(
+                folder / TRAINING_STATE, map_location="cpu", weights_only=True, mmap=True
+            )
         except (UnpicklingError, RuntimeError, OSError) as error:
             raise folders.DamagedError(f"{folder / TRAINING_STATE} cannot be read: {error}") from error
         for part, name in FILES.items():
             if files := sharded.files_of(folder, name):
-                checkpoint[part] = sharded.gather(files)
-        sharded.put_back(checkpoint, sharded.gather(sharded.files_of(folder, sharded.SHARDED_STATE)))
+                checkpoint[part] = sharded.read(files, like.get)
+        state = sharded.files_of(folder, sharded.SHARDED_STATE)
+        sharded.put_back(checkpoint, sharded.read(state, partial(_parameter_of, checkpoint, like)))
         checkpoint["adapter"] = folders.read_json(folder / HEADER)
         return dict(checkpoint)
 
@@ -157,22 +172,34 @@ def _write_rest(folder: Path, rest: Mapping[str, Any]) -> None:
         atomic.flush(file)
 
 
+def _verify(folder: Path) -> None:
+    """Check a checkpoint's folder, unless this process has done so since its files were last written."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no checkpoint folder; give one like outputs/.../checkpoints/{STEP_FOLDER.format(200)}, "
+            "or ckpt=last for the newest complete one of this run"
+        )
+    written = tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir()))
+    if _VERIFIED.get(folder.absolute()) != written:
+        folders.verify(folder)
+        _VERIFIED[folder.absolute()] = written
+
+
+def _parameter_of(checkpoint: Mapping[str, Any], like: Mapping[str, Tensor], key: str) -> Tensor | None:
+    """Return the parameter whose moment is at the place `key` of a checkpoint (`sharded.put_back`), if there is one."""
+    place = json.loads(key)
+    if place[0] != "optimizer_states" or place[2] != "state":
+        return None
+    for group in checkpoint["optimizer_states"][place[1]]["param_groups"]:
+        if place[3] in group["params"] and "param_names" in group:
+            return like.get(group["param_names"][group["params"].index(place[3])])
+    return None
+
+
 def _remove(folder: Path) -> None:
     if folder.is_dir():
         (folder / folders.MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
-
-
-def _is_first() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def _meet(first: Callable[[], Any]) -> None:
-    """Let the first process do something before any other goes on."""
-    if _is_first():
-        first()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _copied(value: Any) -> Any:
@@ -200,17 +227,19 @@ def list_steps(folder: str | Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
-def find_last(folder: str | Path) -> Path | None:
+def find_last(folder: str | Path, *, contents: bool = True) -> Path | None:
     """Return the newest complete checkpoint in a folder, or None if there is none.
 
-    Every file's sha256 is checked. Newer ones that are damaged or unfinished are skipped, with a warning.
+    Every file's sha256 is checked; without `contents` no more than its size. Newer ones that are damaged or unfinished are
+    skipped, with a warning.
     """
     committed = list_steps(folder)
     for leftover in sorted(Path(folder).glob(f"step_*{atomic.PARTIAL}")):
         log.warning("skipping %s: its save was interrupted", leftover)
+    check = _verify if contents else partial(folders.verify, contents=False)
     for step in reversed(committed):
         try:
-            folders.verify(committed[step])
+            check(committed[step])
         except folders.DamagedError as error:
             log.warning("skipping a checkpoint: %s", error)
         else:

@@ -1,4 +1,4 @@
-"""Writes a sharded checkpoint, each process its own shards, and reads it all-gathered.
+"""Writes a sharded checkpoint, each process its own shards, and reads it, all-gathered or each process its own part.
 
 Where a checkpoint of one process has `adapter.safetensors`, a sharded one has `adapter.00000-of-00008.safetensors` and so
 on, a file a process; so have EMA weights (`ema`) and what else is sharded (`training_state`: the optimizer's moments). The
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dsd_lightning.compute.dtensors import from_rows, own_rows
 from dsd_lightning.files.atomic import write_json
-from dsd_lightning.files.folders import DamagedError, describe, read_json, read_tensors, write_tensors
+from dsd_lightning.files.folders import DamagedError, describe, opened_tensors, read_json, write_tensors
 
 SHARDED_STATE = "training_state.safetensors"
 """Name of the file of all shards that are neither trained weights nor EMA weights."""
@@ -79,7 +81,7 @@ def take_shards(checkpoint: dict[str, Any], together: Sequence[str]) -> tuple[di
 
 
 def put_back(checkpoint: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `gather(files_of(..., SHARDED_STATE))` back, in place, where `take_shards` took them from."""
+    """Put the tensors of `read(files_of(..., SHARDED_STATE))` back, in place, where `take_shards` took them from."""
     for key, tensor in tensors.items():
         *path, last = json.loads(key)
         place: Any = checkpoint
@@ -162,17 +164,47 @@ def files_of(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def gather(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the all-gathered tensors of files of shards, on the CPU.
+def read(files: Sequence[Path], like: Callable[[str], Tensor | None] = lambda name: None) -> dict[str, Tensor]:
+    """Return the tensors of files of shards; of one that is sharded here, too, only this process's part is read.
+
+    Args:
+        files: of `files_of`, in their order.
+        like: returns the tensor that one of a name is to be sharded as, if there is any. All others are returned in full, on
+            the CPU; those in one file alone stay in it, mapped into memory, until they are used.
 
     Raises:
         DamagedError: naming the file that cannot be read.
     """
-    shards: dict[str, list[Tensor]] = {}
-    for file in files:
-        for name, shard in read_tensors(file).items():
-            shards.setdefault(name, []).append(shard)
-    return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in shards.items()}
+    with ExitStack() as stack:
+        opened = [stack.enter_context(opened_tensors(file)) for file in files]
+        parts: dict[str, list[Any]] = {}
+        for file in opened:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                parts.setdefault(name, []).append(file)
+        return {name: _read_one(name, holders, like(name)) for name, holders in parts.items()}
+
+
+def _read_one(name: str, holders: Sequence[Any], like: Tensor | None) -> Tensor:
+    """Return a tensor of open files that each hold some of its rows, sharded as `like` if that has its shape."""
+    shapes = [tuple(file.get_slice(name).get_shape()) for file in holders]
+    rows = own_rows(like) if isinstance(like, DTensor) and like.shape == _joined(shapes) else None
+    if rows is None or not isinstance(like, DTensor):
+        shards = [file.get_tensor(name) for file in holders]
+        return shards[0] if len(shards) == 1 else torch.cat(shards)
+    own, first = [], 0
+    for file, shape in zip(holders, shapes, strict=True):
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, shape[0])
+        if start < stop:
+            own.append(file.get_slice(name)[start:stop])
+        first += shape[0]
+    if not own:  # fewer rows than processes
+        own = [holders[0].get_slice(name)[:1][:0]]
+    return from_rows(own[0] if len(own) == 1 else torch.cat(own), like)
+
+
+def _joined(shapes: Sequence[tuple[int, ...]]) -> torch.Size:
+    """Return the shape of tensors that follow one another along the first dimension."""
+    return torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:])) if shapes[0] else torch.Size(())
 
 
 def _without(value: Any, place: Place, sharded: dict[Place, DTensor]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class NonFiniteError(ValueError):
@@ -14,6 +15,8 @@ class NonFiniteError(ValueError):
 
 def require_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
     """Refuse the first tensor with a value that is not finite; those of whole numbers or 8 bits are not looked at.
+
+    Of sharded tensors each device looks at its own part.
 
     Args:
         tensors: by name, on any device.
@@ -24,5 +27,6 @@ def require_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> Non
         NonFiniteError: naming the tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+        own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if own.is_floating_point() and own.element_size() > 1 and not bool(torch.isfinite(own).all()):
             raise NonFiniteError(f"{what}: {name!r} holds NaN or infinite values; {remedy}")

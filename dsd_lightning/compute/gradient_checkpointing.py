@@ -24,7 +24,9 @@ def is_checkpointed(index: int, choice: str | int) -> bool:
     if choice in ("none", "all"):
         return choice == "all"
     if not isinstance(choice, int) or isinstance(choice, bool) or choice < 1:
-        raise ValueError(f"gradient_checkpointing={choice}: choose none, all, or a number k >= 1 for every k-th block")
+        raise ValueError(
+            f"gradient_checkpointing={choice}: choose none, all, auto, or a number k >= 1 for every k-th block"
+        )
     return index % choice == 0
 
 

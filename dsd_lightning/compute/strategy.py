@@ -25,8 +25,8 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices, on Lightning's ModelParallelStrategy.
 
     Checkpoints are those of a single device: `Trainer.save_checkpoint` gathers trained values and moments on the
-    first device (or lets each device write its shards, `FolderCheckpointIO(sharded=True)`), and each device shards what it
-    reads. So the number of devices may change in between.
+    first device (or lets each device write its shards, `FolderCheckpointIO(sharded=True)`), and each device reads its part of
+    either. So the number of devices may change in between.
 
     Args:
         shard_frozen: False leaves the frozen base unsharded on every device.
@@ -149,5 +149,9 @@ class ShardedStrategy(ModelParallelStrategy):
             ParallelStrategy.save_checkpoint(self, gather_nested(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the full checkpoint on every device."""
-        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Read a checkpoint; of what is sharded here, each device reads its own part if the CheckpointIO can."""
+        architecture = getattr(self.lightning_module, "architecture", None)
+        if architecture is None or not hasattr(self.checkpoint_io, "load_sharded"):
+            return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        loaded: dict[str, Any] = self.checkpoint_io.load_sharded(checkpoint_path, dict(architecture.trainable()))
+        return loaded

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dsd_lightning.files.atomic import PARTIAL, rename, sync, write_json
@@ -85,12 +85,13 @@ def commit(folder: Path, described: Mapping[str, Mapping[str, Any]] = MappingPro
         shutil.rmtree(aside)
 
 
-def verify(folder: Path, only: Collection[str] | None = None) -> None:
+def verify(folder: Path, only: Collection[str] | None = None, *, contents: bool = True) -> None:
     """Check the files of a committed folder against its manifest.
 
     Args:
         folder: written by `atomic_folder`.
         only: names of the files to check; all if None.
+        contents: False checks that the files are there in their size, and reads none.
 
     Raises:
         DamagedError: naming the first missing, changed or unexpected file.
@@ -108,11 +109,11 @@ def verify(folder: Path, only: Collection[str] | None = None) -> None:
     for name in files if only is None else only:
         if name not in files:
             raise DamagedError(f"{manifest} does not list {name}")
-        verify_file(folder / name, files[name])
+        verify_file(folder / name, files[name], contents=contents)
 
 
-def verify_file(file: Path, facts: Mapping[str, Any]) -> None:
-    """Check a file against what `describe` returned when it was written.
+def verify_file(file: Path, facts: Mapping[str, Any], *, contents: bool = True) -> None:
+    """Check a file against what `describe` returned when it was written; its size alone without `contents`.
 
     Raises:
         DamagedError: naming the file.
@@ -122,7 +123,7 @@ def verify_file(file: Path, facts: Mapping[str, Any]) -> None:
     size = file.stat().st_size
     if size != facts.get("bytes"):
         raise DamagedError(f"{file} is damaged: {size} bytes instead of {facts.get('bytes')}")
-    if _sha256(file) != facts.get("sha256"):
+    if contents and _sha256(file) != facts.get("sha256"):
         raise DamagedError(f"{file} is damaged: its sha256 is not the one it was written with")
 
 
@@ -140,15 +141,17 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     sync(file)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, on the CPU.
+@contextmanager
+def opened_tensors(file: Path) -> Iterator[Any]:
+    """Open a safetensors file, of which tensors and parts of them are read when they are asked for.
 
     Raises:
         DamagedError: naming the file.
     """
     try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
         raise DamagedError(f"{file} cannot be read: {error}") from error
 
 

@@ -169,10 +169,10 @@ def test_shards_are_gathered(tmp_path: Path) -> None:
         *("adapter.00000-of-00002.safetensors", "adapter.00001-of-00002.safetensors", "manifest.json"),
         *("training_state.00000-of-00002.safetensors", "training_state.00001-of-00002.safetensors"),
     ]
-    weights = sharded.gather(sharded.files_of(folder, WEIGHTS))
+    weights = sharded.read(sharded.files_of(folder, WEIGHTS))
     assert torch.equal(weights["weight"], torch.arange(6.0).view(3, 2))
     checkpoint: dict[str, Any] = {"optimizer_states": [{"state": {7: {"step": 1}}}]}
-    sharded.put_back(checkpoint, sharded.gather(sharded.files_of(folder, sharded.SHARDED_STATE)))
+    sharded.put_back(checkpoint, sharded.read(sharded.files_of(folder, sharded.SHARDED_STATE)))
     assert torch.equal(checkpoint["optimizer_states"][0]["state"][7]["exp_avg"], torch.arange(6.0).view(3, 2) + 10)
     assert load_file(folder / "adapter.00001-of-00002.safetensors")["weight"].shape == (1, 2)
     (folder / "adapter.00001-of-00002.safetensors").unlink()
