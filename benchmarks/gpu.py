@@ -3,9 +3,10 @@
 python -m benchmarks.gpu [--device cuda|cpu] [--out FOLDER] [--only NAME ...]        or: make gpu [DEVICE=cpu]
 
 Steps stand in benchmarks/gpu.yaml: all tests marked `gpu`; the paper's run on the tiny base in its own precision and strategy,
-stopped, resumed, validated, exported and used, also compiled and on a base in 8 or 4 bits; then training steps of
-FLUX.1-dev's size with random weights, as far as memory allows. Nothing is downloaded. A step that fails is reported and the
-others go on; the exit status is 1 then. The results are FOLDER/DEVICE.json and a table, FOLDER/DEVICE.md.
+stopped, resumed, validated, exported and used, also compiled and on a base in 8 or 4 bits; then, as far as memory allows,
+training steps of FLUX.1-dev's size with random weights, their peak memory against the plan, and images in 28 steps. Nothing is
+downloaded. A step that fails is reported and the others go on; the exit status is 1 then. The results are FOLDER/DEVICE.json
+and a table, FOLDER/DEVICE.md.
 """
 
 from __future__ import annotations
@@ -162,12 +163,17 @@ def _notes(outcome: Outcome) -> str:
     metrics = outcome.metrics
     if not metrics:
         return outcome.reason.replace("|", "/")
-    step, other = metrics["seconds_a_step"]["ours"]["median"], metrics["ours_over_theirs"]
     notes = [
-        f"{step:.3g} s a step",
-        f"{other['ratio']:.2f} [{other['low']:.2f}, {other['high']:.2f}] of plain diffusers + peft",
+        f"{metrics[key]['ours']['median']:.3g} s {key.removeprefix('seconds_').replace('_', ' ')}"
+        for key in ("seconds_a_step", "seconds_an_image")
+        if key in metrics
     ]
-    notes += [f"MFU {metrics['mfu']:.2f}", f"{metrics['memory_gib']:.1f} GiB"] if "mfu" in metrics else []
+    if other := metrics.get("ours_over_theirs"):
+        notes.append(f"{other['ratio']:.2f} [{other['low']:.2f}, {other['high']:.2f}] of plain diffusers + peft")
+    notes += [f"MFU {metrics['mfu']:.2f}"] if "mfu" in metrics else []
+    notes += [f"{metrics['memory_gib']:.1f} GiB"] if "memory_gib" in metrics else []
+    if "peak_over_planned" in metrics:
+        notes.append(f"{metrics['peak_gib']:.3g} GiB, {metrics['peak_over_planned']:.2f} of the plan")
     return ", ".join(notes)
 
 

@@ -63,11 +63,22 @@ class _GivenText(TextEncoder):
         return self._null
 
 
-def transformer(base: str, device: torch.device, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """Return a frozen transformer of random weights, drawn on the device."""
+def _meta_transformer(base: str, dtype: torch.dtype) -> FluxTransformer2DModel:
     with torch.device("meta"):
         model = FluxTransformer2DModel(in_channels=64, pooled_projection_dim=768, guidance_embeds=True, **SHAPES[base])
-    model = nn.Module.to(model, dtype).to_empty(device=device).requires_grad_(False)
+    return nn.Module.to(model, dtype)
+
+
+def meta_architecture(base: str, rank: int, dtype: torch.dtype) -> Parallel:
+    """Return the architecture that `module_of` trains, without memory."""
+    model = _meta_transformer(base, dtype)
+    with torch.device("meta"):
+        return Parallel(model, Lora(rank=rank, targets=TARGETS))
+
+
+def transformer(base: str, device: torch.device, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """Return a frozen transformer of random weights, drawn on the device."""
+    model = _meta_transformer(base, dtype).to_empty(device=device).requires_grad_(False)
     model.pos_embed = type(model.pos_embed)(theta=10000, axes_dim=SHAPES[base]["axes_dims_rope"])
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():

@@ -50,11 +50,13 @@ class Turn:
         step: runs a training step.
         loss: computes its loss alone.
         parameters: of its model.
+        state: returns the optimizer's tensors.
     """
 
     step: Callable[[], None]
     loss: Callable[[], Tensor]
     parameters: Sequence[Tensor]
+    state: Callable[[], Sequence[Tensor]] = list
 
     def kept_bytes(self) -> int:
         """Return the bytes, beside parameters, that autograd keeps from the forward pass to the backward pass."""
@@ -106,7 +108,11 @@ def bare_step(
         schedule.step()
         optimizer.zero_grad()
 
-    return Turn(step, loss, list(module.parameters()))
+    def state() -> list[Tensor]:
+        kept = (value for values in optimizer.state.values() for value in values.values())
+        return [value for value in kept if isinstance(value, Tensor)]
+
+    return Turn(step, loss, list(module.parameters()), state)
 
 
 def theirs(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.device) -> Turn:
@@ -159,7 +165,7 @@ def theirs(base: str, batch: PairBatch, args: argparse.Namespace, device: torch.
     return Turn(step, loss, list(model.parameters()))
 
 
-def operations(turn: Callable[[], None]) -> int:
+def operations(turn: Callable[[], object]) -> int:
     """Return the floating-point operations of a turn, compiled blocks being run as they were written."""
     with torch.compiler.set_stance("force_eager"), Operations(MODEL_ATTENTION) as counted:
         turn()

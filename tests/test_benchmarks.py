@@ -11,9 +11,11 @@ import torch
 
 from benchmarks import (
     checkpoint,
+    generation,
     grid_splitting,
     kept_reference,
     loader,
+    peak_memory,
     random_models,
     reproduce,
     step_caches,
@@ -79,6 +81,32 @@ def test_a_training_step_is_measured_against_the_same_work(
     assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_a_step"].values())
     # Otherwise the ratio would say nothing.
     assert metrics["tflop_a_pair"]["ours"] == pytest.approx(metrics["tflop_a_pair"]["theirs"], rel=0.02)
+
+
+def test_sampling_is_measured_against_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
+    monkeypatch.setitem(random_models.SHAPES, "small", few)
+    file = tmp_path / "metrics.json"
+    generation.main(
+        ["--batch", "1", "--rounds", "3", "--steps", "2", "--rank", "4", "--device", "cpu", "--out", str(file)]
+    )
+    metrics = json.loads(file.read_text())
+    assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_an_image"].values())
+    assert metrics["tflop_an_image"]["ours"] == pytest.approx(metrics["tflop_an_image"]["theirs"], rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "all"])
+def test_the_peak_of_a_step_is_the_planned_one(
+    checkpointing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 2}
+    monkeypatch.setitem(random_models.SHAPES, "small", few)
+    file = tmp_path / "metrics.json"
+    options = ["--half", "--batch", "2", "--rank", "4", "--device", "cpu", "--out", str(file)]
+    peak_memory.main([*options, "--gradient-checkpointing", checkpointing])
+    metrics = json.loads(file.read_text())
+    assert metrics["peak_gib"] > 0
+    assert metrics["peak_over_planned"] == pytest.approx(1, abs=0.1)
 
 
 def test_what_the_fused_layers_save_is_measured_under_autocast(

@@ -55,5 +55,9 @@ def test_the_whole_script_runs_on_a_cpu(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     assert [each["name"] for each in results["steps"]] == [step.name for step in read_plan()[1]]
     assert all(each["state"] != FAILED for each in results["steps"])
-    (small,) = (each for each in results["steps"] if each["metrics"])
-    assert small["metrics"]["ours_over_theirs"]["ratio"] > 0
+    step, peak, image = (each["metrics"] for each in results["steps"] if each["metrics"])
+    assert step["ours_over_theirs"]["ratio"] > 0
+    assert image["ours_over_theirs"]["ratio"] > 0
+    assert 0.9 < peak["peak_over_planned"] < 1.1
+    notes = file.with_suffix(".md").read_text()
+    assert all(text in notes for text in ("s a step", "s an image", "of the plan"))

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CONTEXT_GIB = 1.5
+"""Memory that CUDA's context and libraries take, GiB."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -25,8 +28,8 @@ class Gpu:
 
     @property
     def free_gib(self) -> float:
-        """Memory that is left to a run: all but 1.5 GiB for CUDA's context and libraries."""
-        return self.memory_gib - 1.5
+        """Memory that is left to a run."""
+        return self.memory_gib - CONTEXT_GIB
 
 
 GPUS = {

@@ -22,11 +22,13 @@ from dsd_lightning.files.checkout import in_checkout
 from dsd_lightning.flux.base import FluxBase
 from dsd_lightning.flux.quantize import LIBRARIES, linear_layers, stored_bytes
 from dsd_lightning.models.build import build_architecture, build_base, parks_encoders, require_combinable
+from dsd_lightning.planning.checkpointing import AUTO, choose
 from dsd_lightning.planning.counters import Cost
 from dsd_lightning.planning.gpus import recognise
 from dsd_lightning.planning.meta_step import step_cost
 from dsd_lightning.planning.plan import (
     ENCODERS,
+    GIB,
     CannotPlanError,
     DoesNotFitError,
     Planner,
@@ -34,6 +36,7 @@ from dsd_lightning.planning.plan import (
     Sharding,
     count_stored,
     fits,
+    memory,
     table,
 )
 
@@ -50,6 +53,30 @@ def plan(config: DictConfig) -> str:
     check_settings(config)
     planner: Planner = instantiate(config.planner)
     return table(_count(config, planner), planner)
+
+
+def choose_checkpointing(config: DictConfig, memory_gib: float) -> str | int:
+    """Return the blocks to checkpoint with `gradient_checkpointing=auto`: as few as fit, with `planner.reserve` left free.
+
+    Args:
+        config: as `train.py` composes it; with another choice than auto, that is returned.
+        memory_gib: of a device, free for the run, GiB.
+
+    Raises:
+        CannotPlanError: the configuration leaves something open, so that nothing can be chosen.
+    """
+    if config.gradient_checkpointing != AUTO:
+        given: str | int = config.gradient_checkpointing
+        return given
+    planner = replace(instantiate(config.planner), gpu_memory_gib=memory_gib)
+    try:
+        run = _count(config, planner)
+    except CannotPlanError as error:
+        raise CannotPlanError(f"gradient_checkpointing=auto: {error}; or choose none, all, or a number k") from error
+    peak = sum(memory(run, planner).values()) / GIB
+    chosen = run.gradient_checkpointing
+    log.info("gradient_checkpointing=auto: %s, planned %.1f of %.1f GiB", chosen, peak, memory_gib)
+    return int(chosen) if chosen.isdigit() else chosen
 
 
 def require_fit(config: DictConfig, memory_gib: float, device: str = "") -> None:
@@ -101,13 +128,19 @@ def _count(config: DictConfig, planner: Planner) -> Run:
             autocast=str(config.trainer.precision).startswith("bf16"),
         )
 
+    counted: dict[str | int, Cost] = {}
+
+    def run_with(choice: str | int) -> Run:
+        counted[choice] = counted.get(choice) or cost(choice)
+        return replace(run, costs={str(choice): counted[choice]})
+
     run = Run(
         frozen=sum(p.numel() for p in architecture.parameters() if not p.requires_grad),
         trained=sum(p.numel() for _, p in architecture.trainable()),
         base_bytes=base.torch_dtype.itemsize,
         encoders=count_stored(Path(base.path), ENCODERS) if encoders is None else encoders,
         ema=config.callbacks.get("ema") is not None,
-        costs={str(config.gradient_checkpointing): cost(config.gradient_checkpointing)},
+        costs={},
         batch_size=int(config.data.datamodule.batch_size),
         accumulate=int(config.trainer.accumulate_grad_batches),
         steps=int(config.trainer.max_steps),
@@ -121,8 +154,13 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         frame=frame,
         optimizer=_optimizer(config.optimizer),
     )
-    if not fits(run, planner) and config.gradient_checkpointing != "all":
-        more = [choice for choice in (2, "all") if choice != config.gradient_checkpointing]
+    chosen = config.gradient_checkpointing
+    if chosen == AUTO:
+        available = planner.free_gib * GIB * (1 - planner.reserve)
+        chosen = choose(lambda choice: sum(memory(run_with(choice), planner).values()), available)
+    run = run_with(chosen)
+    if not fits(run, planner) and chosen != "all":
+        more = [choice for choice in (2, "all") if choice != chosen]
         run = replace(run, costs={**run.costs, **{str(choice): cost(choice) for choice in more}})
     return run
 

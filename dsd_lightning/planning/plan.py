@@ -41,6 +41,7 @@ class Planner:
         pixels_per_token: side of the square of pixels that is one image token.
         encoder_parameters: of both text encoders and the VAE; None: counted in the base's folder.
         optimizer_bytes: bytes that the optimizer keeps for each trained value; AdamW keeps two float32 moments.
+        reserve: share of the free memory that `gradient_checkpointing=auto` leaves to kernels and the allocator, in [0, 1).
     """
 
     mfu: float
@@ -52,6 +53,7 @@ class Planner:
     pixels_per_token: int = 16
     encoder_parameters: int | None = None
     optimizer_bytes: float | int = 8
+    reserve: float | int = 0.08
 
     def __post_init__(self) -> None:
         if self.gpu is not None:
@@ -64,6 +66,8 @@ class Planner:
                 raise ValueError(f"planner.{name}={value} must be > 0")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"planner.mfu={self.mfu} must be in (0, 1]; tuned LoRA training reaches about 0.4")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"planner.reserve={self.reserve} must be in [0, 1)")
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"planner.gpus={self.gpus} must be at least 1, or null for the trainer's")
 

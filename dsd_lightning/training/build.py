@@ -16,13 +16,17 @@ from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.sampler import Shift
 
 
-def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> DiffusionSelfDistillation:
+def build_module(
+    config: DictConfig, sizes: Iterable[tuple[int, int]] = (), checkpointing: str | int | None = None
+) -> DiffusionSelfDistillation:
     """Return the module of a configuration, complete: base loaded, reference parts added, factors attached.
 
     Args:
         config: as `train.py` composes it.
         sizes: (height, width) of the frames to come, pixels; sizes that the VAE cannot pack are refused before the
             transformer is loaded.
+        checkpointing: blocks that compute their activations again; None: as `gradient_checkpointing` says, which may not be
+            auto then.
     """
     parked = parks_encoders(config)
     base = build_base(config)
@@ -33,7 +37,7 @@ def build_module(config: DictConfig, sizes: Iterable[tuple[int, int]] = ()) -> D
     for height, width in sizes:
         codec.require_size(height, width)
     architecture = build_architecture(config, base)
-    checkpoint_blocks(architecture, config.gradient_checkpointing)
+    checkpoint_blocks(architecture, config.gradient_checkpointing if checkpointing is None else checkpointing)
     compile_blocks(architecture.shard_units(), config.compile)
     module = DiffusionSelfDistillation(
         architecture=architecture,

@@ -21,7 +21,9 @@ from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.compute.autocast import without_weight_cache
 from dsd_lightning.compute.cuda import prepare_cuda, warn_of_small_shared_memory
 from dsd_lightning.compute.machine import keep_memory, require_precision
-from dsd_lightning.planning.of_config import require_fit
+from dsd_lightning.planning.checkpointing import AUTO as CHECKPOINTING_AUTO
+from dsd_lightning.planning.gpus import CONTEXT_GIB
+from dsd_lightning.planning.of_config import choose_checkpointing, require_fit
 from dsd_lightning.planning.plan import GIB
 from dsd_lightning.runs.folder import CHECKPOINTS, CONFIG, SAMPLES, SUMMARY, read_overrides, write_config
 from dsd_lightning.runs.resume import changes_since, claim, is_finished, read_summary, require_same
@@ -54,7 +56,9 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
     """
     if ckpt is None:
         return None
-    checkpoint = find_last(run_dir / CHECKPOINTS) if ckpt in ("last", AUTO) else Path(ckpt)
+    # The first process reads every file; what it has checked is read by all (`FolderCheckpointIO.load_checkpoint`).
+    contents = not getattr(rank_zero_only, "rank", 0)
+    checkpoint = find_last(run_dir / CHECKPOINTS, contents=contents) if ckpt in ("last", AUTO) else Path(ckpt)
     if checkpoint is None and ckpt == AUTO:
         return None
     if checkpoint is None:
@@ -65,7 +69,7 @@ def find_checkpoint(ckpt: str | None, run_dir: Path) -> Path | None:
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint folder")
     if (checkpoint / CHECKPOINTS).is_dir():  # a run's folder
-        last = find_last(checkpoint / CHECKPOINTS)
+        last = find_last(checkpoint / CHECKPOINTS, contents=contents)
         if last is None:
             raise FileNotFoundError(f"ckpt={ckpt}: {checkpoint / CHECKPOINTS} holds no complete checkpoint")
         return last
@@ -128,9 +132,12 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
         plugins=[instantiate(config.checkpoint_io)],
     )
     device = trainer.strategy.root_device
+    checkpointing = _checkpointing(config, device)
     if device.type == "cuda" and not config.force:
-        require_fit(config, torch.cuda.mem_get_info(device)[0] / GIB, torch.cuda.get_device_name(device))
-    module = build_module(config, getattr(data, "sizes", ()))
+        planned = config.copy()
+        planned.gradient_checkpointing = checkpointing
+        require_fit(planned, torch.cuda.mem_get_info(device)[0] / GIB, torch.cuda.get_device_name(device))
+    module = build_module(config, getattr(data, "sizes", ()), checkpointing)
     if checkpoint is not None:
         check_header(read_header(checkpoint), module.architecture)
     if changed:
@@ -145,6 +152,17 @@ def _train(config: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[
             log.info("stopped; %s holds all until then. Resume: %s", last, resuming(run_dir))
         _close(loggers, exit_code)
     return dict(getattr(module, "summary", {}))
+
+
+def _checkpointing(config: DictConfig, device: torch.device) -> str | int:
+    """Return the blocks that compute their activations again; auto: by the memory of a GPU, and none on a CPU.
+
+    By all memory, not by what is free: every process of a run must choose the same.
+    """
+    if device.type != "cuda":
+        given: str | int = config.gradient_checkpointing
+        return "none" if given == CHECKPOINTING_AUTO else given
+    return choose_checkpointing(config, torch.cuda.get_device_properties(device).total_memory / GIB - CONTEXT_GIB)
 
 
 def _close(loggers: Iterable[Logger], exit_code: int) -> None:
