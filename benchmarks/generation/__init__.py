@@ -1,0 +1,1 @@
+"""Compares our sampling with a plain loop on diffusers and peft."""

@@ -1,0 +1,1 @@
+"""Compares the planned peak of memory with that of a training step."""
