@@ -104,6 +104,6 @@ def tiny_schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photograph_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return shards of a few real photographs."""
-    from support.data_sources import write_photographs  # here, because most tests need no photographs
+    from support.data.data_sources import write_photographs  # here, because most tests need no photographs
 
     return write_photographs(tmp_path_factory.mktemp("photographs") / "shards")

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import pty
-import re
 import sys
 import termios
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from support.terminal import screen
 from support.tiny_run import Run
 
 from callbacks.progress import ProgressBar
@@ -58,23 +58,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.BytesIO]:
         logging.getLogger().removeHandler(handler)
     reader.join()
     os.close(ours)
-
-
-def screen(text: str) -> list[str]:
-    """Return the lines that a terminal shows after `text`: carriage returns, line feeds and cursor-up are followed."""
-    lines, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[A|.", text, re.DOTALL):
-        if token == "\x1b[A":
-            row = max(0, row - 1)
-        elif token == "\r":
-            column = 0
-        elif token == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        else:
-            lines[row] = lines[row].ljust(column)[:column] + token + lines[row][column + 1 :]
-            column += 1
-    return [line.rstrip() for line in lines]
 
 
 def test_log_lines_and_warnings_stand_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

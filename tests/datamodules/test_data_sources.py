@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from support.commands import SOURCE, compose_train, tiny
-from support.data_sources import (
+from support.data.data_sources import (
     PHOTOGRAPHS,
     batches,
     opened,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import compose_train, tiny
-from support.data_sources import batches, opened, pairs_of, shards_of
+from support.data.data_sources import batches, opened, pairs_of, shards_of
 
 from datamodules.base import PairData
 from datamodules.commands.encode_shards import encode_shards

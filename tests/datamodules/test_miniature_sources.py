@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from support.commands import SOURCE, compose_train, run, tiny
-from support.data_sources import (
+from support.data.data_sources import (
     batches,
     identity_task,
     opened,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.shard_sets import add_tar, plain_sample
+from support.data.shard_sets import add_tar, plain_sample
 
 from dsd_lightning.agents.reply_text import answer_text
 from dsd_lightning.distillation.panels import NotTwoByTwo, find_panels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.inputs import table, tried
+from support.data.inputs import table, tried
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
-from support.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
+from support.data.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
 
 from dsd_lightning.files.listing import FolderError
 from dsd_lightning.files.rows import TableError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
+from support.data.packing_runs import NAMES, PHOTOGRAPHS, pixels, png
 
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.packing import open_source

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.shard_sets import add_tar, patch, plain_sample, write_set
+from support.data.shard_sets import add_tar, patch, plain_sample, write_set
 
 from dsd_lightning.shards import PairShards, ShardWriter
 from dsd_lightning.shards.contact_sheet import write_contact_sheet

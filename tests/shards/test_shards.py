@@ -16,7 +16,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
-from support.shard_sets import PHOTOGRAPHS, add_tar, patch, plain_sample, same, write_set
+from support.data.shard_sets import PHOTOGRAPHS, add_tar, patch, plain_sample, same, write_set
 from torch.utils.data import DataLoader
 
 from dsd_lightning.images.pixels import EXIF_ORIENTATION

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.shard_sets import add_tar, patch, plain_sample, same, write_set
+from support.data.shard_sets import add_tar, patch, plain_sample, same, write_set
 
 from dsd_lightning.shards import DamagedSample, PairShards, ShardError, ShardWriter, verify_shards
 

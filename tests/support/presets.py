@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datamodules.commands.encode_shards import encode_shards
 from support.commands import SOURCE, compose_train
-from support.shard_sets import write_set
+from support.data.shard_sets import write_set
 
 FLUX_ON_TINY = ["base=flux_dev", "base.model.text_length=24", "base.pixels_per_token=8"]
 """The settings of FLUX.1-dev, on the tiny base's tokens and captions."""

@@ -25,7 +25,7 @@ from dsd_lightning.files.rows import Table
 from dsd_lightning.files.text import read_text
 from dsd_lightning.images.pixels import load_rgb, require_side
 from dsd_lightning.shards import PairShards, verify_shards
-from support.shard_sets import add_tar, plain_sample
+from support.data.shard_sets import add_tar, plain_sample
 
 _ENCODERS = re.compile(r"(?<=at byte )\d+(?=, within)|(?<=truncated \()\d+")
 """Numbers that depend on the version of the library that encoded an image."""

@@ -1,0 +1,1 @@
+"""Helpers of tests that write data: shards, folders to pack, strange inputs."""
