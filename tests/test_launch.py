@@ -176,6 +176,7 @@ def test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them(tin
     assert pairs >= 180
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_five_commands_train_a_flux_preset_and_use_it(tiny_base: Path, tmp_path: Path) -> None:
     base = f"base.model.path={tiny_base} base.model.text_length=24 base.pixels_per_token=8 base.training.resolution=[64,64]"

@@ -26,6 +26,7 @@ def code_of(notebook: Path, parameters: str) -> str:
     return "\n".join(parts)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_cells_train_and_generate(tiny_base: Path, tmp_path: Path) -> None:
     more = [*tiny_miniature(tiny_base), "logger=csv", "callbacks.probe=null"]

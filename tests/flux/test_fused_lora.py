@@ -147,6 +147,7 @@ for dtype, autocast in ((torch.float32, False), (torch.bfloat16, True)):
 """
 
 
+@pytest.mark.long
 def test_it_can_be_compiled() -> None:
     # In a process of its own: the suite's checks of array shapes cannot be traced.
     subprocess.run(

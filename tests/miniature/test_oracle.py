@@ -53,7 +53,7 @@ def blurred(values: np.ndarray, deviation: float) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
     wrong = ambiguous = 0
     for index in range(NOISED):
