@@ -1,7 +1,7 @@
 """Every case that was reported from public trackers, as its report says; `tests/data/reported/` holds the inputs.
 
 Folders and tests have the report's number. A run that a report needs is done in `tests/training/test_resumed_settings.py`
-for 04, and each test of another folder goes further than the report.
+for 04, and 19, a command started in another folder, in `tests/planning/test_planning.py` and `tests/runs/`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def mounts() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not mounts(), reason="needs the right to mount a file system")
-@pytest.mark.parametrize("size", ["4k"])
+@pytest.mark.parametrize("size", ["4k", "180k"])  # full at once; full at the second checkpoint, of 110 kB each
 def test_17_a_full_disk_is_one_sentence(tiny_base: Path, tmp_path: Path, size: str) -> None:
     place = tmp_path / "full"
     place.mkdir()
