@@ -4,8 +4,8 @@ Mask and depth of a generated image are those of the silhouette that it shows (`
 background and light do not enter. So a perfect image scores 1 and 0: of 1024 true images one silhouette was mistaken.
 
 Measured on 256 true held-out images, mask IoU and absolute relative error of depth: untouched 1.000 and 0.000, with noise of
-deviation 0.4 0.999 and 0.001; through the miniature's VAE 0.999 and 0.001; blurred by a pixel and a half 0.996 and 0.004; moved by
-1.5 pixels 0.99 and 0.006; with 0.6 of the contrast 0.92 and 0.07. What is wrong costs: the image of another scene 0.50 and
+deviation 0.4 0.999 and 0.001; through the miniature's VAE 0.999 and 0.001; blurred by a pixel and a half 0.996 and 0.004; moved
+by 1.5 pixels 0.99 and 0.006; with 0.6 of the contrast 0.92 and 0.07. What is wrong costs: the image of another scene 0.50 and
 0.35 (all silhouettes overlap near the middle), a grey image 0 and 0.78.
 """
 
