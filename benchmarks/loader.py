@@ -77,7 +77,12 @@ def loaded(root: Path, size: int, batch: int, workers: int, module: DiffusionSel
     def turn() -> None:
         steps = len(data._training) // batch
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
-            max_steps=steps, accumulate_grad_batches=1, world_size=1, global_rank=0, lightning_module=module
+            max_steps=steps,
+            accumulate_grad_batches=1,
+            world_size=1,
+            global_rank=0,
+            lightning_module=module,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         read = sum(len(data.on_before_batch_transfer(each, 0)) for each in data.train_dataloader())
         assert read == steps * batch

@@ -64,7 +64,12 @@ def opened(
 ) -> PairData:
     """Return the datamodule as a trainer of `steps` optimizer steps would set it up."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        max_steps=steps, accumulate_grad_batches=accumulate, world_size=1, global_rank=0, lightning_module=module
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        world_size=1,
+        global_rank=0,
+        lightning_module=module,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     data.setup("fit")
     return data
