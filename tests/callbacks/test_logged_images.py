@@ -52,8 +52,10 @@ for step in (3, 7):  # stopped, and resumed
 @pytest.mark.slow
 def test_trackio_keeps_metrics_and_images_on_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
-    told = environment(TRACKIO_DIR=str(tmp_path), HF_HUB_OFFLINE="1")
-    written = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, env=told, capture_output=True, text=True)
+    trackio_environment = environment(TRACKIO_DIR=str(tmp_path), HF_HUB_OFFLINE="1")
+    written = subprocess.run(
+        [sys.executable, "-c", WRITES], cwd=ROOT, env=trackio_environment, capture_output=True, text=True
+    )
     assert written.returncode == 0, written.stderr
     assert written.stdout == ""
     [name] = (path.name for path in (tmp_path / "media" / "project").iterdir())
@@ -63,7 +65,11 @@ def test_trackio_keeps_metrics_and_images_on_this_machine(tmp_path: Path) -> Non
         "print(json.dumps(SQLiteStorage.get_logs(*sys.argv[1:])))"
     )
     read = subprocess.run(
-        [sys.executable, "-c", reads, "project", name], cwd=ROOT, env=told, capture_output=True, text=True
+        [sys.executable, "-c", reads, "project", name],
+        cwd=ROOT,
+        env=trackio_environment,
+        capture_output=True,
+        text=True,
     )
     rows = json.loads(read.stdout)
     assert [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row] == [(3, 1.5), (7, 3.5)]
