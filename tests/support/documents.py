@@ -35,7 +35,6 @@ Way = Elsewhere | Left
 
 FLUX = Left("needs a GPU and the gated weights")
 INSTALLS = Left("installs what the tests run in, from an index")
-KEY = Left("needs a key, or a server of one's own")
 HUB = Left("needs a data set, or weights from a hub")
 CLUSTER = Left("needs several GPUs or machines")
 HOURS = Left("takes hours; its parts are tested in their folders")
@@ -60,7 +59,7 @@ DRY_RUN = Elsewhere("tests/distillation/test_distill.py::test_a_dry_run_asks_not
 ENCODES = Elsewhere("tests/distillation/test_distill_encode.py::test_a_run_is_encoded_and_trained_on_without_encoders")
 SHARDS = Elsewhere("tests/shards/test_shards.py::test_commands")
 ON_SHARDS = Elsewhere("tests/datamodules/test_data_sources.py::test_photographs_train")
-GENERATES = Elsewhere("tests/generation/test_generate.py::test_an_image_and_a_text_are_enough")
+RUN_AS_WRITTEN = Elsewhere("tests/generation/test_documented_commands.py::test_a_documented_command_runs")
 OFFICIAL = Elsewhere("tests/models/test_restore.py::test_generation_uses_the_official_weights_a_run_started_from")
 SERVER = Elsewhere("tests/agents/test_agents_server.py::test_the_command_serves_both_protocols_and_counts")
 
@@ -70,7 +69,8 @@ RULES: list[tuple[str, str, Way]] = [
     (".*", r"^make page", Elsewhere("tests/ui/test_ui.py::test_the_command_serves_and_prints_its_address")),
     (".*", r"^make ", Left("`.ci/run` runs make check, test and test-long; make demo is the first training command")),
     (".*", r"^pip ", INSTALLS),
-    (".*", r"^hf |--model_path primecai/", FLUX),
+    (".*", r"^hf ", FLUX),
+    ("README.md|docs/(use|export).md", r"^python (generate.py|-m dsd_lightning.export)", RUN_AS_WRITTEN),
     (".*", r"^launch/own_images.sh", OWN_IMAGES),
     (".*", r"^launch/data_run.sh", DATA_RUN),
     ("docs/(train_flux|scale|planning).md", r"^(?!torchrun|.*(packing|encode_shards|generate.py))", TRUE_CONDITIONS),
@@ -131,21 +131,7 @@ RULES: list[tuple[str, str, Way]] = [
         r"callbacks=judge",
         JUDGE_CALLBACK,
     ),
-    # Use.
-    ("docs/use.md", r"--agents gemini", KEY),
-    (
-        "docs/use.md",
-        r"story",
-        Elsewhere(
-            "tests/generation/test_story.py::test_a_page_from_one_image_and_only_edited_panels_are_generated_again"
-        ),
-    ),
-    (".*", r"^python generate.py", GENERATES),
-    (
-        "docs/export.md",
-        r"dsd_lightning.export",
-        Elsewhere("tests/export/test_export.py::test_the_official_layout_computes_the_same"),
-    ),
+    # Weights.
     (
         "docs/export.md",
         r"init_from=",
