@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.ema import ema_weights
-from dsd_lightning.compute.machine import uncompiled
+from dsd_lightning.compute.machine import compiled_as_in_steps, uncompiled
 from dsd_lightning.module import DiffusionSelfDistillation
 
 
@@ -25,19 +25,27 @@ class Clock(Protocol):
 
 
 @contextmanager
-def isolated_sampling(trainer: L.Trainer, module: L.LightningModule, ema: bool) -> Iterator[None]:
+def isolated_sampling(
+    trainer: L.Trainer, module: L.LightningModule, ema: bool, step_batch: int | None = None
+) -> Iterator[None]:
     """Hold the module in evaluation mode without gradients, its encoders on its device, with its EMA weights if `ema`.
 
-    Operations run in the trainer's precision, as in validation, on CUDA and wherever the base is not float32: what is trained
-    is, and a layer of one dtype refuses inputs of another. On exit every part is in the mode it was in (frozen parts are never
-    in training mode), and the global random states are what they were.
+    Operations run in the trainer's precision, as in validation; `unconverted` leaves that. On exit every part is in the mode
+    it was in (frozen parts are never in training mode), and the global random states are what they were.
+
+    Args:
+        step_batch: samples of a training step on this device; as many at once then run through the blocks that are compiled
+            for these steps. None: compiled blocks run as written.
     """
+    module = cast(DiffusionSelfDistillation, module)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     weights = ema_weights(trainer) if ema else nullcontext()
-    encoders = cast(DiffusionSelfDistillation, module).encoders_at_work()
+    encoders = module.encoders_at_work()
+    compiled = uncompiled() if step_batch is None else compiled_as_in_steps(module.architecture, step_batch)
+    precision = trainer.precision_plugin.forward_context()
     try:
-        with isolate_rng(), torch.no_grad(), uncompiled(), weights, encoders, _precision(trainer, module):
+        with isolate_rng(), torch.no_grad(), compiled, weights, encoders, precision:
             yield
     finally:
         for part, mode in modes.items():
@@ -45,9 +53,9 @@ def isolated_sampling(trainer: L.Trainer, module: L.LightningModule, ema: bool) 
         leave_out(trainer)
 
 
-def _precision(trainer: L.Trainer, module: L.LightningModule) -> AbstractContextManager[object]:
-    is_mixed = any(value.is_floating_point() and value.dtype != torch.float32 for value in module.parameters())
-    return trainer.precision_plugin.forward_context() if module.device.type == "cuda" or is_mixed else nullcontext()
+def unconverted(module: L.LightningModule) -> AbstractContextManager[object]:
+    """Return a context within `isolated_sampling` in which operations run in the dtype of their inputs, to score images."""
+    return torch.autocast(module.device.type, enabled=False)
 
 
 def leave_out(trainer: L.Trainer) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import lightning as L
 
-from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
+from callbacks.isolated_sampling import EveryNSteps, isolated_sampling, unconverted
 from callbacks.logged_images import log_images
 from dsd_lightning.agents import Agent, AgentFailure
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
@@ -92,7 +92,8 @@ class JudgeProbe(L.Callback):
         with isolated_sampling(trainer, pl_module, ema=trainer.global_step > 0):
             self._generate(trainer, cast(DiffusionSelfDistillation, pl_module), samples)
             if trainer.is_global_zero:
-                self._judge(trainer, samples)
+                with unconverted(pl_module):
+                    self._judge(trainer, samples)
             self.ended = trainer.strategy.broadcast(self.ended)
 
     def _generate(self, trainer: L.Trainer, module: DiffusionSelfDistillation, samples: Samples) -> None:

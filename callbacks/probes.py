@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from callbacks.isolated_sampling import EveryNSteps, isolated_sampling
+from callbacks.isolated_sampling import EveryNSteps, isolated_sampling, unconverted
 from callbacks.summary import summarise
 from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.module import DiffusionSelfDistillation
@@ -46,7 +47,7 @@ class MiniatureProbe(L.Callback):
     Args:
         metrics: metrics of the generated pairs, by name; the task's (`task.metrics`).
         samples: held-out pairs, from `trainer.datamodule.probe_batches`.
-        batch_size: samples generated at once.
+        batch_size: samples generated at once; with that of a training step, compiled blocks run as compiled for the steps.
         every_n_steps: optimizer steps between probes; None for none before the end.
         before: whether the untrained state is probed too.
         ceiling: whether the truth passed through the VAE is scored too, once, at the start.
@@ -113,7 +114,7 @@ class MiniatureProbe(L.Callback):
     ) -> dict[str, float]:
         """Return the metrics of what `generate` returns for the probe pairs, by name."""
         module = cast(DiffusionSelfDistillation, pl_module)
-        with isolated_sampling(trainer, module, ema):
+        with isolated_sampling(trainer, module, ema, _step_batch(trainer)):
             # Reading the batches may use the global generators, too.
             batches = self._batches(trainer)
             metrics = self._possible(module, batches)
@@ -124,9 +125,11 @@ class MiniatureProbe(L.Callback):
                 batch = batches[min(index, len(batches) - 1)].to(module.device)
                 generated = generate(module, batch)
                 if index < len(batches):
-                    for metric in metrics.values():
-                        metric.score(generated, batch)
-            return {name: float(metric.compute()) for name, metric in metrics.items()}
+                    with unconverted(module):
+                        for metric in metrics.values():
+                            metric.score(generated, batch)
+            with unconverted(module):
+                return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def _batches(self, trainer: L.Trainer) -> list[PairBatch]:
         offered = getattr(getattr(trainer, "datamodule", None), "probe_batches", None)
@@ -154,12 +157,20 @@ class MiniatureProbe(L.Callback):
         return possible
 
 
+def _step_batch(trainer: L.Trainer) -> int | None:
+    """Return the samples of a training step on one device; None among several, whose shards expect a backward pass."""
+    alone = isinstance(trainer.strategy, SingleDeviceStrategy)
+    size: int | None = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return size if alone else None
+
+
 def _by_the_model(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
     """Return what the model generates."""
-    return module.generate(batch)
+    return {name: pixels.float() for name, pixels in module.generate(batch).items()}
 
 
 def _through_the_vae(module: DiffusionSelfDistillation, batch: PairBatch) -> Mapping[str, Tensor]:
     """Return the true frames as a perfect model would generate them."""
     assert batch.target is not None
-    return module.decode_frames(module.architecture.encode_clean(batch.reference, batch.target, module.codec))
+    frames = module.decode_frames(module.architecture.encode_clean(batch.reference, batch.target, module.codec))
+    return {name: pixels.float() for name, pixels in frames.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from subprocess import SubprocessError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,3 +112,33 @@ def uncompiled() -> AbstractContextManager[object]:
     validation or sampling itself.
     """
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def compiled_as_in_steps(model: nn.Module, batch: int) -> Iterator[None]:
+    """Have calls of `model` on `batch` samples, without gradients, run what training steps have compiled; others, as written.
+
+    A block that is compiled for a training step keeps activations for the backward pass, and is compiled again for calls
+    without gradients. So these calls keep them too; they are freed when the call returns.
+
+    Args:
+        model: its first input has the samples along its first axis, and its output is a tensor.
+        batch: samples of a training step on this device.
+    """
+
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        fits = inputs[0].shape[0] == batch
+        torch.compiler.set_stance("default" if fits else "force_eager")
+        torch.set_grad_enabled(fits)
+
+    def end(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+        torch.set_grad_enabled(False)
+        return output.detach() if isinstance(output, Tensor) else output
+
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)]
+    try:
+        with torch.no_grad(), uncompiled():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()

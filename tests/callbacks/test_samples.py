@@ -19,7 +19,7 @@ from support.sample_runs import Miniature, run, small_module
 from torch import Tensor
 
 from callbacks.ema import ExponentialMovingAverage
-from callbacks.isolated_sampling import isolated_sampling
+from callbacks.isolated_sampling import isolated_sampling, unconverted
 from callbacks.probes import MiniatureProbe
 from callbacks.samples import SampleSheets
 from dsd_lightning.images.sheet import GAP, MARGIN
@@ -192,17 +192,18 @@ def test_drawing_from_a_reference_and_a_prompt_is_drawing_the_pair() -> None:
     assert not torch.allclose(other["target"], pair["target"], atol=1e-3)
 
 
-def test_images_of_a_base_of_another_dtype_are_generated_in_the_trainers_precision() -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_images_are_generated_in_the_trainers_precision_and_scored_as_they_are(
+    precision: Any, dtype: torch.dtype
+) -> None:
     module = small_module()
-    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False)
+    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    layer, values = torch.nn.Linear(2, 2), torch.zeros(1, 2)
     with isolated_sampling(trainer, module, ema=False):
-        assert not torch.is_autocast_enabled("cpu"), "float32 throughout, as in the published scores"
-    module.architecture.transformer.context_embedder.to(torch.bfloat16)
-    trained_layer = torch.nn.Linear(2, 2)  # float32, as a ControlNet's copy is
-    with isolated_sampling(trainer, module, ema=False):
-        assert trained_layer(torch.zeros(1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    with pytest.raises(RuntimeError, match="dtype"):
-        trained_layer(torch.zeros(1, 2, dtype=torch.bfloat16))
+        assert layer(values).dtype == dtype
+        with unconverted(module):
+            assert layer(values).dtype == torch.float32
+    assert layer(values).dtype == torch.float32
 
 
 def test_the_target_frame_gets_the_same_noise_in_every_architecture() -> None:

@@ -7,10 +7,18 @@ import platform
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsd_lightning.compute import machine
-from dsd_lightning.compute.machine import FULL, HALF, compile_blocks, fastest_precision, keep_memory, uncompiled
+from dsd_lightning.compute.machine import (
+    FULL,
+    HALF,
+    compile_blocks,
+    compiled_as_in_steps,
+    fastest_precision,
+    keep_memory,
+    uncompiled,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,23 @@ def test_compiled_blocks_compute_the_same_and_can_run_as_written() -> None:
     torch.testing.assert_close(block(values), expected)
     with uncompiled():
         assert torch.equal(block(torch.cat([values, values]))[:3], block(values))
+
+
+def test_calls_as_large_as_a_step_keep_activations_only_while_they_run() -> None:
+    recorded = []
+
+    class Block(nn.Linear):
+        def forward(self, values: Tensor) -> Tensor:
+            recorded.append(torch.is_grad_enabled())
+            return super().forward(values)
+
+    block = Block(4, 4)
+    with compiled_as_in_steps(block, 3):
+        outputs = [block(torch.ones(batch, 4)) for batch in (3, 2, 3)]
+        assert not torch.is_grad_enabled()
+    assert recorded == [True, False, True]
+    assert not any(output.requires_grad for output in outputs)
+    assert block(torch.ones(3, 4)).requires_grad, "outside, everything is as it was"
 
 
 def test_memory_is_kept_where_the_c_library_can() -> None:
