@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Read when the libraries are first imported, here and in the commands that tests start.
 # MKL_CBWR: matrix products round alike on every CPU, and so as in the reference numbers.
@@ -12,9 +15,31 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_MODE="
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers that each used all cores would slow one another down
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook(["dsd_lightning"], "beartype.beartype")
+ARRAY = re.compile(r"\b(B?Float|U?Int|Bool)\d*\[")
+"""An annotation that gives the shape of an array."""
+
+check_shapes = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
+    """Return the decorator of the hook: it checks the shapes in each call of what gives any in its annotations.
+
+    Plain types are mypy's. Checking them too takes a third of the suite's time: whatever is defined inside a function is
+    decorated again, and compiled twice, at each call of that function.
+    """
+
+    def decorate(of: Any) -> Any:
+        function = of.__init__ if isinstance(of, type) else getattr(of, "fget", None) or getattr(of, "__func__", of)
+        gives_shapes = any(ARRAY.search(str(each)) for each in getattr(function, "__annotations__", {}).values())
+        return check_shapes(of, typechecker=typechecker) if gives_shapes else of
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook(["dsd_lightning"], "beartype.beartype")
 
 import hypothesis
 import pytest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
+from dsd_lightning.pairs import TextEmbeddings
 from dsd_lightning.rectified_flow import (
     FixedShift,
     LogitNormal,
@@ -66,6 +70,18 @@ def test_every_sample_has_its_own_time() -> None:
     for row in range(3):
         alone = interpolate(CLEAN[row : row + 1], NOISE[row : row + 1], times[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_wrong_shapes_are_refused_in_functions_methods_and_dataclasses() -> None:
+    """The hook of tests/conftest.py checks shapes in all of the package, and so in every other test."""
+    calls: list[Callable[[], Any]] = [
+        lambda: velocity(CLEAN, NOISE[:2]),
+        lambda: Uniform()(CLEAN),
+        lambda: TextEmbeddings(torch.zeros(2, 3), torch.zeros(2, 3)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeCheckError):
+            call()
 
 
 def test_steps_of_half_precision_latents_are_added_in_float32() -> None:
