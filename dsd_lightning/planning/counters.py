@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 FLOAT32 = 4
@@ -110,21 +111,21 @@ class LiveTensors(TorchDispatchMode):
         if address in self._alive:
             return
         self._count += 1
-        number = self._count
-
-        def free(_: Any) -> None:
-            del self._alive[address]
-            self.now -= size
-            self.history.append((number, -size))
-
-        self._alive[address] = (number, weakref.ref(storage, free))
+        self._alive[address] = (self._count, weakref.ref(storage, partial(self._free, address, self._count, size)))
         self.now += size
         self.peak = max(self.peak, self.now)
-        self.history.append((number, size))
+        self.history.append((self._count, size))
+
+    def _free(self, address: int, number: int, size: int, _: Any) -> None:
+        del self._alive[address]
+        self.now -= size
+        self.history.append((number, -size))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._note, outputs)
+        for output in (outputs,) if isinstance(outputs, Tensor) else tree_leaves(outputs):
+            if isinstance(output, Tensor):
+                self._note(output)
         return outputs
 
 
