@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,7 @@ def test_a_lasting_fault_has_its_own_type_and_only_those_that_may_pass_are_tried
     rehearsal: tuple[Agent, RehearsalServer, Ask],
 ) -> None:
     agent, server, _ = rehearsal
+    agent.retries = replace(agent.retries, attempts=4)
     for fault, kind in LASTING.items():
         before = server.counts["asked"]
         with pytest.raises(kind) as failure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,75 +101,60 @@ def test_shards_of_others_are_not_replaced(undisturbed: Path, tmp_path: Path) ->
     assert (tmp_path / "train" / "index.json").read_text() == "precious"
 
 
-PASSING: dict[str, Fault] = {
-    "429 with Retry-After": Fault("rate_limited", first=1, retry_after=0.05, every=3),
-    "503": Fault("unavailable", first=1, match="clear subject"),
-    "reset": Fault("reset", first=1, match="grid of four"),
-    "cut": Fault("cut", first=1, match="one and the same, only"),
-    "malformed": Fault("malformed", first=1, match="Which character"),
-}
+PASSING = (
+    Fault("slow", first=1, match="`a red cup`", seconds=4.0),
+    Fault("rate_limited", first=1, retry_after=0.05, every=3),
+    Fault("unavailable", first=1, match="clear subject"),
+    Fault("reset", first=1, match="grid of four"),
+    Fault("cut", first=1, match="one and the same, only"),
+    Fault("malformed", first=1, match="Which character"),
+)
+"""In this order: a request meets the first that applies, and its repetition none."""
 
 
-@pytest.mark.parametrize("fault", PASSING)
-def test_faults_that_pass_leave_no_trace(fault: str, undisturbed: Path, tmp_path: Path) -> None:
-    met = PASSING[fault]
-
+def test_faults_that_pass_leave_no_trace(undisturbed: Path, tmp_path: Path) -> None:
     def answer(asked: Asked) -> str | Fault:
-        return met if met.applies(asked) else rule(asked)
+        return next((fault for fault in PASSING if fault.applies(asked)), None) or rule(asked)
 
     with RehearsalServer(answer) as server:
-        run_here(tmp_path / "run", captions_file(tmp_path), server)
-        assert server.counts["faults"][met.fault] > 0
+        run_here(tmp_path / "run", captions_file(tmp_path), server, "agents.llm.timeout=3.0")
+        met = server.counts["faults"]
+    assert set(met) == {fault.fault for fault in PASSING}
     assert tars(tmp_path / "run") == tars(undisturbed)
 
 
-def test_a_slow_body_is_given_up_and_asked_again(undisturbed: Path, tmp_path: Path) -> None:
-    slow = Fault("slow", first=1, match="`a red cup`", seconds=7.0)
-
-    def answer(asked: Asked) -> str | Fault:
-        return slow if slow.applies(asked) else rule(asked)
-
-    with RehearsalServer(answer) as server:
-        run_here(tmp_path / "run", captions_file(tmp_path), server, "agents.llm.timeout=5.0")
-    assert tars(tmp_path / "run") == tars(undisturbed)
-
-
-LASTING: dict[str, tuple[str, str, Callable[[Asked], str | Fault | None]]] = {
-    "refusal": ("filter", "refused", lambda asked: Fault("refusal") if "clear subject" in asked.text else None),
-    "nonsense": (
-        "filter",
-        "unclear_answer",
-        lambda asked: Fault("nonsense") if "clear subject" in asked.text else None,
-    ),
-    "90 tokens": (
-        "prompts",
-        "prompt_breaks_rules",
-        lambda asked: "a grid of " + "cat " * 90 if "clear subject" not in asked.text else None,
-    ),
-    "outage": ("filter", "provider_failed", lambda asked: Fault("unavailable") if "subject" in asked.text else None),
+LASTING: dict[str, tuple[str, str, str | Fault]] = {
+    "`a red dog`": ("filter", "refused", Fault("refusal")),
+    "`a blue dog`": ("filter", "unclear_answer", Fault("nonsense")),
+    "`a green dog`": ("prompts", "prompt_breaks_rules", "a grid of " + "cat " * 90),
+    "`a red cup`": ("filter", "provider_failed", Fault("unavailable")),
 }
+"""By the caption that it meets: the stage, the reason of the rejection, and what is answered at that stage."""
 
 
-@pytest.mark.parametrize("fault", LASTING)
-def test_a_lasting_fault_rejects_its_record_with_the_reason(fault: str, tmp_path: Path) -> None:
-    stage, reason, react = LASTING[fault]
-
+def test_a_lasting_fault_rejects_its_record_with_the_reason(tmp_path: Path) -> None:
     def answer(asked: Asked) -> str | Fault:
-        of_one = any("`a red cup`" in text for _, text in asked.turns)
-        return (react(asked) if of_one else None) or rule(asked)
+        stage = "filter" if "clear subject" in asked.text else "prompts"
+        met = [
+            reply
+            for caption, (at, _, reply) in LASTING.items()
+            if at == stage and any(caption in text for _, text in asked.turns)
+        ]
+        return met[0] if met else rule(asked)
 
+    few = captions_file(tmp_path, CAPTIONS[:5])
     with RehearsalServer(answer) as server:
-        few = captions_file(tmp_path, CAPTIONS[:5])
         made = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0.0")
         assert made["train"] > 0
-        assert {name: len(ids) for name, ids in rejected(tmp_path / "run", stage).items()} == {reason: 1}
-    if fault == "outage":
-        with RehearsalServer(rule) as server:
-            run_here(tmp_path / "run", few, server)
-            assert server.counts["asked"] == 0
-            run_here(tmp_path / "run", few, server, "retry_failed=true")
-            assert server.counts["asked"] > 0
-        assert rejected(tmp_path / "run", stage) == {}
+    for stage in ("filter", "prompts"):
+        expected = {reason: 1 for at, reason, _ in LASTING.values() if at == stage}
+        assert {reason: len(ids) for reason, ids in rejected(tmp_path / "run", stage).items()} == expected
+    with RehearsalServer(rule) as server:
+        run_here(tmp_path / "run", few, server)
+        assert server.counts["asked"] == 0
+        run_here(tmp_path / "run", few, server, "retry_failed=true")
+        assert server.counts["asked"] > 0
+    assert "provider_failed" not in rejected(tmp_path / "run", "filter")
 
 
 def test_a_yes_and_no_is_asked_again_and_then_rejected(tmp_path: Path) -> None:
