@@ -11,7 +11,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from skimage import data as photographs
-from support.choices import ARCHITECTURES, FEW, GROUPS, IN_THE_MINIATURE, SOURCES, TASKS, combinations, options, small
+from support.choices import (
+    ARCHITECTURES,
+    FEW,
+    GROUPS,
+    IN_THE_MINIATURE,
+    SOURCES,
+    TASKS,
+    every_combination,
+    options,
+    small,
+)
 from support.commands import CONF, SOURCE, compose_train, tiny
 
 from dsd_lightning.cli.errors import message_for_user
@@ -83,7 +93,7 @@ def test_every_choice_trains_a_step(
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
 
 
-@pytest.mark.parametrize(("arch", "task", "source"), combinations(ARCHITECTURES, TASKS, SOURCES))
+@pytest.mark.parametrize(("arch", "task", "source"), every_combination(ARCHITECTURES, TASKS, SOURCES))
 def test_every_arch_on_every_task_from_every_source_trains_or_is_refused(
     arch: str, task: str, source: str, tiny_base: Path, shards: dict[str, Path], tmp_path: Path
 ) -> None:

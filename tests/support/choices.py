@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -51,19 +51,20 @@ FEW = {
 """Overrides that make a source small; one that is not named is small by itself."""
 
 
-def combinations(*axes: list[str]) -> list[object]:
-    """Return all combinations as parameters; those that the first two axes and each pair of axes do not need are `long`.
+def pairwise(*axes: list[str]) -> list[tuple[str, ...]]:
+    """Return a few combinations that hold every pair of options of two axes; each has the most pairs that are new."""
+    pairs = {values: set(combinations(enumerate(values), 2)) for values in product(*axes)}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        chosen.append(max(pairs, key=lambda values: len(pairs[values] & missing)))
+        missing -= pairs[chosen[-1]]
+    return chosen
 
-    Further axes vary with the sum of the first two indices, the second counted once, twice, ...
-    """
-    parameters: list[object] = []
-    for values in product(*axes):
-        first, second, *rest = (axis.index(value) for axis, value in zip(axes, values, strict=True))
-        is_needed = all(
-            index == (first + weight * second) % len(axes[weight + 1]) for weight, index in enumerate(rest, start=1)
-        )
-        parameters.append(pytest.param(*values, marks=[] if is_needed else pytest.mark.long))
-    return parameters
+
+def every_combination(*axes: list[str]) -> list[object]:
+    """Return all combinations as parameters; those that are not of `pairwise` are `long`."""
+    needed = pairwise(*axes)
+    return [pytest.param(*values, marks=[] if values in needed else pytest.mark.long) for values in product(*axes)]
 
 
 def small(run_dir: Path, base: Path, shards: dict[str, Path], *choices: str) -> DictConfig:
