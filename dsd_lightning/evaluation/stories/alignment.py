@@ -85,11 +85,13 @@ class AlignmentJudging(Judging):
     Args:
         agent: the judge.
         rubrics: by dimension.
-        protocol: how images are sent; its measures are dimensions.
+        protocol: how images are sent; it measures `measures`.
         record: of the judgements.
         retry: failures that are asked again.
         benchmark: whose script the shots follow.
     """
+
+    measures: tuple[str, ...] = DIMENSIONS
 
     def __init__(
         self,
@@ -100,17 +102,13 @@ class AlignmentJudging(Judging):
         retry: Sequence[str],
         benchmark: StoryBenchmark,
     ) -> None:
-        super().__init__(agent, rubrics, protocol, record, retry)
-        self._script = {
-            (story.name, shot.index, dimension): text
-            for story in benchmark.stories
-            for shot in story.shots
-            for dimension, text in zip(DIMENSIONS, (shot.scene, shot.action, shot.camera), strict=True)
-        }
+        super().__init__(agent, rubrics, replace(protocol, measures=self.measures), record, retry)
+        self._shots = {(story.name, shot.index): (story, shot) for story in benchmark.stories for shot in story.shots}
 
     def text_of(self, case: Case, measure: str) -> str:
         """Return the part of the script that a dimension is about."""
-        return self._script[case.subject.name, case.prompt.index, measure]
+        _, shot = self._shots[case.subject.name, case.prompt.index]
+        return dict(zip(DIMENSIONS, (shot.scene, shot.action, shot.camera), strict=True))[measure]
 
     def request(self, question: Judgement, image: Path, reference: Path) -> Request:
         """Return one question: a single turn, without the reference."""
@@ -158,23 +156,7 @@ class Cutouts(Samples):
 class SingleActionJudging(AlignmentJudging):
     """Judges the action of single characters on the cut-outs of `Cutouts`; arguments as for `AlignmentJudging`."""
 
-    def __init__(
-        self,
-        agent: Agent,
-        rubrics: AlignmentRubrics,
-        protocol: Protocol,
-        record: Record,
-        retry: Sequence[str],
-        benchmark: StoryBenchmark,
-    ) -> None:
-        super().__init__(agent, rubrics, replace(protocol, measures=(SINGLE,)), record, retry, benchmark)
-        self._words = {
-            (story.name, shot.index, place): (shot.action, f"Evaluated Character Name is {story.characters[key].name}")
-            for story in benchmark.stories
-            for shot in story.shots
-            for place, key in enumerate(shot.on_stage)
-            if key in story.characters
-        }
+    measures = (SINGLE,)
 
     @property
     def sampling(self) -> Sampling:
@@ -183,12 +165,17 @@ class SingleActionJudging(AlignmentJudging):
 
     def text_of(self, case: Case, measure: str) -> str:
         """Return the action of a shot and the character's name."""
-        return "\n".join(self._words[case.subject.name, case.prompt.index, case.copy])
+        return "\n".join(self._words(case.subject.name, case.prompt.index, case.copy))
 
     def request(self, question: Judgement, image: Path, reference: Path) -> Request:
         """Return one question: the rubric as the system's turn, then action, name and cut-out."""
         rubric = self.rubrics.by_hash(question.rubric)
         sent = encoded(image, self.protocol.image_side, self.protocol.jpeg_quality)
-        words = self._words[question.subject, question.prompt, question.copy]
+        words = self._words(question.subject, question.prompt, question.copy)
         turns = Message.system(rubric.text), Message.user(*words, sent)
         return Request(turns, self.sampling, question.repeat + REPEATS_AT_MOST * question.retry)
+
+    def _words(self, name: str, index: int, place: int) -> tuple[str, str]:
+        """Return the action of a shot and the name of the character at a place in the list of those on stage."""
+        story, shot = self._shots[name, index]
+        return shot.action, f"Evaluated Character Name is {story.characters[shot.on_stage[place]].name}"
