@@ -26,9 +26,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from benchmarks.measure import refusing
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.architectures.text_only import TextOnly
-from dsd_lightning.cli.errors import message_for_user
 from dsd_lightning.models.build import build_architecture
 from dsd_lightning.pairs import Condition, TextEmbeddings
 from dsd_lightning.randomness import normal
@@ -128,6 +128,7 @@ def measure(
     }
 
 
+@refusing
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 is success, 2 a refusal."""
     parser = argparse.ArgumentParser(
@@ -140,14 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="timed turns")
     parser.add_argument("--json", type=Path, help="write the metrics there too")
     chosen = parser.parse_args(arguments)
-    try:
-        metrics = measure(chosen.overrides, chosen.steps, chosen.size, chosen.batch, chosen.repeats)
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+    metrics = measure(chosen.overrides, chosen.steps, chosen.size, chosen.batch, chosen.repeats)
     print(f"{metrics['base']} on {metrics['device']}: {chosen.batch} x {chosen.size} px, {chosen.steps} steps")
     for name, value in metrics["seconds"].items():
         print(f"  {name:<22}{value:8.3f} s   {metrics['ratio_to_kept'][name]:5.2f} x kept")

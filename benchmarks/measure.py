@@ -6,14 +6,18 @@ import json
 import platform
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+
+from dsd_lightning.cli.errors import REFUSED, message_for_user
 
 PACKAGES = ("torch", "diffusers", "peft", "lightning", "webdataset")
 
@@ -83,3 +87,20 @@ def write(path: Path | None, results: Mapping[str, Any]) -> None:
     print(text)
     if path is not None:
         path.write_text(text + "\n")
+
+
+def refusing(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """Return `main`, with the message of an input that was refused on stderr and exit code 2 in place of the error."""
+
+    @wraps(main)
+    def command(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except Exception as error:
+            message = message_for_user(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return REFUSED
+
+    return command

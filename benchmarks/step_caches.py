@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.measure import facts, ratio, wait, write
-from dsd_lightning.cli.errors import message_for_user
+from benchmarks.measure import facts, ratio, refusing, wait, write
 from dsd_lightning.flux.step_cache import StepCache
 from dsd_lightning.miniature.metrics.base import SampleMetric
 from dsd_lightning.pairs import REFERENCE, TARGET, PairBatch
@@ -186,6 +185,7 @@ def _label(name: str) -> str:
     return f"no cache, {name.partition(':')[2]} steps" if name.startswith("steps:") else f"`{name}`"
 
 
+@refusing
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 is success, 2 a refusal."""
     parser = argparse.ArgumentParser(
@@ -200,14 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="the GPU if there is one")
     parser.add_argument("--out", type=Path, help="write the metrics there too")
     chosen = parser.parse_args(arguments)
-    try:
-        metrics = measure(chosen.settings, chosen.pairs, chosen.steps, chosen.guidance, chosen.device)
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+    metrics = measure(chosen.settings, chosen.pairs, chosen.steps, chosen.guidance, chosen.device)
     write(chosen.out, metrics)
     print(table(metrics))
     return 0
