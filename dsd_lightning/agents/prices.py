@@ -94,6 +94,11 @@ class Prices:
         """Return what has or lacks a price: the model, or its image of one kind."""
         return model if self._image is None else f"{model} (image {self._image!r})"
 
+    def origin(self, model: str) -> str:
+        """Return where and when the price of `model` was read; "" where nothing is paid, or no price is known."""
+        price = self._prices.get(model)
+        return "" if self._free or price is None else " ".join(filter(None, (price.source, price.date)))
+
     def override(self, model: str) -> str:
         """Return the command line's argument that gives a model a price; of a dated name, with that of the undated one.
 

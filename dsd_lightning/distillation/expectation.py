@@ -12,7 +12,6 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, Message, Request
 from dsd_lightning.agents.estimate import Estimate
-from dsd_lightning.agents.limits import Limits
 from dsd_lightning.distillation.image_api import ImageApi
 from dsd_lightning.distillation.records import SIDES, Record
 from dsd_lightning.distillation.stages import captions
@@ -35,8 +34,8 @@ class Expectation:
 
     stage: str
     estimate: Estimate
-    limits: Limits | None = None
-    """Of the agent that is asked."""
+    agent: Agent | None = None
+    """The one that is asked."""
 
     def __str__(self) -> str:
         return f"{self.stage:8} {self.estimate}"
@@ -50,26 +49,26 @@ def expect(config: DictConfig) -> list[Expectation]:
     found = []
     sorter: Filter = instantiate(config.stages.filter)
     asked = _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])
-    found.append(Expectation("filter", asked, sorter.agent.limits))
+    found.append(Expectation("filter", asked, sorter.agent))
     writer: GridPrompts = instantiate(config.stages.prompts)
     asked = _of(writer.agent, "prompts", [writer.request(each) for each in records])
-    found.append(Expectation("prompts", asked, writer.agent.limits))
+    found.append(Expectation("prompts", asked, writer.agent))
     teacher = instantiate(config.stages.grids).teacher
     if isinstance(teacher, ImageApi):
         one = teacher.expected(_PROMPT)
-        found.append(Expectation("grids", _times(one, grids), teacher.agent.limits))
+        found.append(Expectation("grids", _times(one, grids), teacher.agent))
     judge: Verify = instantiate(config.stages.verify)
     pair = _stand_in(config.stages.split.width, config.stages.split.height)
     conversation = _conversation(*judge.requests(pair), ANSWER_TOKENS["verify"])
     asked = _times(_of(judge.agent, "verify", conversation), grids * PAIRS)
-    found.append(Expectation("verify", asked, judge.agent.limits))
+    found.append(Expectation("verify", asked, judge.agent))
     caption: Caption = instantiate(config.stages.caption)
     if isinstance(caption.describer, ModelDescriber):
         texts = [request for _, _, request in caption.describer.requests(pair, caption.words)]
         # Two descriptions and two instructions a pair; a panel's description serves all its pairs: 4 a grid, not 12.
         each = [_of(caption.describer.agent, "caption", [request]) for request in texts[:2]]
         total = _times(each[0], PANELS * grids) + _times(each[1], DIRECTIONS * PAIRS * grids)
-        found.append(Expectation("caption", total, caption.describer.agent.limits))
+        found.append(Expectation("caption", total, caption.describer.agent))
     return found
 
 
@@ -99,9 +98,9 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
         share, estimate = shares[each.stage], each.estimate
         calls += share * estimate.calls
         tokens_in, tokens_out = tokens_in + share * estimate.input_tokens, tokens_out + share * estimate.output_tokens
-        if each.limits is not None:
+        if each.agent is not None:
             tokens = share * (estimate.input_tokens + estimate.output_tokens)
-            seconds += each.limits.least_seconds(share * estimate.calls, tokens)
+            seconds += each.agent.limits.least_seconds(share * estimate.calls, tokens)
     dollars = [each.estimate.usd for each in at_most]
     priced = sum((usd or 0.0) * shares[each.stage] for usd, each in zip(dollars, at_most, strict=True))
     cost = "price unknown" if None in dollars else f"about {priced:,.2f} USD"
@@ -111,6 +110,8 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
     elsewhere = "".join(f", {other} {its:,.1f}" for other, its in others)
     teacher = f", {hours:,.1f} hours of one {name}{elsewhere}" if devices else ""
     short = f"; {wanted:,} are wanted, and the source holds no more" if drawn < wanted else ""
+    agents = {each.agent.model: each.agent for each in at_most if each.agent is not None}
+    origins = [f"{model}: {origin}" for model, agent in agents.items() if (origin := agent.prices.origin(model))]
     source = "by the shares of expected" if expected.run is None else f"as in {expected.run}"
     return "\n".join(
         [
@@ -118,6 +119,7 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
             f"  captions  {drawn:,}{short}",
             f"  grids     {grids:,.0f}{teacher}",
             f"  calls     {calls:,.0f}, about {tokens_in:,.0f} tokens in and {tokens_out:,.0f} out, {cost}",
+            *(f"  price     of {origin}" for origin in origins),
             f"  time      {hours + seconds / 3600:,.1f} hours at least in one process, by the limits of the agents",
             f"  pairs     {yields.pairs(drawn, seeds):,.0f} to train on, both directions counted",
             "at most, stage by stage:",

@@ -7,6 +7,7 @@ import json
 import pickle
 import shlex
 import threading
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,16 @@ def test_the_hint_for_a_model_without_a_price_can_be_pasted(model: str, tmp_path
         )
         share = 0.5 if preset_of_model == "openai_batch" else 1.0
         assert agent.prices.cost(model, Size(1_000_000, 1_000_000)) == pytest.approx(17.5 * share)
+
+
+def test_shipped_prices_name_the_providers_page_and_the_date_it_was_read() -> None:
+    pages = {
+        "gpt": ("https://developers.openai.com/",),
+        "gemini": ("https://ai.google.dev/", "https://cloud.google.com/"),
+    }
+    for price in compose_agents("openai").agents.prices.models:
+        assert price.source.startswith(pages[price.model.partition("-")[0]]), price.model
+        assert date.fromisoformat(price.date), price.model
 
 
 def test_a_budget_of_null_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

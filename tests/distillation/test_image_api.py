@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -123,6 +124,8 @@ def test_the_dry_run_counts_the_images_at_their_price_and_an_unknown_image_has_n
         assert grids.calls == SUBJECTS
         assert grids.usd == pytest.approx(SUBJECTS * PRICE_OF_IMAGE[teacher.partition("_")[0]], rel=0.03)
         assert "hours of one" not in outlook(config, expected)
+        model = config.agents.teacher.agent.provider.model
+        assert re.search(rf"  price     of {model}: https://\S+ 20\d\d-\d\d-\d\d\n", outlook(config, expected))
         kind = "quality=best" if teacher.startswith("openai") else "image_config.image_size=9K"
         unknown = by_api(teacher, tmp_path / "run", captions, server, f"agents.teacher.agent.sampling.extra.{kind}")
         with pytest.raises(Exception, match=r"images: .*(best|9K)"):
