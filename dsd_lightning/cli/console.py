@@ -17,6 +17,11 @@ HARMLESS = (
 """Warnings, as regular expressions of how they begin."""
 
 
+def seconds_between_bars() -> float:
+    """Return how often a progress bar is drawn again: a tenth of a second on a terminal, a minute in a log file."""
+    return 0.1 if sys.stderr.isatty() else 60.0
+
+
 def tidy() -> None:
     """Leave out harmless warnings, what libraries announce of themselves, and lines that two loggers would both print."""
     for message in HARMLESS:

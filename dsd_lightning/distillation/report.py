@@ -97,7 +97,10 @@ def diversity(records: Iterable[Record]) -> dict[str, Any]:
         prompts.add(record.values["prompt"])
         subjects[str(record.values["subject"]).lower()] += 1
         families[record.values["family"]] += 1
-        words.update(word for word in set(_WORD.findall(record.values["prompt"].lower())) if f" {word} " not in _LITTLE)
+        found = dict.fromkeys(
+            _WORD.findall(record.values["prompt"].lower())
+        )  # in order, for equal reports of equal runs
+        words.update(word for word in found if f" {word} " not in _LITTLE)
     return {
         "prompts": total,
         "distinct_prompts": len(prompts),

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dsd_lightning.agents import Agent, AgentFailure, Answer, Message, Refused, Request, RequestRejected, Sampling
+from dsd_lightning.cli.console import seconds_between_bars
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import (
     API,
@@ -205,7 +206,11 @@ class Judging:
         judgements: list[Judgement] = []
         spent = 0.0
         with tqdm(
-            total=len(done) + len(left), initial=len(done), desc=f"judging {samples.method}", unit="judgement"
+            total=len(done) + len(left),
+            initial=len(done),
+            desc=f"judging {samples.method}",
+            unit="judgement",
+            mininterval=seconds_between_bars(),
         ) as bar:
             requested: list[Judgement] = []
             rejected: list[AgentFailure] = []

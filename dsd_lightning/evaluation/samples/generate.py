@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dsd_lightning.cli.console import seconds_between_bars
 from dsd_lightning.compute.dtensors import full_tensor
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import Case
@@ -79,7 +80,8 @@ def make(
         raise EvaluationError(f"batch_size={batch_size}: at least 1 image at once")
     _require_settings(samples, {**method.described(), "seed": seed, "batch_size": batch_size})
     missing = missing_batches(samples, cases, batch_size, part)
-    for batch in tqdm(missing, desc=f"generating {samples.method}", unit="batch", disable=not missing):
+    name, pause = f"generating {samples.method}", seconds_between_bars()
+    for batch in tqdm(missing, desc=name, unit="batch", disable=not missing, mininterval=pause):
         references = [load_rgb(case.subject.reference) for case in batch]
         for case, reference, image in zip(batch, references, method.generate(batch, references, seed), strict=True):
             samples.write(case, image, reference)
@@ -140,6 +142,7 @@ class Model:
 
     def __init__(self, pipeline: TwoFramePipeline, sampling: Sampling, damage: float = 0.0) -> None:
         self.pipeline, self.sampling, self.damage = pipeline, sampling, damage
+        pipeline.set_progress_bar_config(disable=True)  # the batches have one
         if damage:
             _damage(pipeline, damage)
 
