@@ -80,6 +80,10 @@ gpu: $(VENV)/.dev $(VENV)/.quantize ## run on one GPU what only a GPU can show, 
 reproduce: $(VENV)/.dev ## measure the paper's claims on the miniature (many hours; goes on where it was interrupted)
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)
 
+.PHONY: screenshots
+screenshots: $(VENV)/.dev ## write docs/images of every page, 1280 and 390 pixels wide, with headless Chromium: about 4 minutes
+	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots $(ARGS)
+
 .PHONY: format
 format: $(VENV)/.dev ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .

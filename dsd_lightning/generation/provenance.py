@@ -30,8 +30,11 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
 _DESCRIPTION = 0x010E
 """EXIF's tag ImageDescription."""
 
-MARGIN, GAP, HEADING = 14, 8, 16
-"""Pixels around the sheet, between images, and of a line of text."""
+MARGIN, GAP, LEADING = 14, 8, 4
+"""Pixels around the sheet, between images, and between a line of text and what is below it."""
+
+SMALLEST = 12
+"""Size of letters, pixels, below which nothing is set."""
 
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 
@@ -68,30 +71,31 @@ def guidance_sheet(
     image_guidances: Sequence[float],
     text_guidances: Sequence[float],
 ) -> Image.Image:
-    """Return a sheet: the reference, and an image for every image guidance (a row) and text guidance (a column).
+    """Return a sheet: the reference, and an image for every image guidance i (a row) and text guidance t (a column).
 
-    Small images are magnified as in `images.sheet`.
+    Both values stand above each image. Small images are magnified as in `images.sheet`.
     """
     reference, rows = magnified(reference), [[magnified(image) for image in row] for row in rows]
     width, height = rows[0][0].size
-    font = ImageFont.load_default(12)
+    font, line = ImageFont.load_default(heading := heading_size(width)), heading + LEADING
     lead = max(width, 64)
-    sheet = Image.new(
-        "RGB",
-        (
-            2 * MARGIN + lead + len(text_guidances) * (width + GAP),
-            MARGIN + HEADING + len(image_guidances) * (height + GAP + HEADING) + MARGIN,
-        ),
-        PAPER,
+    size = (
+        2 * MARGIN + lead + len(text_guidances) * (width + GAP),
+        2 * MARGIN - GAP + len(image_guidances) * (line + height + GAP),
     )
+    sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN), "reference", fill=INK, font=font)
-    sheet.paste(reference.resize((width, height)), (MARGIN, MARGIN + HEADING))
-    for column, amount in enumerate(text_guidances):
-        pen.text((MARGIN + lead + GAP + column * (width + GAP), MARGIN), f"t {amount:g}", fill=INK, font=font)
-    for row, (images, amount) in enumerate(zip(rows, image_guidances, strict=True)):
-        top = MARGIN + HEADING + row * (height + GAP + HEADING)
-        pen.text((MARGIN + lead + GAP, top + height), f"i {amount:g}", fill=INK, font=font)
-        for column, image in enumerate(images):
-            sheet.paste(image, (MARGIN + lead + GAP + column * (width + GAP), top))
+    sheet.paste(reference.resize((width, height)), (MARGIN, MARGIN + line))
+    for row, (images, by_image) in enumerate(zip(rows, image_guidances, strict=True)):
+        top = MARGIN + row * (line + height + GAP)
+        for column, (image, by_text) in enumerate(zip(images, text_guidances, strict=True)):
+            left = MARGIN + lead + GAP + column * (width + GAP)
+            pen.text((left, top), f"i {by_image:g}, t {by_text:g}", fill=INK, font=font)
+            sheet.paste(image, (left, top + line))
     return sheet
+
+
+def heading_size(width: int) -> int:
+    """Return the size of the letters above an image of `width` pixels: readable where a phone shows the whole sheet."""
+    return max(SMALLEST, width // 8)

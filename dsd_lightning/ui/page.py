@@ -43,6 +43,7 @@ CSS = """
   #work { order: -1; }
   #results { display: grid; grid-template-columns: 1fr 1fr; }
   #results > :nth-child(3) { order: -1; grid-column: 1 / 3; }
+  #results > :not(:nth-child(3)) .icon-button-wrapper { top: auto; bottom: 0; }
 }
 """
 """On a phone, prompt and button come first, and the result before what it was made from."""
@@ -249,7 +250,7 @@ def _recalled(history: list[Entry], event: gr.SelectData) -> list[Any]:
 def _sheet_tab(
     studio: Studio, reference: gr.Image, text: str, shared: list[gr.components.Component], kind: list[str]
 ) -> None:
-    gr.Markdown("One noise under several guidances: image guidance down, text guidance across.")
+    gr.Markdown("One noise under several guidances: image guidance *i* down, text guidance *t* across.")
     prompt = gr.Textbox(text, label="Prompt", lines=2, placeholder="this character, ...")
     with gr.Row():
         down, across = (

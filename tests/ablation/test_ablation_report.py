@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from support.commands import ROOT
+from support.web.browser import CHROMIUM, Page
 
 from dsd_lightning.ablation.__main__ import main
 from dsd_lightning.ablation.cells import columns
@@ -258,3 +260,12 @@ def test_any_sweep_is_reported_by_the_overrides_in_which_its_runs_differ(tmp_pat
     assert [list(row.seeds) for row in table.rows] == [[0, 1], [0, 1]]
     assert not table.differences
     assert "| optimizer.lr=0.002 | 0, 1 |" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_the_kept_report_fits_a_phone(tmp_path: Path) -> None:
+    report = ROOT / "docs" / "ablation" / "report.html"
+    with Page(report.as_uri(), tmp_path / "profile", tmp_path) as person:
+        person.resize(390)
+        assert person.fits()

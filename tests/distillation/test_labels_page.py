@@ -18,7 +18,7 @@ from dsd_lightning.shards import PairShards
 from dsd_lightning.shards.contact_sheet import write_contact_sheet
 
 PHONE = 390
-FITS = "document.documentElement.scrollWidth <= innerWidth"
+"""Width of a window, pixels."""
 
 
 @pytest.mark.long
@@ -32,7 +32,7 @@ def test_pairs_are_labelled_by_keys_with_undo_and_kept_over_a_pause(tmp_path: Pa
     ids = [line.partition(",")[0] for line in (run / "labels" / "ada.csv").read_text().splitlines()[1:]]
     with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
         person.resize(PHONE)
-        assert person.evaluate(FITS)
+        assert person.fits()
         assert person.evaluate("[...document.images].every(each => each.complete && each.naturalWidth > 0)")
         for key in "yna":
             person.press(key)
@@ -54,4 +54,4 @@ def test_pairs_are_labelled_by_keys_with_undo_and_kept_over_a_pause(tmp_path: Pa
     for written in (report, sheet):
         with Page(written.as_uri(), tmp_path / "other", downloads) as person:
             person.resize(PHONE)
-            assert person.evaluate(FITS), written
+            assert person.fits(), written

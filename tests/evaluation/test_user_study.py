@@ -130,6 +130,8 @@ def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: P
     downloads.mkdir()
     items = content(page)["items"]
     with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
+        person.resize(390)
+        assert person.fits()
         assert person.evaluate("document.querySelectorAll('img').length") == 2
         assert person.evaluate("[...document.images].every(each => each.complete && each.naturalWidth > 0)")
         for key in "543":

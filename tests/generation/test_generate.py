@@ -20,7 +20,7 @@ from dsd_lightning.generation import arguments
 from dsd_lightning.generation.command import INTERRUPTED, NO_MEMORY, REFUSED, main
 from dsd_lightning.generation.generate import complete
 from dsd_lightning.generation.jobs import Job
-from dsd_lightning.generation.provenance import read_provenance, save_image
+from dsd_lightning.generation.provenance import heading_size, read_provenance, save_image
 from dsd_lightning.pipeline import TwoFramePipeline
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -158,7 +158,8 @@ def test_a_sheet_of_guidances_from_one_noise(image: Path, out: Path) -> None:
     assert provenance["text_guidance"] == [1, 2]
     single = out.with_name("single.png")
     assert main(command(image, single)) == 0
-    corner = sheet[30 : 30 + 128 : 4, 14 + 128 + 8 : 14 + 128 + 8 + 128 : 4]  # each pixel is shown as 4 x 4
+    top, left = 14 + heading_size(128) + 4, 14 + 128 + 8
+    corner = sheet[top : top + 128 : 4, left : left + 128 : 4]  # each pixel is shown as 4 x 4
     assert np.abs(corner.astype(int) - pixels(single)).max() <= 1, "the first cell is the image without guidance"
 
 

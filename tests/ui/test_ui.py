@@ -314,14 +314,12 @@ def test_a_phone_shows_prompt_and_button_first_and_nothing_is_cut_off(tmp_path: 
         for name in ("prompt", "generate", "size", "count", "result", "reference", "seed"):
             box = f"document.getElementById('{name}').getBoundingClientRect()"
             person.until(f"{box}.left >= 0 && {box}.right <= innerWidth", 20)
+        assert person.fits()
         tops = "(id => document.getElementById(id).getBoundingClientRect().top)"
         found = person.evaluate(f"['prompt', 'generate', 'result', 'reference'].map({tops})")
         assert found == sorted(found)
         person.until("document.getElementById('unknown').innerText === ''")
-        person.evaluate(
-            "(area => { area.value = 'this robot'; area.dispatchEvent(new Event('input', {bubbles: true})) })"
-            "(document.querySelector('#prompt textarea'))"
-        )
+        person.type_into("#prompt textarea", "this robot")
         person.until("document.getElementById('unknown').innerText.includes('does not know: robot')")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -36,12 +37,17 @@ class Page:
         self._socket = connect(address, max_size=None)
         self._session: str | None = None
         self._number = 0
+        self._width = 0
         self.requested: list[str] = []
         self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._call("Network.enable")
         self._call("Page.enable")
+        self.visit(url)
+
+    def visit(self, url: str) -> None:
+        """Open a page and wait until it is there."""
         self._call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
@@ -75,8 +81,35 @@ class Page:
 
     def resize(self, width: int, height: int = 844) -> None:
         """Give the page the size of a phone (390 pixels wide) or of a window."""
+        self._width = width
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
+    def fits(self) -> bool:
+        """Return whether nothing is wider than the window: a phone would lay the page out wider, and show all of it smaller."""
+        wide = f"innerWidth === {self._width} && document.documentElement.scrollWidth <= {self._width}"
+        return bool(self.evaluate(wide))
+
+    def screenshot(self) -> bytes:
+        """Return what the page shows, as a png."""
+        return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
+
+    def settle(self) -> None:
+        """Wait until the page has been laid out and drawn twice."""
+        script = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+        self._call("Runtime.evaluate", expression=script, awaitPromise=True)
+
+    def click(self, selector: str) -> None:
+        """Click what a selector finds."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def type_into(self, selector: str, text: str) -> None:
+        """Give a field a value, as typing does."""
+        self.evaluate(
+            "((field, value) => { field.value = value; "
+            "for (const kind of ['input', 'change', 'blur']) field.dispatchEvent(new Event(kind, {bubbles: true})) })"
+            f"(document.querySelector({json.dumps(selector)}), {json.dumps(text)})"
         )
 
     def press(self, key: str) -> None:
