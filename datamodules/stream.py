@@ -8,7 +8,7 @@ same: with buckets larger than the full size it is rounded down to a multiple of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
@@ -19,18 +19,6 @@ from dsd_lightning.randomness import numpy_generator
 Size = tuple[int, int]
 Draw = tuple[int, int]
 """An (epoch, index) that identifies a sample of a dataset and seeds its random draws."""
-
-
-class Bucketed(Protocol):
-    """A dataset whose samples come in buckets of equal size."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def bucket(self, index: int) -> Size:
-        """Return (height, width) of the images of sample `index`, pixels."""
-        ...
 
 
 class SampleOrder:
