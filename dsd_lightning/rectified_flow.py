@@ -35,13 +35,6 @@ def euler_step(
     return (noisy.float() + (following - timestep) * predicted.float()).to(noisy.dtype)
 
 
-def estimate_clean(
-    noisy: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], timestep: Float[Tensor, " b"]
-) -> Float[Tensor, "b c h w"]:
-    """Return the clean canvas that the predicted velocity points at."""
-    return noisy - timestep[:, None, None, None].to(noisy.dtype) * predicted
-
-
 def shift_time(timestep: Float[Tensor, "..."], mu: float) -> Float[Tensor, "..."]:
     """Shift times towards noise by exp(mu); 0 and 1 stay. Eq. 23 of arXiv 2403.03206 in FLUX's parametrisation."""
     if mu == 0:
