@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lightning.distillation.records import DistillationError, Outcome, Record, Rejection, Usage
-from dsd_lightning.files.atomic import flush, rename
+from dsd_lightning.files.atomic import flush, is_alive, rename
 
 FORMAT = 1
 RECORDS, REJECTED, IMAGES, MANIFEST = "records.jsonl", "rejected.jsonl", "images.tar", "manifest.json"
@@ -168,7 +168,7 @@ class Store:
         """Remove incomplete partitions that killed processes of this machine left."""
         for leftover in [*self.root.glob(f"*/*{_PARTIAL}"), *self.root.glob(f"*/*{_OLD}")]:
             host, _, process = leftover.name.split(".")[-2].rpartition("-")
-            if host == _host() and process.isdigit() and not _alive(int(process)):
+            if host == _host() and process.isdigit() and not is_alive(int(process)):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def read(self, stage: str, partition: int, looks_at: Collection[str] = ()) -> list[Record]:
@@ -227,16 +227,6 @@ def _host() -> str:
 
 def _process() -> str:
     return f"{_host()}-{os.getpid()}"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is somebody else's
-    return True
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -116,15 +116,16 @@ def remove_leftovers(folder: Path) -> None:
     host = socket.gethostname()
     for leftover in folder.glob(f".*.{host}-*{PARTIAL}"):
         process = leftover.name.removesuffix(PARTIAL).rpartition(f".{host}-")[2].partition("-")[0]
-        if process.isdigit() and not _is_alive(int(process)) and leftover.is_file():
+        if process.isdigit() and not is_alive(int(process)) and leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Return whether a process of this host runs, by its id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        return True  # it is somebody else's
     return True

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.exported_run import with_random_weights
 from support.models.architecture_rows import ROWS
 from support.models.step_memory import BATCH, SIDE, TEXT, loss_of, peak_of, transformer
 
-from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks, is_checkpointed
 from dsd_lightning.planning.counters import FLOAT32, Cost
 from dsd_lightning.planning.meta_step import step_cost
-from dsd_lightning.randomness import normal
 
 CHOICES: tuple[str | int, ...] = ("none", 2, "all")
-
-
-def with_random_weights(architecture: Architecture) -> Architecture:
-    with torch.no_grad():
-        for name, parameter in architecture.trainable():
-            parameter.copy_(0.1 * normal(parameter.shape, "trained", name))
-    return architecture
 
 
 @pytest.mark.parametrize("row", ROWS)

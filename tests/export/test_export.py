@@ -31,26 +31,6 @@ from dsd_lightning.sampler import SamplerSettings, sample
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def parallel(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("parallel"), tiny_base, "arch=parallel", *LORA)
-
-
-@pytest.fixture(scope="module")
-def concat(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("concat"), tiny_base, "arch=concat", *LORA)
-
-
-@pytest.fixture(scope="module")
-def reference_tokens(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("reference_tokens"), tiny_base, "arch=reference_tokens", *LORA)
-
-
-@pytest.fixture(scope="module")
-def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("text_only"), tiny_base, "arch=text_only", *LORA)
-
-
 def copied(file: Path) -> dict[str, Tensor]:
     """Return tensors that are not mapped to the file, which may then be replaced."""
     return {name: value.clone() for name, value in load_file(file).items()}

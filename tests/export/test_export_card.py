@@ -15,23 +15,12 @@ from huggingface_hub import HfApi
 from omegaconf import OmegaConf
 from support.choices import BASES
 from support.commands import CONF
-from support.exported_run import LORA, MadeRun, export, make_run
+from support.exported_run import MadeRun, export
 
 from dsd_lightning.export.card import licence_of
 from dsd_lightning.export.command import main
 from dsd_lightning.export.hub import push
 from dsd_lightning.flux.base import FluxBase
-
-
-@pytest.fixture(scope="module")
-def parallel(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("parallel"), tiny_base, "arch=parallel", *LORA)
-
-
-@pytest.fixture(scope="module")
-def text_only(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
-    return make_run(tmp_path_factory.mktemp("text_only"), tiny_base, "arch=text_only", *LORA)
-
 
 # --- Companions and refusals.
 

@@ -24,6 +24,13 @@ def miniature_loaded_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)  # answers are cached below
+
+
+@pytest.fixture
 def image(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(values).resize((90, 60)).save(tmp_path / "a.png")

@@ -15,6 +15,8 @@ from dsd_lightning.generation.command import main
 from dsd_lightning.generation.prompts import enhance
 from dsd_lightning.generation.provenance import read_provenance
 
+pytestmark = pytest.mark.usefixtures("without_keys")
+
 CAPTION, MERGED = "a red star with a top hat", "a red star with a top hat on a beach"
 
 
@@ -25,13 +27,6 @@ def answer(asked: Asked) -> str | Fault:
     if "refuse" in asked.text:
         return Fault("refusal")
     return f" {MERGED}\n" if CAPTION in asked.text and "on a beach" in asked.text else "nothing to merge"
-
-
-@pytest.fixture(autouse=True)
-def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)  # answers are cached below
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from dsd_lightning.generation.story.arguments import MOST
 from dsd_lightning.generation.story.comic import comic_page
 from dsd_lightning.generation.story.story import LONGEST, read_story
 
+pytestmark = pytest.mark.usefixtures("without_keys")
+
 SCRIPT = '<script>alert("1")</script>'
 ORDERS = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 """Sets a terminal's title, clears it, and colours what follows."""
@@ -31,13 +33,6 @@ class Canary:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.file,)
-
-
-@pytest.fixture(autouse=True)
-def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def story(**change: Any) -> dict[str, Any]:

@@ -20,14 +20,9 @@ from dsd_lightning.generation.story.story import Panel, Story, read_story, write
 from dsd_lightning.generation.story.tellers import MiniatureStoryteller
 from dsd_lightning.miniature.world import Context
 
+pytestmark = pytest.mark.usefixtures("without_keys")
+
 QUICK = ["--steps", "1", "--size", "32", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def run_story(*flags: str) -> int:
