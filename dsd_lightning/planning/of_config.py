@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,6 @@ from dsd_lightning.planning.plan import (
     Planner,
     Run,
     Sharding,
-    count_stored,
     fits,
     memory,
     table,
@@ -163,6 +164,24 @@ def _count(config: DictConfig, planner: Planner) -> Run:
         more = [choice for choice in (2, "all") if choice != chosen]
         run = replace(run, costs={**run.costs, **{str(choice): cost(choice) for choice in more}})
     return run
+
+
+def count_stored(base: Path, parts: Iterable[str]) -> int:
+    """Return the number of values in the safetensors files of a base's parts; only their headers are read.
+
+    Raises:
+        ValueError: if a part has no such file here, as that of a hub id has not.
+    """
+    count = 0
+    for part in parts:
+        files = sorted((base / part).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{base / part} holds no safetensors file to count: give planner.encoder_parameters")
+        for file in files:
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return count
 
 
 def _devices(devices: int | str | Sequence[int]) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from dsd_lightning.planning.counters import FLOAT32, Cost
 from dsd_lightning.planning.gpus import find_gpu
@@ -91,24 +88,6 @@ class Planner:
         if height % self.pixels_per_token or width % self.pixels_per_token:
             raise ValueError(f"a frame of {height} x {width} is not made of squares of {self.pixels_per_token} pixels")
         return height, width
-
-
-def count_stored(base: Path, parts: Iterable[str]) -> int:
-    """Return the number of values in the safetensors files of a base's parts; only their headers are read.
-
-    Raises:
-        ValueError: if a part has no such file here, as that of a hub id has not.
-    """
-    count = 0
-    for part in parts:
-        files = sorted((base / part).glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"{base / part} holds no safetensors file to count: give planner.encoder_parameters")
-        for file in files:
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return count
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dsd_lightning.flux.quantize import QuantizationError
 from dsd_lightning.models.build import build_architecture
 from dsd_lightning.planning.counters import Cost, Moment
 from dsd_lightning.planning.meta_step import step_cost
-from dsd_lightning.planning.of_config import plan, require_fit
+from dsd_lightning.planning.of_config import count_stored, plan, require_fit
 from dsd_lightning.planning.plan import (
     GIB,
     CannotPlanError,
@@ -31,7 +31,6 @@ from dsd_lightning.planning.plan import (
     Run,
     Sharding,
     alternatives,
-    count_stored,
     fits,
     memory,
     step_seconds,
