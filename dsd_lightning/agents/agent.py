@@ -12,22 +12,17 @@ Build one agent a process: it must not be carried over a fork.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TypeVar
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing import Any
 
 from dsd_lightning.agents.budget import Budget, Reservation
 from dsd_lightning.agents.cache import AnswerCache, described, key_of
 from dsd_lightning.agents.estimate import Estimate
+from dsd_lightning.agents.event_loop import EventLoop
 from dsd_lightning.agents.failures import AgentFailure, ConnectionFailed, Refused
 from dsd_lightning.agents.limits import Limits
 from dsd_lightning.agents.many import ask_all
@@ -35,8 +30,6 @@ from dsd_lightning.agents.messages import Answer, Message, Request, Sampling
 from dsd_lightning.agents.prices import Prices, Size
 from dsd_lightning.agents.providers.provider import BatchProvider, Provider, Reply
 from dsd_lightning.agents.retries import Retries
-
-Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +90,8 @@ class Agent:
         self.prices = prices
         self.sampling = sampling
         self.timeout = timeout
-        self._portal: BlockingPortal | None = None
-        self._opened = ExitStack()
-        self._starting = threading.Lock()
+        # Every request under way may block a thread: reading files, or in a library without an event loop.
+        self._loop = EventLoop(limits.concurrency + 4, provider.close)
         self._under_way: dict[str, asyncio.Task[tuple[dict[str, Any], bool]]] = {}
 
     @property
@@ -113,11 +105,11 @@ class Agent:
         Raises:
             AgentFailure: of the kind that fits; `Refused` also when the refusal was remembered.
         """
-        return self._wait(self._ask, request)
+        return self._loop.run(self._ask, request)
 
     async def ask_async(self, request: Request) -> Answer:
         """Return the answer, as `ask` does, without blocking the caller's event loop."""
-        return await asyncio.wrap_future(self._start(self._ask, request))
+        return await asyncio.wrap_future(self._loop.start(self._ask, request))
 
     def ask_all(
         self,
@@ -134,7 +126,7 @@ class Agent:
             AgentFailure: one that every further request would meet as well (budget, quota, key), as soon as those under
                 way have ended. Their answers are on disk.
         """
-        return self._wait(ask_all, self._ask, requests, self.limits.concurrency, on_answer)
+        return self._loop.run(ask_all, self._ask, requests, self.limits.concurrency, on_answer)
 
     def converse(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Send `request`, then each of `turns` with everything before it; return all answers.
@@ -144,11 +136,11 @@ class Agent:
         Raises:
             AgentFailure: of the first turn that got no answer; the answers before it are on disk.
         """
-        return self._wait(self._converse, request, turns)
+        return self._loop.run(self._converse, request, turns)
 
     async def converse_async(self, request: Request, turns: Sequence[Message]) -> list[Answer]:
         """Hold a conversation, as `converse` does, without blocking the caller's event loop."""
-        return await asyncio.wrap_future(self._start(self._converse, request, turns))
+        return await asyncio.wrap_future(self._loop.start(self._converse, request, turns))
 
     def dry_run(self, requests: Iterable[Request], answer_tokens: int | None = None) -> Estimate:
         """Return what `requests` would take; makes no call and needs no key.
@@ -184,17 +176,11 @@ class Agent:
     def abandon(self) -> None:
         """Stop waiting for batches, as after Ctrl-C: they go on, and a later run reads their answers."""
         if isinstance(self.provider, BatchProvider):
-            self._start(self._give_up).result()
+            self._loop.start(self._give_up).result()
 
     def close(self) -> None:
         """Close connections and threads; the agent can be used again afterwards."""
-        atexit.unregister(self.close)
-        with self._starting:
-            portal, self._portal, opened = self._portal, None, self._opened.pop_all()
-        with opened:
-            if portal is not None:
-                portal.call(self.provider.close)
-                portal.call(portal.stop, True)  # what is still under way is cancelled
+        self._loop.close()
 
     def __enter__(self) -> Agent:
         return self
@@ -204,27 +190,8 @@ class Agent:
     ) -> None:
         self.close()
 
-    def _start(self, work: Callable[..., Awaitable[Result]], *arguments: Any) -> Future[Result]:
-        """Start `work` on the agent's event loop, which runs in a daemon thread of its own from the first call on."""
-        with self._starting:
-            if self._portal is None:
-                self._portal = self._opened.enter_context(start_blocking_portal(name="agents"))
-                # Left open at the interpreter's end, the portal would wait for its daemon thread, which is gone by then.
-                atexit.register(self.close)
-                # Every request under way may block a thread: reading files, or in a library without an event loop.
-                self._portal.call(_set_worker_threads, self.limits.concurrency + 4)
-            return self._portal.start_task_soon(work, *arguments)
-
     def _described(self, request: Request) -> dict[str, Any]:
         return described(self.provider.identity, self.model, request, request.sampling or self.sampling)
-
-    def _wait(self, work: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
-        future = self._start(work, *arguments)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # after Ctrl-C nothing more is to be sent
-            raise
 
     async def _ask(self, request: Request) -> Answer:
         description = self._described(request)
@@ -331,7 +298,3 @@ class Agent:
             messages = (*messages, Message.assistant(answers[-1].text), turn)
             answers.append(await self._ask(Request(messages, request.sampling, request.attempt)))
         return answers
-
-
-async def _set_worker_threads(number: int) -> None:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(number, thread_name_prefix="agents"))
