@@ -94,8 +94,8 @@ constraints: ## rewrite constraints.txt: the newest releases that setup.cfg admi
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	printf '%s\n' $(PINNED) > "$$scratch/pinned.txt" && \
 	$(MAKE) --no-print-directory "$$scratch/venv/.made" VENV="$$scratch/venv" && \
-	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,parquet,quantize,report,trackio,ui]' && \
-	{ echo '# Exact versions of all that the package and its extras dev, parquet, quantize, report, trackio and ui install: what was tested.' && \
+	"$$scratch/venv/bin/python" $(PIP_INSTALL) -c "$$scratch/pinned.txt" -e '.[dev,faces,parquet,quantize,report,trackio,ui]' && \
+	{ echo '# Exact versions of all that the package and its extras dev, faces, parquet, quantize, report, trackio and ui install: what was tested.' && \
 	  echo '# Made by `make constraints` in a fresh virtual environment (Linux, Python 3.11, torch for CPU).' && \
 	  "$$scratch/venv/bin/python" -m pip freeze --exclude-editable | sed 's/+cpu$$//'; \
 	} > constraints.txt.new && mv constraints.txt.new constraints.txt
@@ -112,7 +112,7 @@ $(VENV)/.base: $(PACKAGING) | $(VENV)/.made
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.made
 	@echo 'Installing into $(VENV) what constraints.txt pins: a minute or two, silent unless something fails.'
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,parquet,report,trackio,ui]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,faces,parquet,report,trackio,ui]'
 	@touch $(VENV)/.base $(VENV)/.ui $@
 
 # The extra [quantize] has a folder of its own: peft imports all of it, where it is installed, at every start of every command.

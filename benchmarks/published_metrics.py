@@ -1,17 +1,17 @@
 r"""Compares our metrics with the public code of those who published them, on the same random weights, images and replies.
 
 python -m benchmarks.published_metrics --dreambench_plus DIR --dino DIR --imagen_hub DIR --csd DIR --vistorybench DIR \
-    --packages DIR [--out benchmarks/results/published_metrics.json]
+    --grounding_dino DIR --packages DIR [--out benchmarks/results/published_metrics.json]
 
 Each DIR is a git checkout; those compared last and their commits are in the results:
 https://github.com/yuangpeng/dreambench_plus, facebookresearch/dino (the ViT-S that DreamBench and DreamBench++ use),
 TIGER-AI-Lab/ImagenHub (DreamBench's metric, of which its authors published no code), learn2phoenix/CSD,
-ViStoryBench/vistorybench. --packages is a folder that only their code sees:
+ViStoryBench/vistorybench, IDEA-Research/GroundingDINO. --packages is a folder that only their code sees:
 `pip install --no-deps --target DIR torchvision==0.28.0 transformers==4.41.2 tokenizers==0.19.1 \
 huggingface-hub==0.25.2 natsort==8.4.0`.
-What of theirs is replaced, and why, is in `benchmarks/published/their_code.py`. Ours is built from the shipped
-configuration. The
-ViT-S are of the published size; CLIP, DINOv2 and CSD have two blocks. Exits with 1 if a value differs by more than 1e-5.
+What of theirs is replaced, and why, is in `benchmarks/published/their_code.py` and `their_stories.py`. Ours is built from the
+shipped configuration. The ViT-S are of the published size; CLIP, DINOv2 and CSD have two blocks. Exits with 1 if a value
+differs by more than 1e-5.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.measure import facts, write
 from benchmarks.published import inputs
+from benchmarks.published.characters import compare_faces, compare_grounding_dino
 from benchmarks.published.comparison import TOLERANCE, Comparison, Theirs
 from benchmarks.published.stories import compare_csd, compare_vistorybench
 from benchmarks.published.subjects import compare_dreambench, compare_dreambenchpp
@@ -53,6 +54,7 @@ CODE = {
         "vistorybench/dataset_loader/dataset_load.py",
         "vistorybench/dataset_loader/read_outputs.py",
     ),
+    "grounding_dino": ("groundingdino/util/inference.py", "groundingdino/datasets/transforms.py"),
 }
 """What is run, by option."""
 
@@ -73,6 +75,8 @@ def provenance(checkouts: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, A
 COMPARED = {
     "csd": compare_csd,
     "vistorybench": compare_vistorybench,
+    "faces": compare_faces,
+    "grounding_dino": compare_grounding_dino,
     "dreambench": compare_dreambench,
     "dreambench_plus": compare_dreambenchpp,
 }
@@ -109,11 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "code": code,
         "versions_of_their_process": theirs.versions,
         "tolerance": TOLERANCE,
-        "compared": compared.found,
+        "compared": compared.results,
     }
     write(args.out, results)
     for name in compared.failed:
-        sys.stderr.write(f"differs: {name}: {compared.found[name]}\n")
+        sys.stderr.write(f"differs: {name}: {compared.results[name]}\n")
     return int(bool(compared.failed))
 
 

@@ -24,7 +24,7 @@ from benchmarks.generation import __main__ as generation
 from benchmarks.measure import ratio
 from benchmarks.peak_memory import __main__ as peak_memory
 from benchmarks.published.comparison import TOLERANCE, Comparison
-from benchmarks.published.their_code import in_parts, reply_to
+from benchmarks.published.stand_ins import in_parts, reply_to
 from benchmarks.published_metrics import CODE, COMPARED
 
 

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.published.their_code import in_parts
+from benchmarks.published.stand_ins import in_parts
 from dsd_lightning.agents import Sampling
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.evaluation.judging.run import Judging
@@ -32,10 +32,10 @@ class Comparison:
     """Collects what was compared, by name.
 
     Attributes:
-        found: by name, number of values and their largest difference, or how many of them are equal.
+        results: by name, number of values and their largest difference, or how many of them are equal.
     """
 
-    found: dict[str, dict[str, Any]]
+    results: dict[str, dict[str, Any]]
 
     def numbers(self, name: str, code: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
         """Compare numbers by their largest difference."""
@@ -50,7 +50,7 @@ class Comparison:
         self._add(name, {"code": code, "values": len(theirs), "equal": same})
 
     def _add(self, name: str, result: dict[str, Any]) -> None:
-        self.found[name] = result
+        self.results[name] = result
         sys.stderr.write(f"{name}: {json.dumps(result)}\n")
 
     @property
@@ -58,7 +58,7 @@ class Comparison:
         """Return the names of what differs."""
         return [
             name
-            for name, each in self.found.items()
+            for name, each in self.results.items()
             if each.get("equal", each["values"]) < each["values"] or not each.get("largest_difference", 0) <= TOLERANCE
         ]
 
@@ -90,17 +90,17 @@ class Theirs:
         )
         environment = {
             **os.environ,
-            "PYTHONPATH": str(self.packages),
+            "PYTHONPATH": os.pathsep.join(map(str, (self.packages, ROOT))),
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [sys.executable, str(Path(__file__).with_name("their_code.py")), str(file)]
+        command = [sys.executable, "-m", "benchmarks.published.their_code", str(file)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{code}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        found: dict[str, Any] = json.loads(file.with_suffix(".found.json").read_text())
-        self.versions = found.pop("versions")
-        return found
+        results: dict[str, Any] = json.loads(file.with_suffix(".results.json").read_text())
+        self.versions = results.pop("versions")
+        return results
 
 
 def configured(*overrides: str) -> DictConfig:
@@ -122,9 +122,9 @@ def judge() -> Any:
 
 def bodies(judging: Judging, questions: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the requests as they are sent."""
-    found = []
+    sent = []
     for question in questions:
         request = judging.request(*question)
         body = judging.agent.provider._body(request.messages, request.sampling or judging.agent.sampling)  # type: ignore[attr-defined]
-        found.append({**body, "messages": in_parts(body["messages"])})
-    return found
+        sent.append({**body, "messages": in_parts(body["messages"])})
+    return sent

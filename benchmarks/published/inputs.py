@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +78,21 @@ def _spread(model: torch.nn.Module) -> None:
 
 
 def _in_dinos_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
+    renamed = {}
     for name, value in weights.items():
         stem, _, kind = name.rpartition(".")
         if name in _OF_DINO:
-            found[_OF_DINO[name]] = value
+            renamed[_OF_DINO[name]] = value
         elif stem in _OF_DINO:
-            found[f"{_OF_DINO[stem]}.{kind}"] = value
+            renamed[f"{_OF_DINO[stem]}.{kind}"] = value
         elif not stem.endswith(("q_proj", "k_proj", "v_proj")):
             block, _, part = stem.removeprefix("layers.").partition(".")
-            found[f"blocks.{block}.{_OF_DINOS_BLOCK[part]}.{kind}"] = value
+            renamed[f"blocks.{block}.{_OF_DINOS_BLOCK[part]}.{kind}"] = value
         elif stem.endswith("q_proj"):
             root = stem.removesuffix("q_proj")
             parts = [weights[f"{root}{letter}_proj.{kind}"] for letter in "qkv"]
-            found[f"blocks.{stem.split('.')[1]}.attn.qkv.{kind}"] = torch.cat(parts)
-    return found
+            renamed[f"blocks.{stem.split('.')[1]}.attn.qkv.{kind}"] = torch.cat(parts)
+    return renamed
 
 
 def write_dinov2(folder: Path) -> None:
@@ -198,8 +198,8 @@ STAGES = (("Ann",), ("Ann", "Bob"), (), ("Ann", "Bob", "Rex"), ("Bob",), ("Rex",
 """Who is on stage, shot by shot."""
 
 
-def write_stories(root: Path, stories: int) -> None:
-    """Write ViStoryBench's dataset: stories of seven shots with up to three characters."""
+def write_stories(root: Path, stories: int, realistic: Collection[str] = ()) -> None:
+    """Write ViStoryBench's dataset: stories of seven shots with up to three characters, some tagged as realistic people."""
     for number in range(1, stories + 1):
         folder = root / "ViStory" / f"{number:02d}"
         names = {name: f"{name} of story {number}" for name in ("Ann", "Bob", "Rex")}
@@ -212,7 +212,7 @@ def write_stories(root: Path, stories: int) -> None:
                 "name_ch": whole,
                 "prompt_en": f"looks of {name}",
                 "prompt_ch": "",
-                "tag": "non_human",
+                "tag": "realistic_human" if name in realistic else "non_human",
             }
             for name, whole in names.items()
         }
@@ -237,10 +237,10 @@ def write_stories(root: Path, stories: int) -> None:
 
 
 def boxes_of(file: Path) -> list[list[float]]:
-    """Return a detector's finds in an image: centre, width and height as shares of the image, and confidence."""
+    """Return a detector's boxes in an image: centre, width and height as shares of the image, and confidence."""
     rng = numpy_generator("boxes", file.parent.name, file.name)
-    found: list[Any] = []
+    boxes: list[Any] = []
     for _ in range(int(rng.integers(0, 5)) if file.suffix == ".png" else 1 + int(rng.integers(0, 2))):
         size, centre = rng.uniform(0.2, 0.6, 2), rng.uniform(0.2, 0.8, 2)
-        found.append([*map(float, centre), *map(float, size), float(rng.uniform(0.3, 1))])
-    return found
+        boxes.append([*map(float, centre), *map(float, size), float(rng.uniform(0.3, 1))])
+    return boxes

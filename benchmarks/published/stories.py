@@ -13,7 +13,8 @@ from PIL import Image
 
 from benchmarks.published import inputs
 from benchmarks.published.comparison import Comparison, Theirs, bodies, configured, encoder_of, judge
-from benchmarks.published.their_code import TIMESTAMP, in_parts, reply_to
+from benchmarks.published.stand_ins import in_parts, reply_to
+from benchmarks.published.their_stories import TIMESTAMP
 from dsd_lightning.evaluation.judging.judgements import Judgement, Record
 from dsd_lightning.evaluation.stories.alignment import (
     DIMENSIONS,
@@ -24,7 +25,7 @@ from dsd_lightning.evaluation.stories.alignment import (
     SingleActionJudging,
 )
 from dsd_lightning.evaluation.stories.characters import cast_of, scores_of
-from dsd_lightning.evaluation.stories.dataset import vistorybench
+from dsd_lightning.evaluation.stories.dataset import StoryBenchmark, vistorybench
 from dsd_lightning.evaluation.stories.outputs import StoryImages
 from dsd_lightning.evaluation.stories.report import alignment
 from dsd_lightning.evaluation.stories.style import style_of
@@ -41,16 +42,16 @@ def compare_csd(theirs: Theirs, folder: Path, compared: Comparison) -> None:
     for number in range(4):
         files.append(folder / f"square{number}.png")
         inputs.image("square", number).resize((224, 224)).save(files[-1])
-    found = theirs.run("csd", weights=str(weights), sizes=inputs.CSD_SIZES, images=list(map(str, files)))
+    published = theirs.run("csd", weights=str(weights), sizes=inputs.CSD_SIZES, images=list(map(str, files)))
     encoder = encoder_of("csd", weights, configured("benchmark=vistorybench", "benchmark.folder=."))
     ours = encoder.images(map(load_rgb, files))
     compared.numbers(
-        "CSD embeddings", "CSD/model.py", ours.flatten().tolist(), torch.tensor(found["style"]).flatten().tolist()
+        "CSD embeddings", "CSD/model.py", ours.flatten().tolist(), torch.tensor(published["style"]).flatten().tolist()
     )
 
 
 class TableDetector:
-    """Returns the finds that `inputs.boxes_of` has for an image.
+    """Returns the boxes that `inputs.boxes_of` has for an image.
 
     Args:
         files: images.
@@ -65,12 +66,21 @@ class TableDetector:
         """Return left, top, right and bottom, pixels, the most certain first."""
         rows = inputs.boxes_of(self._files[hashlib.sha256(image.tobytes()).digest()])
         scale = np.array([image.width, image.height, image.width, image.height], np.float32)
-        found = []
+        boxes = []
         for row in sorted(rows, key=lambda each: -each[4]):
             x, y, width, height = np.array(row[:4], np.float32)
             corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2], np.float32) * scale
-            found.append((float(corners[0]), float(corners[1]), float(corners[2]), float(corners[3])))
-        return found
+            boxes.append((float(corners[0]), float(corners[1]), float(corners[2]), float(corners[3])))
+        return boxes
+
+
+def write_shots(benchmark: StoryBenchmark, outputs: Path) -> StoryImages:
+    """Write images of all shots but one in the layout of ViStoryBench's outputs."""
+    samples = StoryImages(outputs / "method" / "mode" / "en" / TIMESTAMP, "method")
+    for case in benchmark.cases():
+        if (case.subject.name, case.prompt.index) != ("02", 5):
+            samples.write(case, inputs.image(case.subject.name, case.prompt.index), Image.open(case.subject.reference))
+    return samples
 
 
 def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> None:
@@ -78,14 +88,10 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
     data, weights = folder / "vistory", folder / "weights" / "pretrain"
     inputs.write_stories(data / "dataset", 3)
     benchmark = vistorybench(data / "dataset")
-    place = data / "outputs" / "method" / "mode" / "en" / TIMESTAMP
-    samples = StoryImages(place, "method")
-    for case in benchmark.cases():
-        if (case.subject.name, case.prompt.index) != ("02", 5):
-            samples.write(case, inputs.image(case.subject.name, case.prompt.index), Image.open(case.subject.reference))
-    files = sorted([*place.rglob("*.png"), *(data / "dataset").rglob("*.jpg")])
+    samples = write_shots(benchmark, data / "outputs")
+    files = sorted([*(data / "outputs").rglob("*.png"), *(data / "dataset").rglob("*.jpg")])
     names = [story.name for story in benchmark.stories]
-    found = theirs.run(
+    published = theirs.run(
         "vistorybench",
         dataset=str(data / "dataset"),
         outputs=str(data / "outputs"),
@@ -106,7 +112,7 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
         own, cross = style_of(story, images, style)
         cast = cast_of(story, images, detector, identity)
         cutouts.add(story.name, cast.cutouts)
-        scores = scores_of(cast, identity)
+        scores = scores_of(cast)
         for name, value in {
             "self_csd": own,
             "cross_csd": cross,
@@ -118,10 +124,10 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
             values.setdefault(name, []).append(value)
     for name, ours in values.items():
         source = "csd" if name.endswith("csd") else "cids"
-        published = [found[source][story]["metrics"][name] for story in names]
-        compared.numbers(f"ViStoryBench {name} of each story", f"{EVALUATORS[source]}.py", ours, published)
+        wanted = [published[source][story]["metrics"][name] for story in names]
+        compared.numbers(f"ViStoryBench {name} of each story", f"{EVALUATORS[source]}.py", ours, wanted)
         if source == "cids" and name != "copy_paste_score":
-            rounded = [found["rounded"][story]["metrics"][name] for story in names]
+            rounded = [published["rounded"][story]["metrics"][name] for story in names]
             compared.numbers(
                 f"ViStoryBench {name}, 4 digits", "cids_evaluator.py", [round(each, 4) for each in ours], rounded
             )
@@ -132,28 +138,28 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
     judging = AlignmentJudging(judge(), rubrics, protocol, Record(folder / "alignment"), (), benchmark)
     closer = SingleActionJudging(judge(), rubrics, protocol, Record(folder / "single"), (), benchmark)
     judgements = []
-    for each, found_images, cases, source in (
+    for each, chosen, cases, source in (
         (judging, samples, benchmark.cases(), "alignment"),
         (closer, cutouts, cutouts.cases, "cids"),
     ):
-        questions = each.open_questions(found_images, cases)[1]
+        questions = each.open_questions(chosen, cases)[1]
         asked = bodies(each, questions)
-        published = [{**body, "messages": in_parts(body["messages"])} for body in found["requests"][source]]
-        compared.equal(f"ViStoryBench requests, {source}", f"{EVALUATORS[source]}.py", asked, published)
+        wanted = [{**body, "messages": in_parts(body["messages"])} for body in published["requests"][source]]
+        compared.equal(f"ViStoryBench requests, {source}", f"{EVALUATORS[source]}.py", asked, wanted)
         judgements += [
             question.with_reply(reply_to(body["messages"]))
             for (question, _, _), body in zip(questions, asked, strict=True)
         ]
     for name, metric in alignment(judgements).items():
         if name in DIMENSIONS:
-            published = [found["alignment"][story]["metrics"][name] for story in names]
+            wanted = [published["alignment"][story]["metrics"][name] for story in names]
             ours = [metric.by_story[story] for story in names]
-            compared.numbers(f"ViStoryBench {name} of each story", "prompt_align_evaluator.py", ours, published)
+            compared.numbers(f"ViStoryBench {name} of each story", "prompt_align_evaluator.py", ours, wanted)
     compared.equal(
         "ViStoryBench single_character_action of each story, rounded as theirs",
         "cids_evaluator.py",
         [rounded_as_published([each for each in judgements if each.measure == SINGLE], story) for story in names],
-        [found["rounded"][story]["metrics"][SINGLE] for story in names],
+        [published["rounded"][story]["metrics"][SINGLE] for story in names],
     )
 
 

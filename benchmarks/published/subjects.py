@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.published import inputs
 from benchmarks.published.comparison import Comparison, Theirs, bodies, configured, encoder_of, judge
-from benchmarks.published.their_code import in_parts, reply_to
+from benchmarks.published.stand_ins import in_parts, reply_to
 from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.judging.replies import Score, parse
 from dsd_lightning.evaluation.judging.rubrics import Rubrics
@@ -47,7 +47,7 @@ def compare_dreambenchpp(theirs: Theirs, folder: Path, compared: Comparison) -> 
     shots = [json.loads(file.read_text()) for file in sorted((prompts / "few_shot").glob("*.json"))]
     replies = [each["content"] for shot in shots for each in shot]
     judged = [cases[0], cases[-1]]
-    found = theirs.run(
+    published = theirs.run(
         "dreambench_plus",
         dino_weights={"dino_vits8": f"{weights}/vits8.pth"},
         clip=f"{weights}/clip32",
@@ -77,9 +77,9 @@ def compare_dreambenchpp(theirs: Theirs, folder: Path, compared: Comparison) -> 
         for each, values in by_image.items():
             file = f"{'clip' if key == 'clip' else 'dino'}_score.py"
             keys = [f"{case.subject.name}-{case.prompt.index}_0" for case in cases]
-            published = [found["by_image"][each][key] / 100 for key in keys]
-            compared.numbers(f"DreamBench++ {each} of each image", file, values.tolist(), published)
-            compared.numbers(f"DreamBench++ {each}, mean", file, [means[each]], [found["means"][each] / 100])
+            wanted = [published["by_image"][each][key] / 100 for key in keys]
+            compared.numbers(f"DreamBench++ {each} of each image", file, values.tolist(), wanted)
+            compared.numbers(f"DreamBench++ {each}, mean", file, [means[each]], [published["means"][each] / 100])
     protocol = instantiate(config.protocol)
     judging = Judging(judge(), Rubrics(config.rubrics, ("cp", "pf")), protocol, Record(folder / "judgements"))
     questions = [
@@ -88,16 +88,21 @@ def compare_dreambenchpp(theirs: Theirs, folder: Path, compared: Comparison) -> 
         if each[0].repeat == 0  # further runs ask the same again
     ]
     asked = bodies(judging, questions)
-    wanted = [{**body, "messages": in_parts(body["messages"])} for body in found["requests"]]
+    wanted = [{**body, "messages": in_parts(body["messages"])} for body in published["requests"]]
     for key in ("messages", "temperature"):
         ours = [body[key] for body in asked]
         compared.equal(f"DreamBench++ requests: {key}", "eval_*.py", ours, [body[key] for body in wanted])
     read = [parse(reply_to(body["messages"])) for body in asked]
     compared.equal(
-        "DreamBench++ scores", "eval_*.py", [each.value for each in read if isinstance(each, Score)], found["scores"]
+        "DreamBench++ scores",
+        "eval_*.py",
+        [each.value for each in read if isinstance(each, Score)],
+        published["scores"],
     )
     # Its code leaves out the one that states its score twice.
-    chosen = [(parse(reply), score) for reply, score in zip(replies, found["read"], strict=True) if score is not None]
+    chosen = [
+        (parse(reply), score) for reply, score in zip(replies, published["read"], strict=True) if score is not None
+    ]
     values = [each.value if isinstance(each, Score) else None for each, _ in chosen]
     scores = [score for _, score in chosen]
     compared.equal("DreamBench++ published replies that its code reads", "eval_prompt_following.py", values, scores)
@@ -105,10 +110,10 @@ def compare_dreambenchpp(theirs: Theirs, folder: Path, compared: Comparison) -> 
         "DreamBench++ alpha, 3 digits",
         "krippendorff_analysis.py",
         [round(alpha(ratings, "interval"), 3)],
-        [found["alpha"]],
+        [published["alpha"]],
     )
     prompts_of = {each.name: [prompt.text for prompt in each.prompts] for each in dreambenchpp(data).subjects}
-    compared.equal("DreamBench++ subjects", "dreambench_plus_dataset.py", [prompts_of], [found["subjects"]])
+    compared.equal("DreamBench++ subjects", "dreambench_plus_dataset.py", [prompts_of], [published["subjects"]])
 
 
 def compare_dreambench(theirs: Theirs, folder: Path, compared: Comparison) -> None:
@@ -120,7 +125,7 @@ def compare_dreambench(theirs: Theirs, folder: Path, compared: Comparison) -> No
     for case in cases:
         samples.write(case, inputs.image(case.name, case.prompt.index), Image.open(case.subject.reference))
     pairs = [[(str(real), str(samples.image(case))) for real in case.subject.real_images] for case in cases]
-    found = theirs.run("imagen_hub", dino_weights={"dino_vits16": f"{folder}/weights/vits16.pth"}, pairs=pairs)
+    published = theirs.run("imagen_hub", dino_weights={"dino_vits16": f"{folder}/weights/vits16.pth"}, pairs=pairs)
     encoder = encoder_of(
         "dino", folder / "weights" / "vits16", configured("benchmark=vistorybench", "benchmark.folder=.")
     )
@@ -133,10 +138,10 @@ def compare_dreambench(theirs: Theirs, folder: Path, compared: Comparison) -> No
         "DreamBench DINO of each pair",
         "dreambooth_metric.py",
         ours,
-        [value for each in found["pairs"] for value in each],
+        [value for each in published["pairs"] for value in each],
     )
     by_subject: dict[str, list[float]] = {}
-    for case, values in zip(cases, found["pairs"], strict=True):
+    for case, values in zip(cases, published["pairs"], strict=True):
         by_subject.setdefault(case.subject.name, []).extend(values)
     mean = next(each.value for each in measure(samples, cases, [encoder]) if each.name == "DINO")
     compared.numbers(

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPModel
@@ -38,8 +38,13 @@ class Encoder(Protocol):
     """Folder or hub id of the weights."""
 
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit vector an image."""
+        """Return a unit vector an image; NaN for one that holds nothing to encode, as a face encoder's without a face."""
         ...
+
+
+def are_encoded(vectors: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Return which images an encoder has encoded."""
+    return ~vectors.isnan().any(dim=1)
 
 
 def prepared(

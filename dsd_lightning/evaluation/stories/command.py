@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Record
 from dsd_lightning.evaluation.samples.generate import make
 from dsd_lightning.evaluation.scores.formats import to_html, to_latex, to_markdown, to_text
+from dsd_lightning.evaluation.similarity.arcface import ArcFace
 from dsd_lightning.evaluation.similarity.encoders import Encoder, Pixels
 from dsd_lightning.evaluation.stories.alignment import (
     DIMENSIONS,
@@ -23,7 +25,7 @@ from dsd_lightning.evaluation.stories.alignment import (
     Cutouts,
     SingleActionJudging,
 )
-from dsd_lightning.evaluation.stories.characters import Detector, cast_of, scores_of
+from dsd_lightning.evaluation.stories.characters import Detector, FaceCounts, cast_of, scores_of
 from dsd_lightning.evaluation.stories.comparison import compare, require_alike
 from dsd_lightning.evaluation.stories.dataset import StoryBenchmark
 from dsd_lightning.evaluation.stories.outputs import StoryImages
@@ -49,6 +51,7 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
     settings = config.story
     style, identity = _encoder(config, "style"), _encoder(config, "identity")
     detector: Detector | None = instantiate(config.detector)
+    faces = _faces(config, style, identity)
     single = settings.single_character_action
     if single and not (settings.alignment and detector is not None and identity is not None):
         raise EvaluationError(
@@ -70,8 +73,9 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
     _require(config.coverage, present, len(cases), samples.method, "shots have an image")
     out = Path(config.out)
     cutouts = Cutouts(out / "characters" / samples.method, samples.method, benchmark) if single else None
-    metrics, setup = _measured(benchmark, samples, style, identity, detector, len(cases) - present, cutouts)
-    judge, notes = "none", tuple[str, ...]()
+    tools = Tools(style, identity, faces, detector)
+    metrics, setup, notes = _measured(benchmark, samples, tools, len(cases) - present, cutouts)
+    judge = "none"
     if settings.alignment:
         record = Record(out / "judgements" / f"{samples.method}.jsonl")
         with instantiate(config.judge) as agent:
@@ -84,7 +88,7 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
         scored = sum(each.score is not None for each in judgements)
         _require(config.coverage, scored, len(judgements), samples.method, "judgements have a score")
         metrics |= alignment(judgements)
-        notes = failure_note(judgements)
+        notes += failure_note(judgements)
         judge = next((each.served for each in judgements if each.served), judgements[0].judge)
         digests = "".join(sorted({each.rubric for each in judgements}))
         setup |= {"rubrics": hashlib.sha256(digests.encode()).hexdigest()[:12], "protocol": judging.setup}
@@ -104,39 +108,78 @@ def table(config: DictConfig) -> str:
     return _written(rows, "ViStoryBench", Path(config.out), config.name)
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What images are measured with; None measures nothing by it.
+
+    Attributes:
+        style, identity, faces: encoders of shots, of characters, and of those that are realistic people.
+        detector: of characters.
+    """
+
+    style: Encoder | None
+    identity: Encoder | None
+    faces: Encoder | None
+    detector: Detector | None
+
+    @property
+    def setup(self) -> dict[str, str]:
+        """Return their names, by which rows of one table are alike."""
+        setup = {"style": f"{self.style.name} ({self.style.backbone})"} if self.style is not None else {}
+        if self.detector is not None:
+            setup["characters"] = self.detector.name
+            for what, encoder in (("CIDS", self.identity), ("faces", self.faces)):
+                setup |= {what: f"{encoder.name} ({encoder.backbone})"} if encoder is not None else {}
+        return setup
+
+
 def _measured(
-    benchmark: StoryBenchmark,
-    samples: StoryImages,
-    style: Encoder | None,
-    identity: Encoder | None,
-    detector: Detector | None,
-    missing: int,
-    cutouts: Cutouts | None,
-) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return the metrics that need no judge, and with what they were measured; write the characters that were found."""
+    benchmark: StoryBenchmark, samples: StoryImages, tools: Tools, missing: int, cutouts: Cutouts | None
+) -> tuple[dict[str, Metric], dict[str, str], tuple[str, ...]]:
+    """Return the metrics that need no judge, with what they were measured, and notes; write the characters that were found."""
     by_metric: dict[str, dict[str, float]] = {}
-    shots = 0
+    shots, counts = 0, FaceCounts()
     for story in benchmark.stories:
         images = samples.shots(story.name)
         shots += sum(shot.index in images for shot in story.shots)
         values: dict[str, float] = {}
-        if style is not None:
-            values["style_self"], values["style_cross"] = style_of(story, images, style)
-        if detector is not None:
-            cast = cast_of(story, images, detector, identity)
-            found = scores_of(cast, identity)
-            values["occm"] = found.occm
+        if tools.style is not None:
+            values["style_self"], values["style_cross"] = style_of(story, images, tools.style)
+        if tools.detector is not None:
+            cast = cast_of(story, images, tools.detector, tools.identity, tools.faces)
+            scores = scores_of(cast)
+            counts += cast.faces
+            values["occm"] = scores.occm
             if cutouts is not None:
                 cutouts.add(story.name, cast.cutouts)
-            if identity is not None:
-                values |= {"cids_self": found.own, "cids_cross": found.cross, "copy_paste": found.copied}
+            if tools.identity is not None:
+                values |= {"cids_self": scores.own, "cids_cross": scores.cross, "copy_paste": scores.copied}
         for name, value in values.items():
             by_metric.setdefault(name, {})[story.name] = value
-    setup = {"style": f"{style.name} ({style.backbone})"} if style is not None else {}
-    if detector is not None:
-        setup["characters"] = detector.name
-        setup |= {"CIDS": f"{identity.name} ({identity.backbone})"} if identity is not None else {}
-    return {name: Metric(values, shots, missing) for name, values in by_metric.items()}, setup
+    notes = (str(counts),) if tools.faces is not None else ()
+    return {name: Metric(values, shots, missing) for name, values in by_metric.items()}, tools.setup, notes
+
+
+def _faces(config: DictConfig, style: Encoder | None, identity: Encoder | None) -> Any:
+    """Return the encoder of realistic people that `story.faces` names, or None for null.
+
+    Raises:
+        EvaluationError: it is none of faces, there is nothing that finds characters, or all else is compared by faces.
+    """
+    faces = _encoder(config, "faces")
+    for use, encoder in (("style", style), ("identity", identity)):
+        if isinstance(encoder, ArcFace):
+            raise EvaluationError(
+                f"story.{use}={config.story[use]}: faces are for realistic people alone: story.faces=arcface"
+            )
+    if faces is not None and not isinstance(faces, ArcFace):
+        raise EvaluationError(f"story.faces={config.story.faces}: an encoder of faces is needed: arcface, or null")
+    if faces is not None and (config.detector is None or config.story.identity is None):
+        raise EvaluationError(
+            f"story.faces={config.story.faces}: faces are those of characters that a detector finds; it needs one "
+            "(detector=grounding_dino) and an encoder of the other characters (story.identity=clip)"
+        )
+    return faces
 
 
 def _encoder(config: DictConfig, use: str) -> Any:

@@ -50,9 +50,26 @@ class GroundingDino:
     @torch.no_grad()
     def boxes(self, image: Image.Image) -> list[tuple[float, float, float, float]]:
         """Return left, top, right and bottom of each character, pixels, the most certain first."""
-        inputs = self.processor(images=image.convert("RGB"), text=self.text, return_tensors="pt").to(self.model.device)
-        (found,) = self.processor.post_process_grounded_object_detection(
+        resized = image.convert("RGB").resize(self._size(image.width, image.height), Image.Resampling.BILINEAR)
+        inputs = self.processor(images=resized, text=self.text, do_resize=False, return_tensors="pt").to(
+            self.model.device
+        )
+        (result,) = self.processor.post_process_grounded_object_detection(
             self.model(**inputs), inputs["input_ids"], target_sizes=[(image.height, image.width)], **self.thresholds
         )
-        order = found["scores"].argsort(descending=True)
-        return [(left, top, right, bottom) for left, top, right, bottom in found["boxes"][order].tolist()]
+        order = result["scores"].argsort(descending=True)
+        return [(left, top, right, bottom) for left, top, right, bottom in result["boxes"][order].tolist()]
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """Return what an image is resized to, pixels, as Grounding DINO's own code does (`get_size_with_aspect_ratio`).
+
+        The shorter side is rounded before the longer one follows from it. transformers does not round it, so that the longer
+        side of an image of more than 5:3 can be another by a pixel.
+        """
+        sizes = self.processor.image_processor.size
+        shorter, longer = sizes["shortest_edge"], sizes["longest_edge"]
+        least, most = min(width, height), max(width, height)
+        if most / least * shorter > longer:
+            shorter = round(longer * least / most)
+        other = int(shorter * most / least)
+        return (shorter, other) if width < height else (other, shorter)

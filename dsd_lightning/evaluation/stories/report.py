@@ -35,7 +35,7 @@ COLUMNS = {
 }
 """Heading of the group, heading and scale of each metric; alignment is 0 to 4 as published."""
 
-SHOWN = ("style", "characters", "CIDS")
+SHOWN = ("style", "characters", "CIDS", "faces")
 """Parts of a setup that stand below a table."""
 
 CSV_COLUMNS = ("method", "metric", "value", "low", "high", "stories", "scored", "missing")
