@@ -269,4 +269,4 @@ def test_what_differs_from_the_public_code_is_named(capsys: pytest.CaptureFixtur
     assert "near" in capsys.readouterr().err
     plain = [{"role": "system", "content": "rate"}]
     assert reply_to(plain) == reply_to(in_parts(plain))
-    assert set(COMPARED) == {"csd", "vistorybench", "dreambench", "dreambench_plus"}
+    assert set(COMPARED) == {"csd", "vistorybench", "faces", "grounding_dino", "dreambench", "dreambench_plus"}
