@@ -50,13 +50,19 @@ def test_two_traced_batches_tell_every_other(
 ) -> None:
     planned = cost(rank, checkpointing)
 
-    def of_the_first(small: Traced, large: Traced, batches: tuple[int, int]) -> Cost:
-        return counters.cost_of(small, small, batches)
+    alone: dict[int, Cost] = {}
 
-    monkeypatch.setattr(meta_step, "cost_of", of_the_first)
-    for batch in (1, 2, 4):
-        monkeypatch.setattr(meta_step, "BATCHES", (batch, batch + 1))
-        traced = cost(rank, checkpointing)
+    def keep_apart(small: Traced, large: Traced, batches: tuple[int, int]) -> Cost:
+        for batch, step in zip(batches, (small, large), strict=True):
+            alone[batch] = counters.cost_of(step, step, (batch, batch + 1))
+        return alone[batches[0]]
+
+    monkeypatch.setattr(meta_step, "cost_of", keep_apart)
+    for batches in ((1, 2), (4, 5)):
+        monkeypatch.setattr(meta_step, "BATCHES", batches)
+        cost(rank, checkpointing)
+    assert sorted(alone) == [1, 2, 4, 5]
+    for batch, traced in alone.items():
         for share in (1.0, 0.125):
             expected = traced.activations(0, share)
             assert planned.activations(batch, share) == pytest.approx(expected, rel=0.1), (batch, share)
