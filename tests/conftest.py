@@ -26,8 +26,8 @@ check_shapes = jaxtyping.jaxtyped
 def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
     """Return the decorator of the hook: it checks the shapes in each call of what gives any in its annotations.
 
-    Plain types are mypy's. Checking them too takes a third of the suite's time: whatever is defined inside a function is
-    decorated again, and compiled twice, at each call of that function.
+    Plain types are mypy's. With all functions checked, tests/conf/test_choices.py took 1.6 times the CPU time that it takes
+    with none: whatever is defined inside a function is decorated again, and compiled twice, at each call of that function.
     """
 
     def decorate(of: Any) -> Any:
