@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -164,6 +164,10 @@ class DiffusionSelfDistillation(L.LightningModule):
         encoded, text = self.encode(batch)
         keys = [(epoch, key) for epoch, key in zip(batch.epochs, batch.keys, strict=True)]
         condition = self._drop(self.condition(encoded, text, self.guidance_scale), keys)
+        if self.architecture.guidance_range is not None:
+            low, high = self.architecture.guidance_range
+            scales = torch.tensor([low + (high - low) * uniform(self.seed, *key, "guidance") for key in keys])
+            condition = replace(condition, guidance=sent(scales, encoded.clean.device))
         draws = sent(torch.tensor([uniform(self.seed, *key, "timestep") for key in keys]), encoded.clean.device)
         timestep = shift_time(self.density(draws), self.shift(self.architecture.image_tokens(encoded.clean)))
         noise = self.noise(encoded.clean, keys)

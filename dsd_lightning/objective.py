@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsd_lightning.architectures.base import Architecture
 from dsd_lightning.pairs import TARGET, Condition, Encoded
-from dsd_lightning.rectified_flow import interpolate, velocity
+from dsd_lightning.rectified_flow import interpolate
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def frame_losses(
     """
     noisy = interpolate(encoded.clean, noise, timestep)
     predicted = architecture(noisy, timestep, condition, architecture.prepare(condition))
-    error = (predicted.float() - velocity(encoded.clean, noise).float()).square()
+    wanted = architecture.target_velocity(encoded.clean, noise, noisy, timestep, condition)
+    error = (predicted.float() - wanted.float()).square()
     errors = architecture.split(error)
     frames = {name: frame.mean(dim=(1, 2, 3)) for name, frame in errors.items()}
     if target_weights is not None:

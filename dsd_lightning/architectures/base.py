@@ -19,6 +19,7 @@ from dsd_lightning.flux.lora import Lora
 from dsd_lightning.flux.norms import keep_dtype_
 from dsd_lightning.flux.step_cache import StepCache, forgetting
 from dsd_lightning.pairs import TARGET, Condition, Encoded
+from dsd_lightning.rectified_flow import velocity
 
 State = Mapping[str, Any]
 """What `prepare` computes once an image: image tokens, reference keys and values, or nothing."""
@@ -34,6 +35,8 @@ class Architecture(ModelMixin, ConfigMixin):
     name: ClassVar[str]
     frames: ClassVar[tuple[str, ...]]
     config_name = "config.json"
+    guidance_range: tuple[float, float] | None = None
+    """Lowest and highest guidance scale that training draws; None: it has one scale."""
     stock_pipeline: str | None = None
     """diffusers' pipeline that computes the same from the transformer alone, once what was trained is merged into it."""
     transformer: FluxTransformer2DModel
@@ -195,6 +198,17 @@ class Architecture(ModelMixin, ConfigMixin):
             **extra,
         )[0]
         return output
+
+    def target_velocity(
+        self,
+        clean: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        noisy: Float[Tensor, "b c h w"],
+        timestep: Float[Tensor, " b"],
+        condition: Condition,
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the velocity that training asks for: the straight path's from `clean` to `noise`."""
+        return velocity(clean, noise)
 
     # --- Reuse from step to step, in sampling.
 

@@ -88,12 +88,14 @@ register_resolvers()
 
 @hydra.main(config_path="../../conf", config_name="pretraining/assemble", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Write the folder, measure it, and write the metrics beside it."""
+    """Write the folder; measure it, if asked to, and write the metrics beside it."""
     folder = Path(config.output)
     write_scheduler(folder, cast(dict[str, Any], OmegaConf.to_container(config.scheduler, resolve=True)))
     if config.run is None:
         return
     step = write_transformer(folder, Path(config.run), config.transformer)
+    if not config.measure:
+        return
     module = teacher(folder, config.num_inference_steps)
     metrics: dict[str, Any] = {"steps": step, "num_inference_steps": config.num_inference_steps}
     images = {}
