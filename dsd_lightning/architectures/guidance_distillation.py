@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,14 +26,14 @@ from dsd_lightning.pairs import Condition
 class GuidanceDistillation(TextOnly):
     """A text-to-image model that is trained on what it predicted at the start, guided by a weaker model.
 
-    At the guidance scale g the target is `stronger + strength (g - 1) (stronger - weaker)`: at g = 1, what the model
-    predicted before. Checkpoints are those of `text_only`.
+    At the guidance scale g the target is `weaker + g (stronger - weaker)`: at g = 1, what the model predicted before.
+    Checkpoints are those of `text_only`.
 
     Args:
         transformer: the model to train; it must have a guidance embedding.
         weaker: folder of a transformer in the diffusers layout, of the same shapes and less trained.
+        trained_guidance: the one guidance scale at which both models were trained; they go on predicting at it.
         guidance_range: lowest and highest guidance scale that training draws.
-        strength: extrapolation per unit of the guidance scale.
         interval: timesteps (1 is noise) in which guidance applies; outside, the target is what the model predicted. Guidance
             at low noise saturates colours (Kynkäänniemi et al. 2024, arXiv 2404.07724).
         lora, train_base: what is trained, as for `TextOnly`.
@@ -45,8 +46,8 @@ class GuidanceDistillation(TextOnly):
         self,
         transformer: FluxTransformer2DModel,
         weaker: str,
+        trained_guidance: float,
         guidance_range: Sequence[float],
-        strength: float,
         interval: Sequence[float],
         lora: Lora | None = None,
         train_base: bool = False,
@@ -57,8 +58,9 @@ class GuidanceDistillation(TextOnly):
         super().__init__(transformer, lora, train_base)
         self.stronger = TextOnly(stronger)
         self.weaker = TextOnly(other if transformer.device.type == "meta" else _loaded(weaker, other))
+        self.trained_guidance = trained_guidance
         self.guidance_range = (float(guidance_range[0]), float(guidance_range[1]))
-        self.strength, self.interval = strength, (float(interval[0]), float(interval[1]))
+        self.interval = (float(interval[0]), float(interval[1]))
 
     def target_velocity(
         self,
@@ -69,12 +71,13 @@ class GuidanceDistillation(TextOnly):
         condition: Condition,
     ) -> Float[Tensor, "b c h w"]:
         """Return the guided prediction at each sample's guidance scale."""
+        unguided = replace(condition, guidance=torch.full_like(condition.guidance, self.trained_guidance))
         with torch.no_grad():
-            stronger = self.stronger(noisy, timestep, condition).float()
-            weaker = self.weaker(noisy, timestep, condition).float()
+            stronger = self.stronger(noisy, timestep, unguided).float()
+            weaker = self.weaker(noisy, timestep, unguided).float()
         applies = (timestep >= self.interval[0]) & (timestep <= self.interval[1])
-        extrapolation = torch.where(applies, self.strength * (condition.guidance - 1.0), 0.0)
-        return stronger + extrapolation.view(-1, 1, 1, 1) * (stronger - weaker)
+        scale = torch.where(applies, condition.guidance, 1.0).view(-1, 1, 1, 1)
+        return weaker + scale * (stronger - weaker)
 
     def shard_units(self) -> Iterable[nn.Module]:
         """Yield the blocks of all three transformers."""
