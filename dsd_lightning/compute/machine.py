@@ -71,6 +71,11 @@ def require_precision(precision: str | int) -> None:
         )
 
 
+COMPILED_GRAPHS = 64
+"""Graphs kept of one kind of block: one for each input shape, with and without gradients. Beyond PyTorch's own limit of 8,
+which buckets of several aspect ratios reach, blocks would run as written."""
+
+
 def compile_blocks(blocks: Iterable[nn.Module], wanted: bool | str) -> bool:
     """Compile modules one by one, in place, and return whether that was done.
 
@@ -86,6 +91,7 @@ def compile_blocks(blocks: Iterable[nn.Module], wanted: bool | str) -> bool:
         raise ValueError(f"compile={wanted!r} is unknown; choose true, false or {AUTO}")
     if not wanted or (wanted == AUTO and not _works(torch.compile)):
         return False
+    torch._dynamo.config.recompile_limit = max(COMPILED_GRAPHS, torch._dynamo.config.recompile_limit)
     for block in blocks:
         block.compile(dynamic=False)
     return True
