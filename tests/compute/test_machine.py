@@ -8,6 +8,7 @@ import platform
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from dsd_lightning.compute import machine
 from dsd_lightning.compute.machine import (
@@ -93,3 +94,14 @@ def test_calls_as_large_as_a_step_keep_activations_only_while_they_run() -> None
 
 def test_memory_is_kept_where_the_c_library_can() -> None:
     assert keep_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.long
+def test_each_of_many_shapes_has_its_graph() -> None:
+    # Buckets of several aspect ratios: beyond PyTorch's limit of 8 graphs, further shapes would run as written.
+    block = nn.Linear(4, 4)
+    assert compile_blocks([block], True)
+    before = counters["stats"]["unique_graphs"]
+    for rows in range(2, 12):
+        block(torch.zeros(rows, 4))
+    assert counters["stats"]["unique_graphs"] - before == 10
