@@ -190,6 +190,7 @@ def test_five_commands_train_a_flux_preset_and_use_it(tiny_base: Path, tmp_path:
         "trainer.max_steps=2",
         "trainer.val_check_interval=2",
         "trainer.accumulate_grad_batches=1",
+        "compile=false",
         "logger=csv",
     ]
     images = tmp_path / "images"

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dsd_lightning.compute.gradient_checkpointing import checkpoint_blocks
+from dsd_lightning.compute.machine import AUTO as COMPILE_AUTO
 from dsd_lightning.compute.machine import compile_blocks
 from dsd_lightning.flux.placement import park
 from dsd_lightning.models.build import build_architecture, build_base, parks_encoders
@@ -38,7 +39,9 @@ def build_module(
         codec.require_size(height, width)
     architecture = build_architecture(config, base)
     checkpoint_blocks(architecture, config.gradient_checkpointing if checkpointing is None else checkpointing)
-    compile_blocks(architecture.shard_units(), config.compile)
+    # Layers in 8 or 4 bits call kernels of other libraries, which are compiled on request alone.
+    leave_out = config.compile == COMPILE_AUTO and config.base.quantize is not None
+    compile_blocks(architecture.shard_units(), False if leave_out else config.compile)
     module = DiffusionSelfDistillation(
         architecture=architecture,
         codec=codec,

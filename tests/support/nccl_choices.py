@@ -26,7 +26,7 @@ from support.commands import ROOT, compose_train, environment
 
 KILL = "--kill-in-validation"
 FACTS = "facts_of_rank_{}.json"
-"""In the run's folder: the mode of each validation of a process."""
+"""In the run's folder: the mode of each validation of a process, and how many graphs it had compiled after each batch."""
 
 
 def choose_as_under_nccl() -> None:
@@ -37,7 +37,7 @@ def choose_as_under_nccl() -> None:
 def main(run_dir: Path, *overrides: str) -> None:
     """Train, and write what this process saw; with `KILL`, the second process is killed in the first validation."""
     rank = int(os.environ["RANK"])
-    facts: dict[str, Any] = {"inference_mode": []}
+    facts: dict[str, Any] = {"inference_mode": [], "graphs": []}
     killed = KILL in overrides
 
     def note_validation(module: DiffusionSelfDistillation) -> None:
@@ -47,7 +47,11 @@ def main(run_dir: Path, *overrides: str) -> None:
         if killed and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def note_graphs(*_: Any) -> None:
+        facts["graphs"].append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
     DiffusionSelfDistillation.on_validation_start = note_validation  # type: ignore[method-assign]
+    DiffusionSelfDistillation.on_train_batch_end = note_graphs  # type: ignore[method-assign]
     choose_as_under_nccl()
     train(compose_train(run_dir, *(each for each in overrides if each != KILL), as_it_is=True), run_dir)
     (run_dir / FACTS.format(rank)).write_text(json.dumps(facts))

@@ -8,7 +8,8 @@ from datamodules.commands.encode_shards import encode_shards
 from support.commands import SOURCE, compose_train
 from support.data.shard_sets import write_set
 
-FLUX_ON_TINY = ["base=flux_dev", "base.model.text_length=24", "base.pixels_per_token=8"]
+ON_TINY = ["base.model.text_length=24", "base.pixels_per_token=8"]
+FLUX_ON_TINY = ["base=flux_dev", *ON_TINY]
 """The settings of FLUX.1-dev, on the tiny base's tokens and captions."""
 
 
@@ -20,10 +21,16 @@ def write_encoded(base: Path, root: Path) -> Path:
     return root / "encoded"
 
 
-def sizes(base: Path, shards: Path, devices: int = 1) -> list[str]:
-    """Return overrides that make a preset's run small, on CPU processes, and change nothing else."""
+def sizes(base: Path, shards: Path, devices: int = 1, settings: str = "flux_dev") -> list[str]:
+    """Return overrides that make a preset's run small, on CPU processes, uncompiled, and change nothing else.
+
+    Args:
+        settings: of the preset's base, in `conf/base`.
+    """
     return [
-        *FLUX_ON_TINY,
+        f"base={settings}",
+        *ON_TINY,
+        "compile=false",  # the suite's shape checks cannot be compiled
         f"base.model.path={base}",
         f"data.root={shards}",
         f"{SOURCE}.resolution=[48,48]",

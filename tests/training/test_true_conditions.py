@@ -15,8 +15,8 @@ from support.presets import sizes, write_encoded
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.training.run import train
 
-PRESETS = ("dsd_paper", "flux_24gb", "flux_48gb", "flux_80gb")
-"""Experiments on FLUX.1-dev."""
+PRESETS = ("dsd_paper", "dsd_schnell", "flux_24gb", "flux_48gb", "flux_80gb")
+"""Experiments on FLUX.1-dev or FLUX.1-schnell."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def encoded(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains_validates_saves_and_resumes_as_it_is(
-    preset: str, tiny_base: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, tiny_base: Path, tiny_schnell: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes = []
     monkeypatch.setattr(
@@ -39,7 +39,9 @@ def test_a_preset_trains_validates_saves_and_resumes_as_it_is(
     )
     if preset == "flux_24gb" and find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes, from the extra [quantize]")
-    choices = [f"experiment={preset}", *sizes(tiny_base, encoded)]
+    distilled = preset == "dsd_schnell"
+    base, settings = (tiny_schnell, "flux_schnell") if distilled else (tiny_base, "flux_dev")
+    choices = [f"experiment={preset}", *sizes(base, encoded, settings=settings)]
     config = compose_train(tmp_path, *choices, "trainer.max_steps=2", as_it_is=True)
     assert (config.trainer.precision, config.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
     assert (config.optimizer["_target_"], config.optimizer.lr) == ("torch.optim.AdamW", 1e-4)
