@@ -40,7 +40,7 @@ def build_module(
     architecture = build_architecture(config, base)
     checkpoint_blocks(architecture, config.gradient_checkpointing if checkpointing is None else checkpointing)
     # Layers in 8 or 4 bits call kernels of other libraries, which are compiled on request alone.
-    leave_out = config.compile == COMPILE_AUTO and config.base.quantize is not None
+    leave_out = config.compile == COMPILE_AUTO and config.base.get("quantize") is not None
     compile_blocks(architecture.shard_units(), False if leave_out else config.compile)
     module = DiffusionSelfDistillation(
         architecture=architecture,
