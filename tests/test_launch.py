@@ -157,7 +157,7 @@ def test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them(tin
     done = subprocess.run(
         ["launch/data_run.sh"],
         cwd=ROOT,
-        env=environment(OUT=str(tmp_path), PAIRS="180", TRAIN=" ".join([*sizes, "callbacks.probe=null"]), PATH=path),
+        env=environment(OUT=str(tmp_path), PAIRS="400", TRAIN=" ".join([*sizes, "callbacks.probe=null"]), PATH=path),
         capture_output=True,
         text=True,
     )
