@@ -139,6 +139,18 @@ def test_the_guidance_value_is_the_configured_one(seen: list[dict[str, Any]]) ->
     assert seen[0]["condition"].guidance.tolist() == [2.5, 2.5]
 
 
+def test_a_range_of_guidance_is_drawn_from_for_each_sample(seen: list[dict[str, Any]]) -> None:
+    module = make_module()
+    module.architecture.guidance_range = (1.0, 4.0)
+    module.losses(batch_of(*"abcdefgh"))
+    module.losses(batch_of("b", "x"))
+    first, again = (each["condition"].guidance for each in seen)
+    assert first.min() >= 1.0
+    assert first.max() <= 4.0
+    assert len(set(first.tolist())) == 8
+    assert again[0] == first[1]
+
+
 # --- Encoding what a batch does not bring along.
 
 
