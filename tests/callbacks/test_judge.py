@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from callbacks import judge
@@ -51,6 +52,7 @@ def test_all_processes_generate_and_the_first_judges(tmp_path: Path, monkeypatch
     monkeypatch.setattr(judge, "isolated_sampling", lambda *_, **__: nullcontext())
     monkeypatch.setattr(judge, "_pipeline", lambda *_: None)
     sent: list[Any] = []
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
     asked, judged = [], []
     for first in (True, False):
         model = Batches()
@@ -63,9 +65,9 @@ def test_all_processes_generate_and_the_first_judges(tmp_path: Path, monkeypatch
             probe.ended = True  # as when the budget is spent
 
         monkeypatch.setattr(probe, "_judge", end)
-        probe.judge(Rank(first, sent), SimpleNamespace())  # type: ignore[arg-type]
+        probe.judge(Rank(first, sent), module)  # type: ignore[arg-type]
         assert probe.ended
-        probe.judge(Rank(first, sent), SimpleNamespace())  # type: ignore[arg-type]
+        probe.judge(Rank(first, sent), module)  # type: ignore[arg-type]
         asked.append(model.asked)
         assert model.descriptions == 1, "the description reads sharded weights, which is collective"
     assert asked[0] == asked[1]
