@@ -96,10 +96,17 @@ def test_memory_is_kept_where_the_c_library_can() -> None:
     assert keep_memory() == (platform.libc_ver()[0] == "glibc")
 
 
+class Doubling(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return (values + 1).sin() * 2
+
+
 @pytest.mark.long
 def test_each_of_many_shapes_has_its_graph() -> None:
     # Buckets of several aspect ratios: beyond PyTorch's limit of 8 graphs, further shapes would run as written.
-    block = nn.Linear(4, 4)
+    if not machine._works(torch.compile):
+        pytest.skip("nothing can be compiled here")
+    block = Doubling()
     assert compile_blocks([block], True)
     before = counters["stats"]["unique_graphs"]
     for rows in range(2, 12):
