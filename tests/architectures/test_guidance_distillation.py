@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from support.models.architecture_rows import base
 from torch import Tensor
 
 from dsd_lightning.architectures.guidance_distillation import GuidanceDistillation
@@ -17,20 +19,11 @@ from dsd_lightning.pairs import Condition, TextEmbeddings
 BATCH = 3
 
 
-def transformer(seed: int, guidance_embeds: bool = True, num_layers: int = 1) -> FluxTransformer2DModel:
+def transformer(seed: int, **changes: Any) -> FluxTransformer2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=num_layers,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=1,
-            joint_attention_dim=8,
-            pooled_projection_dim=8,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(2, 2, 4),
-        )
+        model: FluxTransformer2DModel = FluxTransformer2DModel.from_config({**base().config, **changes})
+    return model
 
 
 @pytest.fixture
@@ -52,8 +45,8 @@ def distillation(weaker: Path) -> GuidanceDistillation:
 
 def inputs(guidance: float, timestep: float) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(0)
-    text = TextEmbeddings(torch.randn(BATCH, 5, 8, generator=generator), torch.randn(BATCH, 8, generator=generator))
-    noisy = torch.randn(BATCH, 4, 8, 8, generator=generator)
+    text = TextEmbeddings(torch.randn(BATCH, 5, 16, generator=generator), torch.randn(BATCH, 8, generator=generator))
+    noisy = torch.randn(BATCH, 6, 8, 8, generator=generator)
     return noisy, torch.full((BATCH,), timestep), Condition(text, torch.full((BATCH,), guidance))
 
 
