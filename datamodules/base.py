@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.samples import Damage, LoadedBatch, Sample, choose_caption, collate, words_of
 from datamodules.sources.pool import Pairs, batches_of
 from datamodules.stream import PairLoader, SampleOrder, Size
+from dsd_lightning.cli.signals import sigterm_ends_at_once
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import SURPLUS, Pair, PairBatch, Task
@@ -110,8 +111,9 @@ class PairData(L.LightningDataModule):
 
     def _open(self) -> None:
         if self._training is None:
-            self._training = self.source.training(self)
-            self._validation = self.source.validation(self)
+            with sigterm_ends_at_once(self.trainer):
+                self._training = self.source.training(self)
+                self._validation = self.source.validation(self)
 
     # --- Loaders.
 

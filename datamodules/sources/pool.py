@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from datamodules.samples import Sample, choose_caption, without_images, words_of
 from datamodules.stream import Draw, Size
-from dsd_lightning.cli.signals import sigterm_ends_at_once
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.pairs import Encoded, Pair, Task, TextEmbeddings
 
@@ -69,7 +68,7 @@ class EncodedPool(Dataset[Sample]):
         held: dict[int, Pair] = {}
         log.info("encoding %d pairs once, before training", count)
         shown = tqdm(total=count, desc="encoding pairs", unit="pair", leave=False, disable=not sys.stderr.isatty())
-        with sigterm_ends_at_once(), module.encoders_at_work(), shown as bar:
+        with module.encoders_at_work(), shown as bar:
             for index in range(count):
                 pair = pairs[index]
                 size = (pair.target.shape[-2], pair.target.shape[-1])
