@@ -31,8 +31,8 @@ from dsd_lightning.training.run import train
 TOGETHER = ("density", "schedule", "shift", "optimizer")
 """Groups that do not depend on each other: the first options of all are tried in one run, then the second ones, ..."""
 
-ELSEWHERE = {"arch", "data", "task"}
-"""Groups whose options are tried in combinations, below."""
+ELSEWHERE = {"arch", "data", "task", "experiment", "memory"}
+"""Groups whose options are tried in combinations, below, or under their own precision, in test_true_conditions.py."""
 
 
 def runs() -> list[list[str]]:
@@ -43,7 +43,6 @@ def runs() -> list[list[str]]:
         if group not in {*TOGETHER, *ELSEWHERE}
         for option in options(group)
         if not (group == "base" and option.startswith("flux_"))  # no weights here; test_flux_dev.py, test_flux_bases.py
-        and not option.startswith(("dsd_", "flux_"))  # test_true_conditions.py, test_flux_bases.py
     ]
     columns = [[f"{group}={each}" for each in options(group) if not each.endswith("_8bit")] for group in TOGETHER]
     together = [[choice for choice in row if choice] for row in zip_longest(*columns)]
@@ -72,21 +71,9 @@ def test_every_choice_trains_a_step(
     if option == "trackio":
         monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
         pytest.importorskip("trackio")
-    if choices == ["experiment=students"]:
-        choices = [
-            *choices,
-            f"{SOURCE}.encoded=false",
-            f"{SOURCE}.validation_root=null",
-        ]  # the test's shards are images
-    elif choices == ["experiment=distill_guidance_tiny"]:
-        choices = [*choices, f"arch.weaker={tiny_base}/transformer"]
-    elif group == "memory":
-        choices = [*choices, "trainer/strategy=single", "trainer.devices=1", "trainer.accumulate_grad_batches=1"]
-        if option == "24gb":
-            pytest.importorskip("bitsandbytes")
-    elif option.endswith("_8bit"):
+    if option.endswith("_8bit"):
         pytest.importorskip("torchao")
-    if group not in ("experiment", "debug"):
+    if group != "debug":
         choices = [*choices, *([] if group == "logger" else ["logger=csv"])]
         choices = [*choices, *([] if group == "callbacks" else ["callbacks=minimal"])]
     metrics = train(small(tmp_path, tiny_base, shards, *choices), tmp_path)
