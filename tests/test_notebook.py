@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import ROOT, environment, tiny_miniature
+from support.processes import prepared
 
 NOTEBOOK = ROOT / "notebooks" / "demo.ipynb"
 
@@ -35,14 +36,7 @@ def test_the_cells_train_and_generate(tiny_base: Path, tmp_path: Path) -> None:
     ]
     run = tmp_path / "run"
     code = code_of(NOTEBOOK, f"RUN, STEPS, MORE = {str(run)!r}, 2, {more!r}")
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=NOTEBOOK.parent,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    ended = prepared.run([sys.executable, "-c", code], cwd=NOTEBOOK.parent, env=environment())
     assert ended.returncode == 0, ended.stderr
     assert (run / "generated.png").is_file()
     assert json.loads((run / "summary.json").read_text())["steps"] == 2

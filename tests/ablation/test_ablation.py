@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from support.commands import CONF, ROOT, assert_equal, command, compose_train, environment, metrics, tiny_miniature
 from support.models.toy_models import save_image_encoder
+from support.processes import prepared
 from torch import Tensor
 
 from dsd_lightning import module as training_module
@@ -181,11 +181,10 @@ def test_a_killed_sweep_goes_on_and_is_reported_whole(tiny_base: Path, tmp_path:
         "seed=0,1",
     ]
 
-    def start() -> subprocess.Popen[bytes]:
+    def start() -> prepared.Process:
         log = (tmp_path / "log").open("ab")
-        return subprocess.Popen(
-            command("-m", *overrides), cwd=ROOT, env=environment(PYTHONPATH=str(ROOT / "tests")), stdout=log, stderr=log
-        )
+        setting = environment(PYTHONPATH=str(ROOT / "tests"))
+        return prepared.start(command("-m", *overrides), env=setting, stdout=log, stderr=log)
 
     process = start()
     second = sweep / "identity" / "text_only" / "seed0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
 from support.commands import ROOT, environment
 from support.llm.rehearsals import BATCHES, batching_agent, rehearsing_agent, texts
+from support.processes import prepared
 
 from dsd_lightning.agents import (
     AgentFailure,
@@ -167,7 +167,7 @@ def wait_for_id(folder: BatchFolder) -> Batch:
 def test_a_kill_between_submitting_and_fetching_submits_nothing_twice(provider: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "ask_batch.py")]
     with RehearsalServer(rule, latency=2.0) as server:
-        process = subprocess.Popen(
+        process = prepared.start(
             [*command, provider, server.url, str(tmp_path), str(COUNT)],
             env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
         )

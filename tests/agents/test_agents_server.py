@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,9 @@ from typing import Any
 
 import pytest
 from rehearsal_server import Asked, Fault, RehearsalServer, Script, load_script
+from support.commands import environment
 from support.llm.rehearsals import ROOT
+from support.processes import prepared
 
 SCRIPT = """
 answers:
@@ -90,8 +91,8 @@ def counts(url: str) -> dict[str, Any]:
 def test_the_command_serves_both_protocols_and_counts(tmp_path: Path) -> None:
     (tmp_path / "script.yaml").write_text(SCRIPT)
     command = [sys.executable, "-m", "rehearsal_server", "--port", "0", "--script", "script.yaml"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    server = prepared.start(command, cwd=tmp_path, env=setting, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         url = server.stdout.readline().split()[0]
@@ -138,11 +139,11 @@ def test_a_killed_run_goes_on_and_no_finished_answer_is_asked_again(tmp_path: Pa
     count = 60
     script = Script([{"say": "an answer of four words"}], [{"fault": "unavailable", "first": 1, "match": "7$"}])
     command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "ask_many.py")]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     with RehearsalServer(script, latency=0.05) as server:
         for kill_at in (11, 37):
             before = server.counts["answered"]
-            run = subprocess.Popen([*command, server.url, str(tmp_path), str(count)], env=environment)
+            run = prepared.start([*command, server.url, str(tmp_path), str(count)], env=setting)
             while server.counts["answered"] < max(kill_at, before + 1):
                 assert run.poll() is None
                 time.sleep(0.005)
@@ -152,9 +153,7 @@ def test_a_killed_run_goes_on_and_no_finished_answer_is_asked_again(tmp_path: Pa
             finished = answers_below(tmp_path / "answers")
             assert 0 < len(finished) < count
             asked_before = {each["text"]: each["asked"] for each in server.counts["requests"]}
-        last = subprocess.run(
-            [*command, server.url, str(tmp_path), str(count)], env=environment, capture_output=True, text=True
-        )
+        last = prepared.run([*command, server.url, str(tmp_path), str(count)], env=setting)
         assert last.returncode == 0, last.stderr
         report = server.counts
     asked_after = {each["text"]: each["asked"] for each in report["requests"]}

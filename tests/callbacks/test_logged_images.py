@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,8 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from support.commands import ROOT, environment
+from support.commands import environment
+from support.processes import prepared
 
 from callbacks.logged_images import log_images
 from dsd_lightning.cli.settings import SettingError
@@ -53,9 +53,7 @@ for step in (3, 7):  # stopped, and resumed
 def test_trackio_keeps_metrics_and_images_on_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
     trackio_environment = environment(TRACKIO_DIR=str(tmp_path), HF_HUB_OFFLINE="1")
-    written = subprocess.run(
-        [sys.executable, "-c", WRITES], cwd=ROOT, env=trackio_environment, capture_output=True, text=True
-    )
+    written = prepared.run([sys.executable, "-c", WRITES], env=trackio_environment)
     assert written.returncode == 0, written.stderr
     assert written.stdout == ""
     [name] = (path.name for path in (tmp_path / "media" / "project").iterdir())
@@ -64,13 +62,7 @@ def test_trackio_keeps_metrics_and_images_on_this_machine(tmp_path: Path) -> Non
         "import json, sys; from trackio.sqlite_storage import SQLiteStorage\n"
         "print(json.dumps(SQLiteStorage.get_logs(*sys.argv[1:])))"
     )
-    read = subprocess.run(
-        [sys.executable, "-c", reads, "project", name],
-        cwd=ROOT,
-        env=trackio_environment,
-        capture_output=True,
-        text=True,
-    )
+    read = prepared.run([sys.executable, "-c", reads, "project", name], env=trackio_environment)
     rows = json.loads(read.stdout)
     assert [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row] == [(3, 1.5), (7, 3.5)]
     assert len(list(tmp_path.rglob("*.png"))) == 6

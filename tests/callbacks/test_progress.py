@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import pytest
-from support.terminal import screen
+from support.processes.terminal import screen
 from support.tiny_run import Run
 
 from callbacks.progress import ProgressBar

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as photographs
-from support.commands import ROOT, SOURCE, command, compose_train, environment, run, tiny
+from support.commands import SOURCE, command, compose_train, environment, run, tiny
+from support.processes import prepared
 from torch.testing import assert_close
 
 from datamodules.base import DamagedDataError, PairData
@@ -160,7 +160,7 @@ def test_a_killed_command_goes_on_and_the_set_trains(images: Path, tiny_base: Pa
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     encode(tiny_base, images, whole)
     arguments = arguments_of(tiny_base, images, killed, "batch_size=1")
-    process = subprocess.Popen(command(*arguments, module=MODULE), cwd=ROOT, env=environment())
+    process = prepared.start(command(*arguments, module=MODULE), env=environment())
     try:
         while len(list(Path(f"{killed}.waiting").glob("*/*.safetensors"))) < 2:
             assert process.poll() is None

@@ -11,6 +11,7 @@ import pytest
 from rehearsal_server import RehearsalServer
 from support.commands import ROOT, command, environment
 from support.distill_runs import CAPTIONS, arguments, captions_file, compose_distill, rule, tars
+from support.processes import prepared
 
 from dsd_lightning.agents.batch.folder import BatchFolder
 from dsd_lightning.cli.errors import INTERRUPTED
@@ -64,7 +65,7 @@ def test_ctrl_c_does_not_wait_for_the_batch_which_the_next_run_takes_up(tmp_path
     with RehearsalServer(rule, latency=8.0) as server:
         given = command(*of_openai(tmp_path / "run", captions, server, *few), module=("distill.py",))
         setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
-        with subprocess.Popen(given, cwd=ROOT, env=setting, stderr=subprocess.PIPE, text=True) as run:
+        with prepared.start(given, env=setting, stderr=subprocess.PIPE, text=True) as run:
             folder = BatchFolder(tmp_path / "run" / "agents" / "batches")
             while not [batch for batch in folder.all() if batch.id is not None]:
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""

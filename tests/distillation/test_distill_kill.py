@@ -11,6 +11,7 @@ import pytest
 from rehearsal_server import RehearsalServer
 from support.commands import ROOT, command, environment
 from support.distill_runs import arguments, captions_file, rule, run_here, samples, tars
+from support.processes import prepared
 
 KILLS = 5
 CONCURRENCY = 4
@@ -28,16 +29,14 @@ def test_sigkill_at_five_random_moments_changes_nothing(tmp_path: Path) -> None:
         given = command(*arguments(tmp_path / "killed", captions, server.url, *few), module=("distill.py",))
         setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
         for moment in moments:
-            with subprocess.Popen(
-                given, cwd=ROOT, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-            ) as run:
+            with prepared.start(given, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
                 while server.counts["answered"] < moment and run.poll() is None:
                     time.sleep(0.005)
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""
                 run.kill()
         on_disk = {path.stem for path in (tmp_path / "killed" / "agents" / "answers").rglob("*.json")}
         before = server.counts["answered"]
-        last = subprocess.run(given, cwd=ROOT, env=setting, capture_output=True, text=True, timeout=800)
+        last = prepared.run(given, env=setting, timeout=800)
         assert last.returncode == 0, last.stderr
         counts = server.counts
     assert counts["answered"] - before == calls - len(on_disk)

@@ -14,6 +14,7 @@ from rehearsal_server import Asked, Fault, RehearsalServer
 from rehearsal_server.protocols import GENERATED_TOKENS
 from support.commands import ROOT, command, environment
 from support.distill_runs import CAPTIONS, arguments, captions_file, compose_distill, rejected, rule
+from support.processes import prepared
 
 from dsd_lightning.agents.failures import BudgetExceeded
 from dsd_lightning.distillation.expectation import expect, outlook
@@ -140,7 +141,7 @@ def test_a_killed_run_goes_on_without_an_image_twice(teacher: str, tmp_path: Pat
     with RehearsalServer(rule, latency=0.05) as server:
         given = command(*by_api(teacher, tmp_path / "run", captions, server, few), module=("distill.py",))
         setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
-        with subprocess.Popen(given, cwd=ROOT, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+        with prepared.start(given, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
             while sum(answered for _, answered in images_asked(server)) < 5:
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""
                 time.sleep(0.005)
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on_without_an_image_twice(teacher: str, tmp_path: Pat
         stored = len(list((tmp_path / "run" / "agents" / "answers").rglob("*.image")))
         before = sum(answered for _, answered in images_asked(server))
         assert 5 - 2 <= stored <= before < len(CAPTIONS)
-        last = subprocess.run(given, cwd=ROOT, env=setting, capture_output=True, text=True, timeout=300)
+        last = prepared.run(given, env=setting)
         assert last.returncode == 0, last.stderr
         after = images_asked(server)
     assert len(after) == len(CAPTIONS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,9 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 from rehearsal_server import Asked, Fault, RehearsalServer
+from support.commands import environment
 from support.llm.agent_parts import agent_of
 from support.llm.judge_images import judge
 from support.llm.rehearsals import ROOT
+from support.processes import prepared
 
 from dsd_lightning.agents import QuotaExhausted, Sampling
 from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
@@ -106,11 +107,9 @@ def test_a_killed_run_repeats_no_call_and_ends_with_the_same_metrics(world: Path
     (world / "answers").rename(world / "answers before")
     with RehearsalServer(by_digest, latency=0.1) as server:
         command = [sys.executable, str(ROOT / "tests" / "support" / "llm" / "judge_images.py"), server.url, str(world)]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
         for wanted in (4, 12):
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            process = prepared.start(command, env=setting, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             deadline = time.monotonic() + 300
             while server.counts["answered"] < wanted and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -119,7 +118,7 @@ def test_a_killed_run_repeats_no_call_and_ends_with_the_same_metrics(world: Path
         assert 12 <= server.counts["answered"] < QUESTIONS
         with (world / "judgements.jsonl").open("a") as file:
             file.write('{"method": "method", "subj')  # as a power cut may leave it
-        last = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        last = prepared.run(command, env=setting)
         counts = server.counts
     assert last.stdout == uninterrupted, last.stderr
     assert len(counts["requests"]) == QUESTIONS

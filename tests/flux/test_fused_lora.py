@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from support.commands import environment
 from support.models.lora_layers import WIDTH, fused, results, with_factors
+from support.processes import prepared
 from torch import Tensor, nn
 
 from dsd_lightning.flux.quantize import QuantizedLinear
@@ -150,6 +150,5 @@ for dtype, autocast in ((torch.float32, False), (torch.bfloat16, True)):
 @pytest.mark.long
 def test_it_can_be_compiled() -> None:
     # In a process of its own: the suite's checks of array shapes cannot be traced.
-    subprocess.run(
-        [sys.executable, "-c", COMPILED], env=environment(PYTHONPATH=str(Path(__file__).parents[1])), check=True
-    )
+    setting = environment(PYTHONPATH=str(Path(__file__).parents[1]))
+    prepared.run([sys.executable, "-c", COMPILED], env=setting).check_returncode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from support.commands import CONF, environment
 from support.exported_run import LORA, make_run
 from support.models.golden_pipeline import BASE, GOLDEN, IMAGE
+from support.processes import prepared
 
 from dsd_lightning.export.command import _parser as export_parser
 from dsd_lightning.generation import arguments
@@ -84,14 +84,8 @@ def test_a_documented_command_runs(command: str, flags: str, folder: Path) -> No
     program = shlex.split(command)[1:]
     if program[0] == "generate.py":
         program[0] = str(CONF.parent / "generate.py")
-    done = subprocess.run(
-        [sys.executable, *program, *here(flags), *SIZES[command]],
-        cwd=folder,
-        env=environment(PYTHONPATH=str(CONF.parent)),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    given = [sys.executable, *program, *here(flags), *SIZES[command]]
+    done = prepared.run(given, cwd=folder, env=environment(PYTHONPATH=str(CONF.parent)))
     assert done.returncode == 0, done.stderr
 
 

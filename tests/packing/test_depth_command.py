@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as photographs
-from support.commands import ROOT, SOURCE, command, compose_train, environment, tiny
+from support.commands import SOURCE, command, compose_train, environment, tiny
+from support.processes import prepared
 from transformers import AutoImageProcessor, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from dsd_lightning.cli.errors import message_for_user
@@ -223,17 +224,10 @@ def test_what_a_kill_leaves_half_written_is_no_map(images: Path, tmp_path: Path)
     assert [each.name for each in (tmp_path / "maps").iterdir()] == [path.name]
 
 
-def start(model: Path, source: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(model: Path, source: Path, out: Path) -> prepared.Process:
     arguments = [f"source={source}", f"out={out}", f"estimator.model={model}", "estimator.device=cpu", "keep_maps=true"]
     with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            command(*arguments, module=MODULE),
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        return prepared.start(command(*arguments, module=MODULE), env=environment(), stdout=log, stderr=log)
 
 
 @pytest.mark.long

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ROOT, run
 
 from dsd_lightning.flux.step_cache import StepCacheError
 from dsd_lightning.pipeline import TwoFramePipeline
@@ -20,9 +19,8 @@ BLOCKS = 6
 
 
 def generate(backend: str, cache: str) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path])}
-    command = [sys.executable, str(SCRIPT), backend, cache]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(ROOT), str(SCRIPT.parents[1])])
+    ran = run(backend, cache, module=(str(SCRIPT),), PYTHONPATH=path)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)
     return found

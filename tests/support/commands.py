@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dsd_lightning.runs.resolvers import register_resolvers
+from support.processes import prepared
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -82,15 +83,7 @@ def run(
     *arguments: str, module: Sequence[str] = ("train.py",), **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the checkout and return its output and exit status."""
-    return subprocess.run(
-        command(*arguments, module=module),
-        cwd=ROOT,
-        env=environment(**variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return prepared.run(command(*arguments, module=module), env=environment(**variables))
 
 
 class Pace(L.Callback):

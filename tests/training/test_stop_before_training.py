@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.commands import ROOT, SOURCE, command, environment, tiny
+from support.commands import SOURCE, command, environment, tiny
+from support.processes import prepared
 
 MINUTES_OF_ENCODING = 400_000
 """Pairs."""
@@ -19,14 +20,8 @@ def test_sigterm_while_encoding_ends_the_run(tiny_base: Path, tmp_path: Path) ->
     overrides = tiny(tiny_base, f"{SOURCE}.pairs={MINUTES_OF_ENCODING}", "trainer.max_steps=1", "logger=csv")
     log = tmp_path / "run.log"
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command(*overrides, f"hydra.run.dir={tmp_path / 'run'}"),
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        given = command(*overrides, f"hydra.run.dir={tmp_path / 'run'}")
+        process = prepared.start(given, env=environment(), stdout=output, stderr=subprocess.STDOUT)
         try:
             end = time.monotonic() + 120
             while "encoding" not in log.read_text() and process.poll() is None and time.monotonic() < end:

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from support.commands import (
     tiny_miniature,
 )
 from support.finished_runs import final_state, finish
+from support.processes import prepared
 
 from dsd_lightning.checkpoints.adapter import EMA_WEIGHTS, WEIGHTS
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO, find_last, list_steps
@@ -207,25 +207,19 @@ def pace(seconds: float) -> str:
     return f"+callbacks.pace={{_target_:support.commands.Pace,seconds:{seconds}}}"
 
 
-def start(run_dir: Path, overrides: list[str], ckpt: str) -> subprocess.Popen[bytes]:
+def start(run_dir: Path, overrides: list[str], ckpt: str) -> prepared.Process:
     log = (run_dir.parent / f"{run_dir.name}.log").open("ab")
-    return subprocess.Popen(
-        command(*overrides, f"hydra.run.dir={run_dir}", f"ckpt={ckpt}"),
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT / "tests")),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
+    given = command(*overrides, f"hydra.run.dir={run_dir}", f"ckpt={ckpt}")
+    return prepared.start(given, env=environment(PYTHONPATH=str(ROOT / "tests")), stdout=log, stderr=log)
 
 
-def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+def wait_for_step(process: prepared.Process, run_dir: Path, step: int) -> None:
     while max(list_steps(run_dir / "checkpoints"), default=0) < step:
         assert process.poll() is None, (run_dir.parent / f"{run_dir.name}.log").read_text()[-3000:]
         time.sleep(0.002)
 
 
-def stop_in_a_save(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+def stop_in_a_save(process: prepared.Process, run_dir: Path) -> None:
     """Freeze the process while one of its checkpoints is being written."""
     while True:
         assert process.poll() is None, "the run ended before any of its saves was caught"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
 import termios
 from collections.abc import Sequence
 
-from support.commands import ROOT, environment
+from support.commands import environment
+from support.processes import prepared
 
 COLUMNS, LINES = 160, 40
 
@@ -18,9 +18,7 @@ def recorded(command: Sequence[str], **variables: str | None) -> tuple[int, str]
     """Run a command whose three streams are a terminal; return its exit code and all that was written to it."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (LINES, COLUMNS))
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs
-    )
+    process = prepared.start(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b""
     try:
