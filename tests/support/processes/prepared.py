@@ -44,7 +44,21 @@ LIBRARIES = (
 )
 """Imported by the server; none of them starts a thread, which a fork would not have."""
 
-READ_LATE = ("WANDB_", "HYDRA_", "TRACKIO_", "PYTHONPATH", "TMPDIR", "HOME", "PATH", "COLUMNS", "PYTEST_")
+READ_LATE = (
+    *("WANDB_", "HYDRA_", "TRACKIO_", "PYTHONPATH", "TMPDIR", "HOME", "PATH", "COLUMNS", "PYTEST_"),
+    # What runs in this process leave behind: Lightning's seeds and checks, PyTorch's folder of kernels.
+    *("PL_", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM"),
+    *(
+        "MASTER_",
+        "NODE_RANK",
+        "LOCAL_RANK",
+        "GROUP_RANK",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "TORCHELASTIC_RUN_ID",
+    ),
+)
 """Beginnings of the names of variables that these libraries do not read on import. (Those of keys end with API_KEY.)"""
 
 Stream = int | IO[Any] | None
