@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import metrics
-from support.nccl_choices import FACTS, KILL, two_processes
 from support.presets import sizes, write_encoded
+from support.processes import nccl_choices
+from support.processes.nccl_choices import FACTS, KILL
+from support.processes.ranks import two_ranks
 
 from dsd_lightning.checkpoints.adapter import read_adapter
 from dsd_lightning.checkpoints.folder_io import list_steps
@@ -44,13 +46,13 @@ def test_the_paper_s_run_is_killed_in_validation_resumed_and_judged(
         "trainer.log_every_n_steps=1",
         "trainer.max_steps=4",
     ]
-    killed = two_processes(run_dir, *choices, KILL)
+    killed = two_ranks(nccl_choices.__file__, run_dir, *choices, KILL)
     assert killed.returncode != 0
     assert [path.name for path in list_steps(run_dir / "checkpoints").values()] == ["step_00000002"], killed.stderr[
         -4000:
     ]
     assert not any(row.get("val/loss_right") for row in metrics(run_dir))
-    resumed = two_processes(run_dir, *choices)  # ckpt=auto
+    resumed = two_ranks(nccl_choices.__file__, run_dir, *choices)  # ckpt=auto
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     rows = metrics(run_dir)
     assert [row["step"] for row in rows if row.get("val/loss_right")] == ["1", "3"], "validation due, and the last"
@@ -75,7 +77,8 @@ def test_compiled_checkpointed_blocks_train_sharded_as_written_ones_do(
     ended = {}
     for compiled in ("true", "false"):
         run_dir = tmp_path / compiled
-        launched = two_processes(
+        launched = two_ranks(
+            nccl_choices.__file__,
             run_dir,
             "experiment=dsd_paper",
             *sizes(tiny_base, encoded, devices=2),

@@ -1,13 +1,11 @@
 """Reads a checkpoint in two gloo processes that shard its tensors, and notes what each of them read.
 
-`python -m torch.distributed.run --nproc-per-node 2 tests/support/models/two_readers.py FOLDER` writes `FOLDER/read_RANK.json`.
+`tests/support/models/two_readers.py FOLDER`, by `two_ranks`, writes `FOLDER/read_RANK.json`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO
 from dsd_lightning.files import folders
-from support.commands import ROOT, environment
+from support.processes.ranks import two_ranks
 
 SHAPES = {"factor": (7, 3), "bias": (5,), "row": (1, 4)}
 """Of the parameters: rows that two processes share unequally, and one row alone."""
@@ -97,17 +95,7 @@ def main(folder: Path) -> None:
 
 def two_processes(folder: Path) -> list[dict[str, Any]]:
     """Run it in two processes, and return what each of them noted."""
-    launched = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", "localhost:0", __file__, str(folder)),
-        ],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    launched = two_ranks(__file__, folder)
     assert launched.returncode == 0, launched.stderr[-4000:]
     return [json.loads((folder / f"read_{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -1,6 +1,6 @@
 """Trains a run in one of several gloo processes in which Lightning chooses as it does under NCCL.
 
-`python -m torch.distributed.run --nproc-per-node 2 tests/support/nccl_choices.py RUN_DIR [--kill-in-validation] OVERRIDES`
+`tests/support/processes/nccl_choices.py RUN_DIR [--kill-in-validation] OVERRIDES`, by `ranks.two_ranks`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from dsd_lightning.checkpoints.folder_io import list_steps
 from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.runs.folder import CHECKPOINTS
 from dsd_lightning.training.run import train
-from support.commands import ROOT, compose_train, environment
+from support.commands import compose_train
 
 KILL = "--kill-in-validation"
 FACTS = "facts_of_rank_{}.json"
@@ -55,22 +54,6 @@ def main(run_dir: Path, *overrides: str) -> None:
     choose_as_under_nccl()
     train(compose_train(run_dir, *(each for each in overrides if each != KILL), as_it_is=True), run_dir)
     (run_dir / FACTS.format(rank)).write_text(json.dumps(facts))
-
-
-def two_processes(run_dir: Path, *overrides: str, timeout: float | int = 400) -> subprocess.CompletedProcess[str]:
-    """Run it in two processes; return their output and the launcher's exit status."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", "localhost:0", __file__, str(run_dir), *overrides),
-        ],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 if __name__ == "__main__":
