@@ -17,11 +17,10 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
 from benchmarks.published import inputs
-from benchmarks.published.comparison import Comparison, Theirs, configured, encoder_of
+from benchmarks.published.comparison import Comparison, Theirs, configured
 from benchmarks.published.stand_ins import FACE_THRESHOLD, face_in
-from benchmarks.published.stories import TableDetector, write_shots
+from benchmarks.published.stories import CHARACTERS, published
 from dsd_lightning.evaluation.stories.characters import cast_of, crops, scores_of
-from dsd_lightning.evaluation.stories.dataset import vistorybench
 from dsd_lightning.evaluation.stories.grounding_dino import GroundingDino
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.randomness import numpy_generator
@@ -49,43 +48,23 @@ def compare_faces(theirs: Theirs, folder: Path, compared: Comparison) -> None:
 
     Faces are those of `face_in` in both. Their average over three networks of faces is that of the only one it is given.
     """
-    data, weights = folder / "faces", folder / "weights" / "pretrain"
-    inputs.write_stories(data / "dataset", 6, realistic=("Ann", "Rex"))
-    benchmark = vistorybench(data / "dataset")
-    samples = write_shots(benchmark, data / "outputs")
-    files = sorted([*(data / "outputs").rglob("*.png"), *(data / "dataset").rglob("*.jpg")])
-    names = [story.name for story in benchmark.stories]
-    published = theirs.run(
-        "vistorybench_faces",
-        dataset=str(data / "dataset"),
-        outputs=str(data / "outputs"),
-        results=str(data / "results"),
-        pretrain=str(weights),
-        boxes={str(file): inputs.boxes_of(file) for file in files},
-        stories=names,
-    )
-    config = configured("benchmark=vistorybench", f"benchmark.folder={data / 'dataset'}")
-    identity = encoder_of("clip", weights / "openai" / "clip-vit-large-patch14", config)
-    detector = TableDetector(files)
+    weights = folder / "weights" / "pretrain"
+    given = published(theirs, "vistorybench_faces", folder / "faces", weights, 6, realistic=("Ann", "Rex"))
     values: dict[str, list[float]] = {}
     matched = []
-    for story in benchmark.stories:
-        cast = cast_of(story, samples.shots(story.name), detector, identity, TableFaces())
+    for story in given.benchmark.stories:
+        cast = cast_of(story, given.samples.shots(story.name), given.detector, given.identity, TableFaces())
         scores = scores_of(cast)
         matched += [(story.name, index, sorted(by_key)) for index, by_key in cast.cutouts.items() if by_key]
-        for name, value in {
-            "cids_self_mean": scores.own,
-            "cids_cross_mean": scores.cross,
-            "copy_paste_score": scores.copied,
-        }.items():
-            values.setdefault(name, []).append(value)
-    for way, by_story in published.items():
+        for name, attribute in CHARACTERS.items():
+            values.setdefault(name, []).append(getattr(scores, attribute))
+    for way, by_story in given.results.items():
         for name, ours in values.items():
-            wanted = [by_story[story]["metrics"][name] for story in names]
+            wanted = [by_story[story]["metrics"][name] for story in given.names]
             compared.numbers(f"ViStoryBench {name} of each story, {way}", "cids_evaluator.py", ours, wanted)
         shots = [
             (story, int(key.removeprefix("shot-")), sorted(who for who, each in shot.items() if each["box"] != "null"))
-            for story in names
+            for story in given.names
             for key, shot in by_story[story].items()
             if key.startswith("shot-")
         ]

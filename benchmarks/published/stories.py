@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from PIL import Image
 
 from benchmarks.published import inputs
@@ -16,6 +19,7 @@ from benchmarks.published.comparison import Comparison, Theirs, bodies, configur
 from benchmarks.published.stand_ins import in_parts, reply_to
 from benchmarks.published.their_stories import TIMESTAMP
 from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.similarity.encoders import Encoder
 from dsd_lightning.evaluation.stories.alignment import (
     DIMENSIONS,
     SINGLE,
@@ -83,58 +87,108 @@ def write_shots(benchmark: StoryBenchmark, outputs: Path) -> StoryImages:
     return samples
 
 
-def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> None:
-    """Compare style, prompt alignment, CIDS, OCCM and the copy-paste rate of stories."""
-    data, weights = folder / "vistory", folder / "weights" / "pretrain"
-    inputs.write_stories(data / "dataset", 3)
+CHARACTERS = {"cids_self_mean": "own", "cids_cross_mean": "cross", "copy_paste_score": "copied"}
+"""Attributes of `scores_of` by the names of CIDS."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A small copy of ViStoryBench's dataset, a method's images for it, and what the public code says of them.
+
+    Attributes:
+        config: of our evaluation of the same dataset.
+        detector: finds what the public code is given as found.
+        identity: compares cut-outs by the CLIP that the public code reads.
+        results: of the public code.
+    """
+
+    benchmark: StoryBenchmark
+    samples: StoryImages
+    config: DictConfig
+    detector: TableDetector
+    identity: Encoder
+    results: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the stories."""
+        return [story.name for story in self.benchmark.stories]
+
+
+def published(
+    theirs: Theirs,
+    function: str,
+    data: Path,
+    weights: Path,
+    count: int,
+    *settings: str,
+    realistic: Collection[str] = (),
+    **given: Any,
+) -> Published:
+    """Write stories and images of their shots, and have the public code score them.
+
+    Args:
+        function: of `their_stories`.
+        data: folder to write to.
+        weights: the folder of networks that the public code reads.
+        count: of stories.
+        settings: of our evaluation, beside its dataset.
+        realistic: names of the characters who are tagged as realistic people.
+        given: what else the function needs.
+    """
+    inputs.write_stories(data / "dataset", count, realistic)
     benchmark = vistorybench(data / "dataset")
     samples = write_shots(benchmark, data / "outputs")
     files = sorted([*(data / "outputs").rglob("*.png"), *(data / "dataset").rglob("*.jpg")])
-    names = [story.name for story in benchmark.stories]
-    published = theirs.run(
-        "vistorybench",
-        dataset=str(data / "dataset"),
-        outputs=str(data / "outputs"),
-        results=str(data / "results"),
+    results = theirs.run(
+        function,
+        **{name: str(data / name) for name in ("dataset", "outputs", "results")},
         pretrain=str(weights),
-        sizes=inputs.CSD_SIZES,
         boxes={str(file): inputs.boxes_of(file) for file in files},
-        stories=names,
+        stories=[story.name for story in benchmark.stories],
+        **given,
     )
-    config = configured("benchmark=vistorybench", f"benchmark.folder={data / 'dataset'}", "protocol=vistorybench")
-    style = encoder_of("csd", weights / "csd" / "csd_vit-large.pth", config)
+    config = configured("benchmark=vistorybench", f"benchmark.folder={data / 'dataset'}", *settings)
     identity = encoder_of("clip", weights / "openai" / "clip-vit-large-patch14", config)
-    detector = TableDetector(files)
+    return Published(benchmark, samples, config, TableDetector(files), identity, results)
+
+
+def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> None:
+    """Compare style, prompt alignment, CIDS, OCCM and the copy-paste rate of stories."""
+    weights = folder / "weights" / "pretrain"
+    given = published(
+        theirs, "vistorybench", folder / "vistory", weights, 3, "protocol=vistorybench", sizes=inputs.CSD_SIZES
+    )
+    benchmark, samples, names, results = given.benchmark, given.samples, given.names, given.results
+    style = encoder_of("csd", weights / "csd" / "csd_vit-large.pth", given.config)
     values: dict[str, list[float]] = {}
     cutouts = Cutouts(folder / "cutouts", "method", benchmark)
     for story in benchmark.stories:
         images = samples.shots(story.name)
         own, cross = style_of(story, images, style)
-        cast = cast_of(story, images, detector, identity)
+        cast = cast_of(story, images, given.detector, given.identity)
         cutouts.add(story.name, cast.cutouts)
         scores = scores_of(cast)
         for name, value in {
             "self_csd": own,
             "cross_csd": cross,
             "occm": scores.occm,
-            "cids_self_mean": scores.own,
-            "cids_cross_mean": scores.cross,
-            "copy_paste_score": scores.copied,
+            **{name: getattr(scores, attribute) for name, attribute in CHARACTERS.items()},
         }.items():
             values.setdefault(name, []).append(value)
     for name, ours in values.items():
         source = "csd" if name.endswith("csd") else "cids"
-        wanted = [published[source][story]["metrics"][name] for story in names]
+        wanted = [results[source][story]["metrics"][name] for story in names]
         compared.numbers(f"ViStoryBench {name} of each story", f"{EVALUATORS[source]}.py", ours, wanted)
         if source == "cids" and name != "copy_paste_score":
-            rounded = [published["rounded"][story]["metrics"][name] for story in names]
+            rounded = [results["rounded"][story]["metrics"][name] for story in names]
             compared.numbers(
                 f"ViStoryBench {name}, 4 digits", "cids_evaluator.py", [round(each, 4) for each in ours], rounded
             )
     rubrics = AlignmentRubrics.read(
         theirs.checkouts["vistorybench"] / "vistorybench/bench/prompt_align/user_prompts", (*DIMENSIONS, SINGLE)
     )
-    protocol = instantiate(config.protocol)
+    protocol = instantiate(given.config.protocol)
     judging = AlignmentJudging(judge(), rubrics, protocol, Record(folder / "alignment"), (), benchmark)
     closer = SingleActionJudging(judge(), rubrics, protocol, Record(folder / "single"), (), benchmark)
     judgements = []
@@ -144,7 +198,7 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
     ):
         questions = each.open_questions(chosen, cases)[1]
         asked = bodies(each, questions)
-        wanted = [{**body, "messages": in_parts(body["messages"])} for body in published["requests"][source]]
+        wanted = [{**body, "messages": in_parts(body["messages"])} for body in results["requests"][source]]
         compared.equal(f"ViStoryBench requests, {source}", f"{EVALUATORS[source]}.py", asked, wanted)
         judgements += [
             question.with_reply(reply_to(body["messages"]))
@@ -152,14 +206,14 @@ def compare_vistorybench(theirs: Theirs, folder: Path, compared: Comparison) -> 
         ]
     for name, metric in alignment(judgements).items():
         if name in DIMENSIONS:
-            wanted = [published["alignment"][story]["metrics"][name] for story in names]
+            wanted = [results["alignment"][story]["metrics"][name] for story in names]
             ours = [metric.by_story[story] for story in names]
             compared.numbers(f"ViStoryBench {name} of each story", "prompt_align_evaluator.py", ours, wanted)
     compared.equal(
         "ViStoryBench single_character_action of each story, rounded as theirs",
         "cids_evaluator.py",
         [rounded_as_published([each for each in judgements if each.measure == SINGLE], story) for story in names],
-        [published["rounded"][story]["metrics"][SINGLE] for story in names],
+        [results["rounded"][story]["metrics"][SINGLE] for story in names],
     )
 
 
