@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
@@ -23,11 +21,12 @@ from dsd_lightning.compute.processes import mean
 from dsd_lightning.compute.strategy import ShardedStrategy
 from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.text import TextEncoder
+from dsd_lightning.models.generator import FrameGenerator
 from dsd_lightning.objective import FrameLosses, frame_losses, weights_of_mask
 from dsd_lightning.pairs import SURPLUS, TARGET, Condition, Encoded, PairBatch, Task, TextEmbeddings
-from dsd_lightning.randomness import normal, uniform
+from dsd_lightning.randomness import uniform
 from dsd_lightning.rectified_flow import LogitNormal, Mode, Uniform, shift_time
-from dsd_lightning.sampler import SamplerSettings, Shift, sample
+from dsd_lightning.sampler import SamplerSettings, Shift
 
 Density = Uniform | LogitNormal | Mode
 
@@ -57,7 +56,7 @@ class Dropout:
         return True, not draw < self.both + self.text + self.reference
 
 
-class DiffusionSelfDistillation(L.LightningModule):
+class DiffusionSelfDistillation(FrameGenerator):
     """Encodes a batch, drops conditions, and minimises the weighted velocity error of every frame.
 
     Args:
@@ -88,23 +87,16 @@ class DiffusionSelfDistillation(L.LightningModule):
         sampler: SamplerSettings,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.architecture, self.codec, self.text_encoder = architecture, codec, text_encoder
-        self.task, self.density, self.shift, self.dropout = task, density, shift, dropout
+        super().__init__(architecture, codec, text_encoder, shift, sampler, seed)
+        self.task, self.density, self.dropout = task, density, dropout
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.guidance_scale, self.sampler_settings, self.seed = guidance_scale, sampler, seed
+        self.guidance_scale = guidance_scale
         self.strict_loading = False
         kinds = ("right", "shuffled", "null")
         names = [*architecture.frames, *kinds, *(f"{kind}_bin{i}" for kind in kinds for i in range(VALIDATION_BINS))]
         self.validation_losses = MetricCollection({f"val/loss_{name}": MeanMetric() for name in names})
 
     # --- Encoding.
-
-    @contextmanager
-    def encoders_at_work(self) -> Iterator[None]:
-        """Have parked encoders on the device for the length of the block, in which several calls need them."""
-        with self.codec.at_work(), self.text_encoder.at_work():
-            yield
 
     def encode(self, batch: PairBatch) -> tuple[Encoded, TextEmbeddings]:
         """Return the batch's encodings and text embeddings, computing what it does not bring along."""
@@ -126,17 +118,6 @@ class DiffusionSelfDistillation(L.LightningModule):
         """Return noise for a clean canvas; see `frame_noise`."""
         frame = self.architecture.split(clean)[TARGET]
         return sent(self.frame_noise(frame.shape[1:], keys), clean.device).to(clean.dtype)
-
-    def frame_noise(self, shape: Sequence[int], keys: Sequence[tuple[Any, ...]]) -> Float[Tensor, "b c h w"]:
-        """Return float32 noise for a canvas of frames of latent `shape` (c, h, w).
-
-        It is drawn one frame at a time: a frame's noise is the same in every architecture.
-        """
-        frames = {
-            name: torch.stack([normal(shape, self.seed, *key, name, "noise") for key in keys])
-            for name in self.architecture.frames
-        }
-        return self.architecture.join(frames)
 
     # --- Training.
 
@@ -186,10 +167,6 @@ class DiffusionSelfDistillation(L.LightningModule):
             condition = self.architecture.drop_reference(condition, keep[:, 1])
         return condition
 
-    def null_text(self, like: TextEmbeddings) -> TextEmbeddings:
-        """Return the embeddings of "no text" (batch 1) on the device and in the dtype of `like`."""
-        return self.text_encoder.null(like.sequence.shape[1]).to(like.sequence.device, like.sequence.dtype)
-
     # --- Validation, which shows whether the reference is used.
 
     def validation_step(self, batch: PairBatch, _: int) -> None:
@@ -227,65 +204,6 @@ class DiffusionSelfDistillation(L.LightningModule):
         """Log the validation losses; metric names are a contract (docs/metrics.md)."""
         self.log_dict(self.validation_losses.compute())
         self.validation_losses.reset()
-
-    # --- Sampling, for previews and probes.
-
-    @torch.no_grad()
-    def generate(
-        self, batch: PairBatch, settings: SamplerSettings | None = None
-    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return the frames that the model generates for a batch, as pixels by name, from noise keyed by the samples."""
-        text = batch.text if batch.text is not None else self.text_encoder.encode(batch.prompts)
-        if batch.encoded is not None:
-            reference = batch.encoded.reference
-            shape = tuple(self.architecture.split(batch.encoded.clean)[TARGET].shape[1:])
-        else:
-            assert batch.target is not None
-            reference = self.architecture.encode_reference(batch.reference, self.codec)
-            shape = self.frame_shape(*batch.target.shape[-2:])
-        return self._generate(reference, text, shape, batch.keys, settings)
-
-    @torch.no_grad()
-    def generate_from(
-        self,
-        reference: Float[Tensor, "b 3 h w"],
-        prompts: Sequence[str],
-        keys: Sequence[str],
-        settings: SamplerSettings | None = None,
-    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return what `generate` would, without a target: the target frame has the reference's size."""
-        inputs = self.architecture.encode_reference(reference, self.codec)
-        shape = self.frame_shape(*reference.shape[-2:])
-        return self._generate(inputs, self.text_encoder.encode(prompts), shape, keys, settings)
-
-    def frame_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return the latent shape (c, h, w) of a frame of `height` x `width` pixels.
-
-        Raises:
-            ValueError: a size that the codec cannot pack.
-        """
-        self.codec.require_size(height, width)
-        return self.codec.channels, height // self.codec.downsampling, width // self.codec.downsampling
-
-    def _generate(
-        self,
-        reference: Mapping[str, Tensor],
-        text: TextEmbeddings,
-        shape: Sequence[int],
-        keys: Sequence[str],
-        settings: SamplerSettings | None,
-    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        settings = settings or self.sampler_settings
-        dtype = next(self.codec.parameters()).dtype
-        noise = self.frame_noise(shape, [("draw", key) for key in keys]).to(self.device, dtype)
-        guidance = torch.full((len(keys),), settings.guidance_scale, device=self.device)
-        condition = Condition(text, guidance, reference)
-        canvas = sample(self.architecture, condition, self.null_text(text), noise, settings, self.shift)
-        return self.decode_frames(canvas)
-
-    def decode_frames(self, canvas: Float[Tensor, "b c lh lw"]) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Return the frames of a canvas as pixels; the canvas is decoded as one image, as it was encoded."""
-        return self.architecture.split(self.codec.decode(canvas))
 
     # --- Optimisation.
 

@@ -13,7 +13,8 @@ from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import Judgement
 from dsd_lightning.evaluation.user_study.rating import Rating
 from dsd_lightning.evaluation.user_study.rating_files import write_rating_files
-from dsd_lightning.evaluation.user_study.ratings import LEVELS, agreement, alpha, opinions, read, with_overall
+from dsd_lightning.evaluation.user_study.rating_tables import read
+from dsd_lightning.evaluation.user_study.ratings import LEVELS, agreement, alpha, opinions, with_overall
 from dsd_lightning.files.rows import TableError
 
 N = np.nan

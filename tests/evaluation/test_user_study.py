@@ -16,7 +16,8 @@ from support.web.browser import CHROMIUM, Page
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.samples.benchmark import folder
 from dsd_lightning.evaluation.samples.result_folder import Samples
-from dsd_lightning.evaluation.user_study.ratings import opinions, read_pages
+from dsd_lightning.evaluation.user_study.rating_tables import read_pages
+from dsd_lightning.evaluation.user_study.ratings import opinions
 from dsd_lightning.evaluation.user_study.study import CRITERIA, KEY, make_page, score
 
 METHODS = ("a_good_method", "a_bad_method")

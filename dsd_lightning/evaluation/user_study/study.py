@@ -25,14 +25,13 @@ from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.formats import csv_text
 from dsd_lightning.evaluation.user_study.rating_files import is_rating_file
+from dsd_lightning.evaluation.user_study.rating_tables import read, read_pages
 from dsd_lightning.evaluation.user_study.ratings import (
     LEVELS,
     Level,
     Opinion,
     agreement,
     opinions,
-    read,
-    read_pages,
     with_overall,
 )
 from dsd_lightning.files.atomic import write_json, write_text
