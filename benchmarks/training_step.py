@@ -9,13 +9,15 @@ of 80 GB. Both sides see the same latents and embeddings, predict two frames, an
   `clip_grad_norm_`, `AdamW`, zero_grad; eager.
 - ours: the module's whole training step, with keyed noise, timesteps, dropped conditions and both frames' losses, then the
   same clipping and optimizer step. `--levers` compiles its blocks, takes the fused AdamW, and on a GPU cuDNN's attention.
+
+With `--half` on a CPU, attention is written out for all sides: PyTorch's fused one has a slow backward pass in bfloat16 there.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import facts, interleaved, ratio, spread, write
 from benchmarks.random_models import SHAPES, TARGETS, base_dtype, batch_of, dtype_of, module_of, randomise, transformer
@@ -40,6 +43,12 @@ def autocast(batch: PairBatch, device: torch.device, *, cache: bool = False) -> 
     half = dtype_of(batch) == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=cache):
         yield
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Return the context in which all sides compute attention."""
+    slow = device.type == "cpu" and dtype == torch.bfloat16
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -198,9 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch = batch_of(args.base, args.batch, device, base_dtype(args))
     sides = {"ours": ours, "theirs": theirs} | ({"stock layers": stock_layers} if args.half and not args.levers else {})
     turns = {name: side(args.base, batch, args, device) for name, side in sides.items()}
-    kept = {} if args.levers else {name: turn.kept_bytes() / args.batch for name, turn in turns.items()}
-    flops = {name: operations(turn.step) / args.batch for name, turn in turns.items()}
-    taken = interleaved({name: turn.step for name, turn in turns.items()}, args.rounds, device)
+    with attention(device, base_dtype(args)):
+        kept = {} if args.levers else {name: turn.kept_bytes() / args.batch for name, turn in turns.items()}
+        flops = {name: operations(turn.step) / args.batch for name, turn in turns.items()}
+        taken = interleaved({name: turn.step for name, turn in turns.items()}, args.rounds, device)
     seconds = {name: spread(values) for name, values in taken.items()}
     results = {
         "what": "one training step on cached encodings, two frames, LoRA on all linear layers of the blocks",
