@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from dsd_lightning.checkpoints import sharded
 from dsd_lightning.checkpoints.folder_io import FolderCheckpointIO
 from dsd_lightning.files import folders
-from support.processes.ranks import two_ranks
+from support.processes.ranks import take_rank, two_ranks
 
 SHAPES = {"factor": (7, 3), "bias": (5,), "row": (1, 4)}
 """Of the parameters: rows that two processes share unequally, and one row alone."""
@@ -101,5 +101,6 @@ def two_processes(folder: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    take_rank()
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))

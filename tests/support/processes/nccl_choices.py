@@ -22,6 +22,7 @@ from dsd_lightning.module import DiffusionSelfDistillation
 from dsd_lightning.runs.folder import CHECKPOINTS
 from dsd_lightning.training.run import train
 from support.commands import compose_train
+from support.processes.ranks import take_rank
 
 KILL = "--kill-in-validation"
 FACTS = "facts_of_rank_{}.json"
@@ -57,5 +58,6 @@ def main(run_dir: Path, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
+    take_rank()
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -48,6 +48,7 @@ READ_LATE = (
     *("WANDB_", "HYDRA_", "TRACKIO_", "PYTHONPATH", "TMPDIR", "HOME", "PATH", "COLUMNS", "PYTEST_"),
     # What runs in this process leave behind: Lightning's seeds and checks, PyTorch's folder of kernels.
     *("PL_", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM"),
+    # Of a rank, which `ranks.take_rank` tells Lightning.
     *(
         "MASTER_",
         "NODE_RANK",

@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from support.commands import ROOT, environment
 from support.processes import prepared
 
@@ -17,8 +19,13 @@ GRACE = 30.0
 """Seconds that torchrun leaves a process after its SIGTERM before it kills it."""
 
 
-def two_ranks(script: str, *arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run `script` as ranks 0 and 1, which find each other by torchrun's variables.
+def take_rank() -> None:
+    """Let Lightning know this process's rank: it reads the variable on import, which a fork has done before."""
+    rank_zero_only.rank = int(os.environ["RANK"])
+
+
+def two_ranks(script: str, *arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """Run `script`, which begins by `take_rank`, as ranks 0 and 1, which find each other by torchrun's variables.
 
     As soon as one of them fails, the other is stopped, as by torchrun.
 
