@@ -16,5 +16,7 @@ python distill.py "${run[@]}" until=verify
 python distill.py "${run[@]}"
 [[ -e "$out/labels/human.csv" ]] || python -m dsd_lightning.distillation.labels "$out"
 
-python train.py data=shards data.root="$out/shards/train" data.datamodule.source.validation_root="$out/shards/validation" \
-    hydra.run.dir="$out/run" ckpt=auto "${settings[@]}"
+# A run of few pairs may have no subject to spare for validation; then training sets some of its pairs aside.
+validation="$out/shards/validation" data=("data.root=$out/shards/train")
+if [[ -d "$validation" ]]; then data+=("data.datamodule.source.validation_root=$validation"); fi
+python train.py data=shards "${data[@]}" hydra.run.dir="$out/run" ckpt=auto "${settings[@]}"

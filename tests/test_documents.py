@@ -31,7 +31,8 @@ def test_every_command_has_a_rule_and_every_rule_a_command() -> None:
 
 
 def test_the_tests_that_rules_name_are_there() -> None:
-    for test in {way.test for _, _, way in RULES if isinstance(way, Elsewhere)}:
+    pasted = "tests/test_fresh_copy.py::test_documented_commands_run_in_their_order_in_a_fresh_copy"
+    for test in {pasted, *(way.test for _, _, way in RULES if isinstance(way, Elsewhere))}:
         file, _, name = test.partition("::")
         functions = {
             each.name for each in ast.parse((ROOT / file).read_text()).body if isinstance(each, ast.FunctionDef)

@@ -210,3 +210,18 @@ def test_five_commands_train_a_flux_preset_and_use_it(tiny_base: Path, tmp_path:
     assert "GPU                   L40S 48GB" in done.stdout
     for name in ("generated.png", "run/samples/step_00000002.png", "run/checkpoints/step_00000002"):
         assert (tmp_path / "out" / name).exists(), name
+
+
+@pytest.mark.parametrize("sets", [("train",), ("train", "validation")])
+def test_a_data_run_of_few_pairs_trains_without_a_set_for_validation(sets: tuple[str, ...], tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    for name in sets:
+        (tmp_path / "out" / "shards" / name).mkdir(parents=True)
+    variables = environment(OUT=str(tmp_path / "out"), PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    given = subprocess.check_output(["launch/data_run.sh"], cwd=ROOT, env=variables, text=True).splitlines()[-1].split()
+    assert given[:3] == ["train.py", "data=shards", f"data.root={tmp_path}/out/shards/train"]
+    validation = f"{SOURCE}.validation_root={tmp_path}/out/shards/validation"
+    assert (validation in given) == ("validation" in sets)

@@ -18,6 +18,14 @@ _PROGRAM = re.compile(r"(PYTHONPATH=\S+ )?(python|make|pip|hf|curl|torchrun|for 
 
 
 @dataclass(frozen=True)
+class Pasted:
+    """Run as it stands, in the documents' order, in a fresh copy of the project: `tests/test_fresh_copy.py`."""
+
+    before: str = ""
+    """Shell code that makes room for it, or what the document takes for granted."""
+
+
+@dataclass(frozen=True)
 class Elsewhere:
     """Run, with other sizes or settings, by a test: `file::name`."""
 
@@ -31,7 +39,7 @@ class Left:
     reason: str
 
 
-Way = Elsewhere | Left
+Way = Pasted | Elsewhere | Left
 
 FLUX = Left("needs a GPU and the gated weights")
 INSTALLS = Left("installs what the tests run in, from an index")
@@ -45,7 +53,6 @@ TRUE_CONDITIONS = Elsewhere(
 )
 ABLATION = Elsewhere("tests/ablation/test_ablation.py::test_a_killed_sweep_goes_on_and_is_reported_whole")
 DATA_RUN = Elsewhere("tests/test_launch.py::test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them")
-TRAIN_FLUX = Elsewhere("tests/test_launch.py::test_five_commands_train_a_flux_preset_and_use_it")
 OWN_IMAGES = Elsewhere("tests/test_launch.py::test_own_images_become_pairs_a_model_and_an_image")
 STORIES = Elsewhere("tests/evaluation/test_stories.py::test_a_miniature_copy_of_the_dataset_is_scored_offline")
 STUDY = Elsewhere("tests/evaluation/test_user_study.py::test_raters_files_become_means_and_agreement")
@@ -53,49 +60,48 @@ JUDGED = Elsewhere(
     "tests/offline/test_offline_judge.py::test_the_command_scores_the_shipped_model_and_tables_compare_methods"
 )
 JUDGE_CALLBACK = Elsewhere("tests/callbacks/test_judge.py::test_all_processes_generate_and_the_first_judges")
-TRAINS = Elsewhere("tests/training/test_train.py::test_a_run_writes_its_metrics")
 DISTILLS = Elsewhere("tests/distillation/test_distill.py::test_captions_become_shards")
-DRY_RUN = Elsewhere("tests/distillation/test_distill.py::test_a_dry_run_asks_nothing_and_bounds_what_the_run_takes")
 ENCODES = Elsewhere("tests/distillation/test_distill_encode.py::test_a_run_is_encoded_and_trained_on_without_encoders")
-SHARDS = Elsewhere("tests/shards/test_shards.py::test_commands")
 ON_SHARDS = Elsewhere("tests/datamodules/test_data_sources.py::test_photographs_train")
 RUN_AS_WRITTEN = Elsewhere("tests/generation/test_documented_commands.py::test_a_documented_command_runs")
 OFFICIAL = Elsewhere("tests/models/test_restore.py::test_generation_uses_the_official_weights_a_run_started_from")
 SERVER = Elsewhere("tests/agents/test_agents_server.py::test_the_command_serves_both_protocols_and_counts")
 
+PACK = "python -m dsd_lightning.packing my_images"
+
 RULES: list[tuple[str, str, Way]] = [
     # Documents, a pattern of the command, and what is done with it. The first that matches counts.
     (".*", r" \.\.\.( |$)", ABBREVIATED),
+    # A new user's first hour.
+    ("README.md", r"^python (distill.py( .*dry_run=true)?|generate.py --image_path .*)$", Pasted()),
+    ("README.md", r"^python train.py (arch=parallel task=\w+|experiment=miniature_long|-m seed=.*|--help)$", Pasted()),
+    ("README.md", r"^python train.py data=shards data.root=FOLDER$", Pasted(f"{PACK} FOLDER --all-pairs")),
+    (".*", r"^launch/own_images.sh$", OWN_IMAGES),
+    (".*", r"^launch/data_run.sh$", DATA_RUN),
+    ("docs/train_flux.md", r"^python ", Pasted()),
+    ("docs/data.md", r"dsd_lightning.packing (?!.*--caption vlm)\S+/? shards/", Pasted("rm -rf shards")),
+    ("docs/data.md", r"dsd_lightning.shards index", Pasted("rm FOLDER/index.json")),
+    ("docs/data.md", r"dsd_lightning.shards ", Pasted()),
+    ("docs/data.md", r"write_shards", Pasted("rm -r FOLDER")),
+    ("docs/distill.md", r"distill.py agents=paper .*dry_run=true$", Pasted()),
+    ("docs/distill.md", r"distillation.labels RUN", Pasted("ln -sfn outputs/distillation RUN")),
     (".*", r"^make page", Elsewhere("tests/ui/test_ui.py::test_the_command_serves_and_prints_its_address")),
     (".*", r"^make ", Left("`.ci/run` runs make check, test and test-long; make demo is the first training command")),
     (".*", r"^pip ", INSTALLS),
     (".*", r"^hf ", FLUX),
     ("README.md|docs/(use|export).md", r"^python (generate.py|-m dsd_lightning.export)", RUN_AS_WRITTEN),
-    (".*", r"^launch/own_images.sh", OWN_IMAGES),
-    (".*", r"^launch/data_run.sh", DATA_RUN),
-    ("docs/(train_flux|scale|planning).md", r"^(?!torchrun|.*(packing|encode_shards|generate.py))", TRUE_CONDITIONS),
-    ("docs/train_flux.md", ".", TRAIN_FLUX),
+    ("docs/(scale|planning).md", r"^python ", TRUE_CONDITIONS),
     ("docs/scale.md", "^torchrun", CLUSTER),
     ("README.md", r"experiment=(flux_|dsd_)", TRUE_CONDITIONS),
     (".*", r"experiment=(ablation|students)|dsd_lightning.ablation multirun", ABLATION),
     ("docs/agents.md", ".", SERVER),
     # Making pairs.
     ("docs/distill.md", r"executor\.tasks?=|executor=ray", CLUSTER),
-    (".*", r"dry_run=true", DRY_RUN),
     ("docs/distill.md", r"agents=paper|labels pairs$", DATA_RUN),
     ("docs/distill.md", r"grid_lora|tuned|outputs/(pairs|plain|exact|held_out)", HOURS),
-    (
-        "docs/distill.md",
-        r"distillation.labels",
-        Elsewhere(
-            "tests/distillation/test_labels_page.py::test_pairs_are_labelled_by_keys_with_undo_and_kept_over_a_pause"
-        ),
-    ),
     (".*", r"distill.py encode=true|encoded/train", ENCODES),
     (".*", r"^python distill.py$", DISTILLS),
     # One's own pairs.
-    ("docs/data.md", r"packing targets/", Elsewhere("tests/packing/test_packing.py::test_two_folders_become_a_set")),
-    ("docs/data.md", r"packing metadata", Elsewhere("tests/packing/test_packing_tables.py::test_metadata_with_paths")),
     (
         "docs/data.md",
         r"--caption vlm",
@@ -103,24 +109,11 @@ RULES: list[tuple[str, str, Way]] = [
     ),
     (
         "docs/data.md",
-        r"dsd_lightning.packing my_images",
-        Elsewhere("tests/packing/test_own_images.py::test_captions_come_from_the_table_then_files_then_names"),
-    ),
-    (
-        "docs/data.md",
         r"depth_command|task=depth",
         Elsewhere("tests/packing/test_depth_command.py::test_depth_pairs_of_photographs_train"),
     ),
     ("docs/data.md", r"base=flux_dev", FLUX),
-    ("docs/data.md", r"dsd_lightning.shards ", SHARDS),
     (".*", r"data=shards data.root=", ON_SHARDS),
-    (
-        "docs/data.md",
-        r"write_shards",
-        Elsewhere(
-            "tests/datamodules/test_miniature_sources.py::test_shards_of_every_task_hold_the_pairs_of_the_miniature"
-        ),
-    ),
     # Scores.
     ("docs/evaluate.md", r"benchmark=vistorybench benchmark.folder=DATASET|agents=gemini|use=\[", HUB),
     ("docs/evaluate.md", r"offline.stories", STORIES),
@@ -138,13 +131,6 @@ RULES: list[tuple[str, str, Way]] = [
         OFFICIAL,
     ),
     ("docs/miniature.md", ".", HOURS),
-    (".*", r"train.py --help", Elsewhere("tests/training/test_train.py::test_help_is_quick_and_lists_the_groups")),
-    (
-        ".*",
-        r"train.py -m seed",
-        Elsewhere("tests/training/test_train.py::test_a_sweep_runs_each_job_in_a_folder_of_its_own_and_asks_nothing"),
-    ),
-    (".*", r"^python train.py", TRAINS),
 ]
 
 

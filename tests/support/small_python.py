@@ -1,0 +1,62 @@
+"""Runs Python as it is asked to, with sizes appended to the project's commands, so that each takes seconds.
+
+Started by a `python` that comes first on the PATH of a shell into which documented commands are pasted. `TINY_BASE` names a
+small FLUX.1-dev.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+SOURCE = "data.datamodule.source"
+
+TRAIN = [
+    *("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "logger=csv", "compile=false"),
+    *("data.datamodule.batch_size=2", f"{SOURCE}.validation_pairs=2", "sampler.num_inference_steps=2"),
+    *("arch.lora.rank=2", "schedule.num_warmup_steps=1", "callbacks.samples.count=2", "gradient_checkpointing=none"),
+]
+
+SIZES = {
+    "train.py": TRAIN,
+    "distill.py": ["count=5", "pairs=null"],
+    "generate.py": ["--steps", "2", "--device", "cpu"],
+    "datamodules.commands.write_shards": ["count=12"],
+    "datamodules.commands.encode_shards": [],
+}
+"""What is appended, by file or module."""
+
+MINIATURE = [f"{SOURCE}.pairs=12", "callbacks.probe.samples=4"]
+
+FLUX = ["base.model.path={base}", "base.model.text_length=24"]
+"""A small model in the place of the gated one."""
+
+SMALL_FLUX = ["base.pixels_per_token=8", "base.training.resolution=[64,64]"]
+
+PRESET = [f"{SOURCE}.workers=1", "trainer.accumulate_grad_batches=1", "base.quantize=null"]
+
+
+def sizes(arguments: Sequence[str]) -> list[str]:
+    """Return what is appended to a command line of Python."""
+    program = next((each for each in arguments if each in SIZES), None)
+    if program is None or "--help" in arguments:
+        return []
+    preset = any(each.startswith("experiment=flux_") for each in arguments)
+    model = [each.format(base=os.environ["TINY_BASE"]) for each in FLUX]
+    if "plan=true" in arguments:
+        return model if preset else []
+    more: list[str] = []
+    if preset or "base=flux_dev" in arguments:
+        more += [*model, *SMALL_FLUX]
+    if preset:
+        more += PRESET
+    elif program == "train.py" and not any(each.startswith(("data=", "data.root=")) for each in arguments):
+        more += MINIATURE
+    elif program == "train.py":
+        more += ["callbacks.probe.samples=4"]
+    return [*SIZES[program], *more]
+
+
+if __name__ == "__main__":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:], *sizes(sys.argv[1:])])

@@ -1,0 +1,98 @@
+"""A new user's first hour: the documents' commands are pasted in their order into a shell, in a fresh copy of the project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.commands import environment
+from support.documents import ROOT, Pasted, commands, rule_of
+
+PASTED = ("README.md", "docs/train_flux.md", "docs/data.md", "docs/distill.md")
+"""Documents in the order in which they are read; a command that stands twice is run once."""
+
+COPIED = {"assets", "callbacks", "conf", "datamodules", "dsd_lightning", "launch"}
+"""Folders of the project that commands need; all files beside them are copied, too."""
+
+DRAWINGS = 5
+"""Of fewer, none is set aside for validation."""
+
+
+def in_order() -> list[tuple[str, str]]:
+    """Return (shell code that makes room for it, command) of every command that is pasted, once."""
+    rules = [(rule_of(document, command), command) for document in PASTED for command in commands(document)]
+    return list(
+        {
+            each: (rule[1].before, each) for rule, each in rules if rule is not None and isinstance(rule[1], Pasted)
+        }.values()
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a copy of the project, with the files of a user's own that documents name."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for each in ROOT.iterdir():
+        if each.is_file():
+            shutil.copy(each, copy / each.name)
+        elif each.name in COPIED:
+            shutil.copytree(each, copy / each.name, ignore=shutil.ignore_patterns("__pycache__"))
+    drawings = sorted((ROOT / "assets" / "own_images").glob("*.png"))[:DRAWINGS]
+    for folder in ("targets", "references", "my_images"):
+        (copy / folder).mkdir()
+        for file in drawings:
+            shutil.copy(file, copy / folder / file.name)
+            if folder != "references":
+                (copy / folder / file.name).with_suffix(".txt").write_text(f"this character, drawing {file.stem}")
+    with Image.open(drawings[0]) as image:
+        for name in ("a.png", "reference.png"):
+            image.convert("RGB").resize((64, 64)).save(copy / name)
+    line = '{"image": "targets/%s", "reference": "references/%s", "caption": "this character"}\n'
+    (copy / "metadata.jsonl").write_text("".join(line % (file.name, file.name) for file in drawings))
+    table = pyarrow.table({"caption": [f"a photograph of dog number {number} in a park" for number in range(8)]})
+    for name in ("FILE.parquet", "laion.parquet"):
+        parquet.write_table(table, copy / name)
+    return copy
+
+
+def shell_environment(folder: Path, base: Path) -> dict[str, str]:
+    """Return the environment of a shell whose `python` appends sizes."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests/support/small_python.py"} "$@"\n')
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    return environment(PATH=path, PYTHONPATH=None, TINY_BASE=str(base))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_documented_commands_run_in_their_order_in_a_fresh_copy(copy: Path, tiny_base: Path, tmp_path: Path) -> None:
+    variables = shell_environment(tmp_path, tiny_base)
+    asked = ["python", "-c", "import dsd_lightning as ours; print(ours.__file__)"]
+    imported = subprocess.run(asked, cwd=copy, env=variables, capture_output=True, text=True, check=True).stdout
+    assert Path(imported.strip()).is_relative_to(copy), "the commands would run the checkout's code"
+    for before, command in in_order():
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"{before}\n{command}"],
+            cwd=copy,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-4000:]}"
+    for name in (
+        *("outputs/distillation/report.html", "outputs/distillation/labels/ada.html", "FOLDER.html"),
+        *("outputs/mine/run/samples/step_00000002.png", "sea.png"),
+    ):
+        assert (copy / name).is_file(), name
