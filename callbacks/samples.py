@@ -98,6 +98,7 @@ class SampleSheets(L.Callback):
         self.prompts_file = None if prompts_file is None else Path(prompts_file)
         self.requests = [] if self.prompts_file is None else read_requests(self.prompts_file)
         self.references: list[Float[Tensor, "3 h w"]] = []
+        self._without = False
 
     # --- Schedule.
 
@@ -143,7 +144,9 @@ class SampleSheets(L.Callback):
         with isolated_sampling(trainer, module, ema):
             rows = self._pair_rows(trainer, module) + self._request_rows(module)
         if not rows:
-            log.info("the data has no probe_batches and no prompts_file is given: no sample sheet")
+            if not self._without:
+                log.info("no sample sheets: no pair validates, and callbacks.samples.prompts_file=FILE gives none")
+            self._without = True
             return []
         if trainer.is_global_zero:
             step = trainer.global_step

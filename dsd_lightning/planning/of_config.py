@@ -244,5 +244,11 @@ def _on_meta(config: DictConfig, quantize: str | None) -> tuple[Architecture, Fl
         if config.base.model.get("transformer_config") is None:
             stored = FluxTransformer2DModel.load_config(config.base.model.path, subfolder="transformer")
             config.base.model.transformer_config = {k: v for k, v in stored.items() if not k.startswith("_")}
-    base = build_base(config)
-    return build_architecture(config, base), base
+    # The plan states once what every architecture that it counts would log.
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        base = build_base(config)
+        return build_architecture(config, base), base
+    finally:
+        logging.disable(before)

@@ -45,6 +45,16 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # --- The whole, in one run.
 
 
+def test_data_without_pairs_to_show_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class NoneSetAside(Miniature):
+        probe_batches = None
+
+    with caplog.at_level("INFO"):
+        run(tmp_path, small_module(), NoneSetAside(), [SampleSheets(folder=str(tmp_path / "sheets"))])
+    assert caplog.text.count("no sample sheets: no pair validates") == 1
+    assert not (tmp_path / "sheets").exists()
+
+
 def test_a_run_leaves_sheets_metrics_and_no_trace_on_the_training(tmp_path: Path) -> None:
     watched, alone = small_module(), small_module()
     modes = [part.training for part in watched.modules()]

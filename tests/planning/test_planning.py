@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -272,9 +273,13 @@ def test_the_documented_plan_of_every_base(row: str, base: str, arch: str) -> No
         assert numbers.groups()[:2] == (f"{FLUX_PARAMETERS + trained:,}", f"{trained:,}")
 
 
-def test_the_plan_of_the_tiny_base_needs_no_numbers(tiny_base: Path) -> None:
-    told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
+def test_the_plan_of_the_tiny_base_needs_no_numbers_and_logs_nothing(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
     assert ": fits" in told
+    assert [each for each in caplog.records if each.name.startswith("dsd_lightning")] == []
 
 
 def test_the_shipped_base_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
