@@ -213,6 +213,8 @@ def report(run_dir: Path) -> str:
         f'  generate    python generate.py --run {run} --image_path IMAGE --text "PROMPT"',
         f"  score       python evaluate.py method.maker.run={run}",
     ]
+    if any((run_dir / "wandb").glob("offline-run-*")):
+        lines.append(f"  upload      wandb sync {run}/wandb/offline-run-*")
     if (run_dir / CONFIG).is_file():
         lines.append(f"  go on       {resuming(run_dir, 'trainer.max_steps=STEPS')}")
     return "\n".join(lines)
