@@ -18,7 +18,7 @@ from dsd_lightning.architectures.parallel import Parallel
 from dsd_lightning.checkpoints.lora_files import add_updates
 from dsd_lightning.files.checkout import CHECKOUT
 from dsd_lightning.flux.base import DTYPES, FluxBase
-from dsd_lightning.models.generation_settings import GenerationSettings, settings_of
+from dsd_lightning.models.generation_settings import GenerationSettings, read_settings, settings_of
 from dsd_lightning.models.restore import (
     FOUND,
     Loras,
@@ -113,7 +113,7 @@ def run_parts(
 def tiny_parts(dtype: torch.dtype | None, merge_lora: bool) -> Parts:
     """Return the parts of the shipped miniature."""
     config = config_of_adapter(TINY_ADAPTER, CHECKOUT / "conf" / "base" / "tiny.yaml")
-    settings = replace(settings_of(config), height=64, width=64)
+    settings = read_settings(TINY_ADAPTER) or settings_of(config)
     return _parts_of(restore_adapter(config, TINY_ADAPTER, dtype=dtype), merge_lora, settings, TINY_ADAPTER.name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -79,7 +79,7 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
                     sources=["upload", "clipboard"],
                     elem_id="reference",
                 )
-                shared = _settings()
+                shared = _settings(studio.pipeline.config)
             with gr.Column(scale=5, min_width=320, elem_id="work"), gr.Tabs():
                 with gr.Tab("Image", id="image"):
                     _image_tab(studio, reference, text, shared, examples, kind)
@@ -91,13 +91,25 @@ def build_page(studio: Studio, examples: Sequence[Example] = ()) -> gr.Blocks:
     return page
 
 
-def _settings() -> list[gr.components.Component]:
-    guidance = gr.Slider(1, 6, 3.5, step=0.1, label="Guidance", info="value of the guidance embedding")
-    by_image = gr.Slider(1, 6, 1.5, step=0.1, label="Image guidance", info="1 is none; costs two passes a step")
-    by_text = gr.Slider(1, 6, 1.0, step=0.1, label="Text guidance", info="1 is none; costs one pass a step")
+def _settings(own: Mapping[str, Any]) -> list[gr.components.Component]:
+    """Return the fields that all tabs share, which start at the model's own settings."""
+    guidance, by_image, by_text = (
+        gr.Slider(min(1, own[name]), max(6, own[name]), own[name], step=0.1, label=label, info=info)
+        for name, label, info in (
+            ("guidance_scale", "Guidance", "value of the guidance embedding"),
+            ("image_guidance", "Image guidance", "1 is none; costs two passes a step"),
+            ("text_guidance", "Text guidance", "1 is none; costs one pass a step"),
+        )
+    )
     with gr.Row():
         steps = gr.Number(
-            28, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS, min_width=100, info="of the sampler"
+            own["num_inference_steps"],
+            label="Steps",
+            precision=0,
+            minimum=1,
+            maximum=MOST_STEPS,
+            min_width=100,
+            info="of the sampler",
         )
         seed = gr.Number(
             -1,

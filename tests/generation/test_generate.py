@@ -64,7 +64,7 @@ def test_an_image_and_a_text_are_enough(
     assert pixels(out).shape == (32, 32, 3)
     provenance = read_provenance(out)
     assert provenance is not None
-    assert (provenance["seed"], provenance["prompt"], provenance["text_guidance"]) == (7, "a hat", 1.0)
+    assert (provenance["seed"], provenance["prompt"], provenance["text_guidance"]) == (7, "a hat", 1.5)
     assert "tiny-dsd" in provenance["model"]
 
 

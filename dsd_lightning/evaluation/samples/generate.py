@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -114,7 +114,7 @@ def _require_settings(samples: Samples, settings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a model's sampler.
+    """Settings of a model's sampler; None takes the model's own, as `python generate.py` does.
 
     Attributes:
         steps: Euler steps.
@@ -123,11 +123,18 @@ class Sampling:
         side: of a frame, pixels; None for that of the model's training.
     """
 
-    steps: int
-    guidance_scale: float = 3.5
-    image_guidance: float = 1.0
-    text_guidance: float = 1.0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    image_guidance: float | None = None
+    text_guidance: float | None = None
     side: int | None = None
+
+    def completed(self, own: Mapping[str, Any]) -> Sampling:
+        """Return these settings with those of a pipeline's configuration in place of None."""
+        names = {"steps": "num_inference_steps"} | {
+            name: name for name in ("guidance_scale", "image_guidance", "text_guidance")
+        }
+        return replace(self, **{name: own[key] for name, key in names.items() if getattr(self, name) is None})
 
 
 class Model:
@@ -141,7 +148,7 @@ class Model:
     """
 
     def __init__(self, pipeline: TwoFramePipeline, sampling: Sampling, damage: float = 0.0) -> None:
-        self.pipeline, self.sampling, self.damage = pipeline, sampling, damage
+        self.pipeline, self.sampling, self.damage = pipeline, sampling.completed(pipeline.config), damage
         pipeline.set_progress_bar_config(disable=True)  # the batches have one
         if damage:
             _damage(pipeline, damage)
