@@ -16,6 +16,7 @@ from support.commands import ROOT, command, environment
 from support.distill_runs import CAPTIONS, arguments, captions_file, compose_distill, rejected, rule
 from support.processes import prepared
 
+from dsd_lightning.agents.batch.folder import BatchFolder
 from dsd_lightning.agents.failures import BudgetExceeded
 from dsd_lightning.distillation.expectation import expect, outlook
 from dsd_lightning.distillation.records import GRID
@@ -146,6 +147,7 @@ def test_a_killed_run_goes_on_without_an_image_twice(teacher: str, tmp_path: Pat
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""
                 time.sleep(0.005)
             run.kill()
+        time.sleep(1.0)  # until the server has answered what was on the wire at the kill
         stored = len(list((tmp_path / "run" / "agents" / "answers").rglob("*.image")))
         before = sum(answered for _, answered in images_asked(server))
         assert 5 - 2 <= stored <= before < len(CAPTIONS)
@@ -154,5 +156,27 @@ def test_a_killed_run_goes_on_without_an_image_twice(teacher: str, tmp_path: Pat
         after = images_asked(server)
     assert len(after) == len(CAPTIONS)
     # What was on the wire at the kill was never stored; everything else is not sent again.
+    assert before - stored <= 2
     assert sum(answered for _, answered in after) - before == len(CAPTIONS) - stored
     assert sum(each.kept for each in Store(tmp_path / "run").manifests("grids")) == len(CAPTIONS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("teacher", BATCHES)
+def test_a_run_killed_while_its_batch_is_under_way_pays_no_image_twice(teacher: str, tmp_path: Path) -> None:
+    captions = captions_file(tmp_path, CAPTIONS[:SUBJECTS])
+    with RehearsalServer(rule, latency=2.0) as server:
+        given = command(*by_api(teacher, tmp_path / "run", captions, server), module=("distill.py",))
+        setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+        folder = BatchFolder(tmp_path / "run" / "agents" / "batches")
+        with prepared.start(given, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+            while not [batch for batch in folder.all() if batch.id is not None]:
+                assert run.poll() is None, run.stderr.read() if run.stderr else ""
+                time.sleep(0.02)
+            run.kill()
+        assert Store(tmp_path / "run").manifests("grids") == []
+        last = prepared.run(given, env=setting)
+        assert last.returncode == 0, last.stderr
+        assert images_asked(server) == [(1, 1)] * SUBJECTS
+        assert server.counts["batches"] == 1
+    assert sum(each.kept for each in Store(tmp_path / "run").manifests("grids")) == SUBJECTS

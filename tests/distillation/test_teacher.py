@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from rehearsal_server import RehearsalServer
-from support.commands import ROOT, environment
-from support.distill_runs import CAPTIONS, arguments, captions_file, compose_distill, rule
+from support.commands import ROOT, command, environment
+from support.distill_runs import CAPTIONS, arguments, captions_file, rule
+from support.models.killed_teacher import IMAGES_BEFORE
 from support.models.teacher_twins import TWINS, write_twin
+from support.processes import prepared
 
 from dsd_lightning.distillation.records import GRID, Record
-from dsd_lightning.distillation.runner import Distillation
 from dsd_lightning.distillation.stages.grids import GenerateGrids
+from dsd_lightning.distillation.store import Store
 from dsd_lightning.distillation.teacher import DiffusersTeacher
 
 PROMPTS = ("a red cube", "a red cube", "a cat")
@@ -65,35 +67,32 @@ def test_images_depend_on_prompt_and_seed_alone(family: str, tiny_base: Path, tm
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "z_image"])
-def test_an_interrupted_stage_of_grids_goes_on_and_generates_and_asks_nothing_twice(
-    family: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_stage_of_grids_goes_on_and_generates_and_asks_nothing_twice(
+    family: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     path = write_twin(family, tmp_path / family, tiny_base)
     captions = captions_file(tmp_path, CAPTIONS[:4])
-    made: list[str] = []
-    generate = DiffusersTeacher.generate
-
-    def interrupted(teacher: DiffusersTeacher, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        if len(made) == 2 and not stops:
-            stops.append(family)
-            raise KeyboardInterrupt
-        made.extend(prompts)
-        return generate(teacher, prompts, seeds)
-
-    stops: list[str] = []
-    monkeypatch.setattr(DiffusersTeacher, "generate", interrupted)
+    notes = tmp_path / "notes"
+    few = ("until=grids", "partition_size=1", "agents.teacher.num_inference_steps=2", "agents.teacher.device=cpu")
     with RehearsalServer(rule) as server:
-        few = ("until=grids", "partition_size=1", "agents.teacher.num_inference_steps=2", "agents.teacher.device=cpu")
         given = arguments(tmp_path / "run", captions, server.url, *few, f"agents.teacher.path={path}")
         given = ["agents/teacher=other" if each == "agents/teacher=tiny" else each for each in given]
         given = [each for each in given if not each.startswith("agents.teacher._target_")]
-        given += ["agents.teacher.dtype=float32", f"words.tokenizer={ROOT / 'assets' / 'tiny-flux'}"]
-        with pytest.raises(KeyboardInterrupt):
-            Distillation(compose_distill(*given)).run()
+        given += ["agents.teacher._target_=support.models.killed_teacher.KilledTeacher", "agents.teacher.dtype=float32"]
+        given += [f"words.tokenizer={ROOT / 'assets' / 'tiny-flux'}"]
+        given.append(f"+agents.teacher.notes={notes}")
+        setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+        words = command(*given, module=("distill.py",))
+        killed = prepared.run(words, env=setting)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert len(notes.read_text().splitlines()) == 1 + IMAGES_BEFORE
         asked = server.counts["asked"]
-        Distillation(compose_distill(*given)).run()
+        resumed = prepared.run(words, env=setting)
+        assert resumed.returncode == 0, resumed.stderr
         assert server.counts["asked"] == asked
-    assert len(made) == len(set(made)) == len(list((tmp_path / "run" / "grids").glob("part-*"))) == 4
+    generated = notes.read_text().splitlines()[1:]
+    assert len(generated) == len(set(generated)) == 4
+    assert sum(each.kept for each in Store(tmp_path / "run").manifests("grids")) == 4
 
 
 def test_the_licence_is_the_models_or_the_configurations(tmp_path: Path) -> None:
