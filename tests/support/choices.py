@@ -77,24 +77,20 @@ def small(run_dir: Path, base: Path, shards: dict[str, Path], *choices: str) -> 
         choices: overrides.
     """
     root = ["data.root=unused"] if "data=shards" in choices else []
-    first = compose_train(run_dir, *root, *choices)
-    chosen = first.hydra.runtime.choices
+    one_step = [f"trainer.{name}=1" for name in ("max_steps", "val_check_interval", "log_every_n_steps")]
+    config = compose_train(
+        run_dir, *root, *choices, f"base.model.path={base}", "sampler.num_inference_steps=1", *one_step
+    )
+    chosen = config.hydra.runtime.choices
     overrides = [*FEW.get(chosen.data, ()), "data.datamodule.batch_size=2", "trainer.accelerator=cpu"]
     if chosen.data == "shards":
         overrides.append(f"data.root={shards[chosen.task]}")
-    if first.arch.get("lora") is not None:
+    if config.arch.get("lora") is not None:
         overrides.append("arch.lora.rank=2")
     few = {"probe": ["samples=2"], "samples": ["count=2", "every_n_steps=1"], "judge": ["subjects=1", "measures=[cp]"]}
     for name, settings in few.items():
-        if first.callbacks.get(name) is not None:
+        if config.callbacks.get(name) is not None:
             overrides += [f"callbacks.{name}.{setting}" for setting in settings]
-    return compose_train(
-        run_dir,
-        *choices,
-        f"base.model.path={base}",
-        "sampler.num_inference_steps=1",
-        "trainer.max_steps=1",
-        "trainer.val_check_interval=1",
-        "trainer.log_every_n_steps=1",
-        *overrides,
-    )
+    # As the command line's would: values replace values, and no key is new. A second composition costs as much as a step.
+    config.merge_with_dotlist(overrides)
+    return config

@@ -79,7 +79,7 @@ def arguments(out: Path, captions: Path, url: str, *more: str) -> list[str]:
         f"out={out}",
         "agents=local",
         *(f"agents.{role}.provider.{name}" for role in ("llm", "vlm") for name in ("model=m", f"base_url={url}/v1")),
-        "agents.retries.first_wait=0.02",
+        "agents.retries.first_wait=0.002",
         "agents/teacher=tiny",
         "agents.teacher._target_=support.distill_runs.Crayons",
         "agents.teacher.height=64",

@@ -26,7 +26,7 @@ def agent_of(provider: Any, folder: Path, **parts: Any) -> Agent:
     defaults: dict[str, Any] = {
         "cache": AnswerCache(folder / "answers"),
         "limits": Limits(8),
-        "retries": Retries(first_wait=0.01),
+        "retries": Retries(first_wait=0.002),
         "budget": Budget(None, folder / "spending.jsonl"),
         "prices": Prices([PRICE]),
         "sampling": Sampling(max_output_tokens=10),

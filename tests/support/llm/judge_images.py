@@ -40,7 +40,7 @@ def judge(
         OpenAIChat(model, f"{url}/v1", None, "rehearsal"),
         AnswerCache(root / "answers"),
         Limits(concurrency),
-        Retries(attempts=2, first_wait=0.02),
+        Retries(attempts=2, first_wait=0.002),
         Budget(None),
         Prices([], free=True),
         Sampling(**{"max_output_tokens": 100, **(sampling or {})}),

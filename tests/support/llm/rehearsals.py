@@ -31,7 +31,7 @@ PROVIDERS = sorted(
     if not file.stem.startswith(OFFLINE) and file.stem not in BATCHES
 )
 
-QUICK = ["agents.retries.first_wait=0.02", "agents.vlm.timeout=30.0"]
+QUICK = ["agents.retries.first_wait=0.002", "agents.vlm.timeout=30.0"]
 """Waits that a test can afford, seconds."""
 
 
@@ -59,9 +59,9 @@ def batching_agent(provider: str, url: str, folder: Path, *overrides: str) -> Ag
     config = compose_agents(
         provider.removesuffix("_batch"),
         f"agents/model@agents.vlm={provider}",
-        "agents.vlm.provider.batches.gather=0.3",
-        "agents.vlm.provider.batches.poll=0.1",
-        "agents.vlm.retries.first_wait=0.02",
+        "agents.vlm.provider.batches.gather=0.1",
+        "agents.vlm.provider.batches.poll=0.05",
+        "agents.vlm.retries.first_wait=0.002",
         "agents.vlm.timeout=60.0",
         f"agents.folder={folder}",
         f"agents.vlm.provider.base_url={url}{'/v1' if provider == 'openai_batch' else ''}",
