@@ -51,6 +51,9 @@ ABBREVIATED = Left("abbreviated: `...` stands for settings of the reader's")
 TRUE_CONDITIONS = Elsewhere(
     "tests/training/test_true_conditions.py::test_a_preset_trains_validates_saves_and_resumes_as_it_is"
 )
+EXPERIMENT = Elsewhere(
+    "tests/training/test_true_conditions.py::test_an_experiment_of_the_miniature_trains_validates_saves_and_resumes_as_it_is"
+)
 ABLATION = Elsewhere("tests/ablation/test_ablation.py::test_a_killed_sweep_goes_on_and_is_reported_whole")
 DATA_RUN = Elsewhere("tests/test_launch.py::test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them")
 OWN_IMAGES = Elsewhere("tests/test_launch.py::test_own_images_become_pairs_a_model_and_an_image")
@@ -74,8 +77,9 @@ RULES: list[tuple[str, str, Way]] = [
     (".*", r" \.\.\.( |$)", ABBREVIATED),
     # A new user's first hour.
     ("README.md", r"^python (distill.py( .*dry_run=true)?|generate.py --image_path .*)$", Pasted()),
-    ("README.md", r"^python train.py (arch=parallel task=\w+|experiment=miniature_long|-m seed=.*|--help)$", Pasted()),
+    ("README.md", r"^python train.py (arch=parallel task=\w+|-m seed=.*|--help)$", Pasted()),
     ("README.md", r"^python train.py data=shards data.root=FOLDER$", Pasted(f"{PACK} FOLDER --all-pairs")),
+    ("README.md", r"^python train.py experiment=miniature_long$", EXPERIMENT),
     (".*", r"^launch/own_images.sh$", OWN_IMAGES),
     (".*", r"^launch/data_run.sh$", DATA_RUN),
     ("docs/train_flux.md", r"^python ", Pasted()),

@@ -40,12 +40,10 @@ PRESET = [f"{SOURCE}.workers=1", "trainer.accumulate_grad_batches=1", "base.quan
 def sizes(arguments: Sequence[str]) -> list[str]:
     """Return what is appended to a command line of Python."""
     program = next((each for each in arguments if each in SIZES), None)
-    if program is None or "--help" in arguments:
+    if program is None or "--help" in arguments or "plan=true" in arguments:
         return []
     preset = any(each.startswith("experiment=flux_") for each in arguments)
     model = [each.format(base=os.environ["TINY_BASE"]) for each in FLUX]
-    if "plan=true" in arguments:
-        return model if preset else []
     more: list[str] = []
     if preset or "base=flux_dev" in arguments:
         more += [*model, *SMALL_FLUX]
