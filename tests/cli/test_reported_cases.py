@@ -17,7 +17,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
-from support.commands import ROOT, compose_train, environment, metrics, tiny_miniature
+from support.commands import compose_train, environment, metrics, tiny_miniature
+from support.processes import prepared
 from support.refusals import QUICK, refusal
 
 from dsd_lightning.checkpoints.official import LORA_FILE
@@ -201,6 +202,22 @@ def mounts() -> bool:
     )
 
 
+ON_A_SMALL_DISK = """
+import ctypes, os, runpy, subprocess, sys
+
+place, size, *sys.argv = sys.argv[1:]
+user, group = os.getuid(), os.getgid()
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000) == 0, "as `unshare --user --mount`"
+for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script that sees a disk of a given size in a given folder."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not mounts(), reason="needs the right to mount a file system")
 @pytest.mark.parametrize("size", ["4k", "180k"])  # full at once; full at the second checkpoint, of 110 kB each
@@ -210,11 +227,8 @@ def test_17_a_full_disk_is_one_sentence(tiny_base: Path, tmp_path: Path, size: s
     settings = tiny_miniature(
         tiny_base, *QUICK, "callbacks.checkpoint.every_n_steps=1", f"hydra.run.dir={place / 'run'}"
     )
-    shell = f'mount -t tmpfs -o size={size} tmpfs "{place}" && exec "$@"'
-    trained = ["sh", "-c", shell, "sh", sys.executable, "train.py", *settings]
-    done = subprocess.run(
-        ["unshare", "-rm", *trained], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    given = [sys.executable, "-c", ON_A_SMALL_DISK, str(place), size, "train.py", *settings]
+    done = prepared.run(given, env=environment())
     assert done.returncode == REFUSED, done.stderr
     assert "no space is left on" in done.stderr
     assert "None:" not in done.stderr
