@@ -82,12 +82,13 @@ def loaded(root: Path, size: int, batch: int, workers: int, module: DiffusionSel
             world_size=1,
             global_rank=0,
             lightning_module=module,
+            received_sigterm=False,
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         read = sum(len(data.on_before_batch_transfer(each, 0)) for each in data.train_dataloader())
         assert read == steps * batch
 
-    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=module, received_sigterm=False)  # type: ignore[assignment]
     data._open()
     return turn
 

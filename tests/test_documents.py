@@ -54,7 +54,7 @@ def configured() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_documented_settings_exist(tmp_path: Path) -> None:
     for name, overrides in configured():
         compose_train(tmp_path, *overrides, name=name)

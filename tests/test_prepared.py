@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -30,7 +31,11 @@ sys.exit(7)
 
 
 def plainly(args: list[str], folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(args, cwd=folder, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # As from a terminal: a shell lets its background jobs, such as this suite, ignore Ctrl-C.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.run(
+        args, cwd=folder, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=heard
+    )
 
 
 @pytest.mark.parametrize("kind", ["script", "module", "code"])

@@ -12,7 +12,7 @@ from support.commands import ROOT, run
 SCRIPT = Path(__file__).with_name("compiled_probes.py")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_probes_and_steps_share_their_compiled_blocks(tiny_base: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     # aot_eager traces as the default does, and builds no kernels.

@@ -220,7 +220,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not mounts(), reason="needs the right to mount a file system")
-@pytest.mark.parametrize("size", ["4k", "180k"])  # full at once; full at the second checkpoint, of 110 kB each
+# Full at once; full at the second checkpoint, of 110 kB each.
+@pytest.mark.parametrize("size", [pytest.param("4k", marks=pytest.mark.long), "180k"])
 def test_17_a_full_disk_is_one_sentence(tiny_base: Path, tmp_path: Path, size: str) -> None:
     place = tmp_path / "full"
     place.mkdir()

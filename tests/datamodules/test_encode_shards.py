@@ -65,7 +65,7 @@ def samples_of(root: Path, module: DiffusionSelfDistillation, **changes: Any) ->
     settings: dict[str, Any] = {"resolution": (64, 64), "buckets": None, "validation_pairs": 0, "crop": "center"}
     source = Shards(str(root), **(settings | {"workers": 0, "max_damaged": 0, "verify": "size"} | changes))
     data: PairData = IdentityPairs(TASK, source, 2, seed=0)
-    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=module, received_sigterm=False)  # type: ignore[assignment]
     return source.training(data)
 
 

@@ -150,7 +150,7 @@ def test_encoded_shards_keep_the_mask_as_small_as_the_latents(shards: Path, tiny
 
     def samples(root: Path, encoded: bool) -> PairData:
         data = IdentityPairs(module.task, shards_of(root, **settings, encoded=encoded), 4, seed=0)
-        data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(lightning_module=module, received_sigterm=False)  # type: ignore[assignment]
         return data
 
     stored = samples(out, True).source.training(samples(out, True))

@@ -139,7 +139,7 @@ def test_the_dry_run_counts_the_images_at_their_price_and_an_unknown_image_has_n
 def test_a_killed_run_goes_on_without_an_image_twice(teacher: str, tmp_path: Path) -> None:
     captions = captions_file(tmp_path, CAPTIONS)
     few = "agents.teacher.agent.limits.concurrency=2"
-    with RehearsalServer(rule, latency=0.05) as server:
+    with RehearsalServer(rule, latency=0.25) as server:
         given = command(*by_api(teacher, tmp_path / "run", captions, server, few), module=("distill.py",))
         setting = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
         with prepared.start(given, env=setting, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:

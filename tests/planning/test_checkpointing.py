@@ -44,7 +44,7 @@ def config_of(base: Path, choice: str | int, *more: str):  # type: ignore[no-unt
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_of_a_gpu_decides(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
     none, everything = peak(tiny_base, "none"), peak(tiny_base, "all")
     assert everything < 0.9 * none

@@ -52,7 +52,7 @@ def test_a_batch_depends_on_its_step_alone() -> None:
     assert not torch.equal(ImageBatches(3, 2, 0.5, seed=1)[2].pixels, later.pixels)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_an_encoder_and_repeats_itself(tmp_path: Path) -> None:
     weights = []
     for name in ("first", "second"):

@@ -159,7 +159,7 @@ def test_an_instruction_without_change_is_known_too(t5_tokenizer: PreTrainedToke
     assert 2 not in t5_tokenizer(lighting(context)).input_ids
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_writes_all_four_folders_and_repeats_itself(tmp_path: Path) -> None:
     weights = []
     for name in ("first", "second"):

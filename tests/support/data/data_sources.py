@@ -69,6 +69,7 @@ def opened(
         world_size=1,
         global_rank=0,
         lightning_module=module,
+        received_sigterm=False,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     data.setup("fit")
