@@ -39,7 +39,7 @@ page: $(VENV)/.ui ## open a page in the browser for the shipped miniature, or fo
 venv: $(VENV)/.base ## make the virtual environment with the pinned requirements
 
 .PHONY: test
-test: $(VENV)/.dev ## run the test suite: about 12 minutes on two CPU cores
+test: $(VENV)/.dev ## run the test suite: about 10 minutes with the installation, on two CPU cores
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not long' $(QUANTIZED:%=--ignore=%)
 
 .PHONY: test-long
