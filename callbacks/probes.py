@@ -120,7 +120,9 @@ class MiniatureProbe(L.Callback):
             metrics = self._possible(module, batches)
             if not metrics:
                 return {}
-            log.info("step %d: scoring %d held-out samples", trainer.global_step, self.samples)
+            log.info(
+                "step %d: scoring %d held-out samples", trainer.global_step, sum(len(each.keys) for each in batches)
+            )
             for index in range(trainer.global_rank, len(batches) + trainer.global_rank, trainer.world_size):
                 # All devices generate equally often, as sharded weights demand; a surplus batch is not counted.
                 batch = batches[min(index, len(batches) - 1)].to(module.device)

@@ -277,8 +277,8 @@ def test_the_plan_of_the_tiny_base_needs_no_numbers_and_logs_nothing(
     tiny_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
-    assert ": fits" in told
+        text = plan(compose_train(Path("run"), f"base.model.path={tiny_base}"))
+    assert ": fits" in text
     assert [each for each in caplog.records if each.name.startswith("dsd_lightning")] == []
 
 
@@ -322,10 +322,10 @@ def test_sharding_takes_less_memory() -> None:
 )
 def test_the_plan_counts_what_a_strategy_shards(strategy: str, devices: int, frozen: bool, tiny_base: Path) -> None:
     choices = (f"trainer/strategy={strategy}", "trainer.devices=4", "trainer.num_nodes=2", "arch.lora.rank=2")
-    told = plan(compose_train(Path("run"), f"base.model.path={tiny_base}", *choices))
+    text = plan(compose_train(Path("run"), f"base.model.path={tiny_base}", *choices))
     held = "the whole model" if devices == 1 else f"1/{devices} of " + ("the model" if frozen else "what is trained")
-    assert f"8 GPUs (each holds {held}" in told
-    assert ("all-gathered" in told) == (devices > 1)
+    assert f"8 GPUs (each holds {held}" in text
+    assert ("all-gathered" in text) == (devices > 1)
 
 
 def test_an_unknown_strategy_is_refused(tiny_base: Path) -> None:

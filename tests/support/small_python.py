@@ -1,5 +1,7 @@
 """Runs Python as it is asked to, with sizes appended to the project's commands, so that each takes seconds.
 
+Beside sizes, training runs on the CPU, uncompiled, without an account at W&B, and presets on a base that is not quantised.
+
 Started by a `python` that comes first on the PATH of a shell into which documented commands are pasted. `TINY_BASE` names a
 small FLUX.1-dev.
 """
@@ -15,7 +17,7 @@ SOURCE = "data.datamodule.source"
 TRAIN = [
     *("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "logger=csv", "compile=false"),
     *("data.datamodule.batch_size=2", f"{SOURCE}.validation_pairs=2", "sampler.num_inference_steps=2"),
-    *("arch.lora.rank=2", "schedule.num_warmup_steps=1", "callbacks.samples.count=2", "gradient_checkpointing=none"),
+    *("arch.lora.rank=2", "schedule.num_warmup_steps=1", "callbacks.samples.count=2"),
 ]
 
 SIZES = {
