@@ -75,6 +75,7 @@ def shell_environment(folder: Path, base: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_documented_commands_run_in_their_order_in_a_fresh_copy(copy: Path, tiny_base: Path, tmp_path: Path) -> None:
     variables = shell_environment(tmp_path, tiny_base)

@@ -60,6 +60,7 @@ def start(command: list[str], **given: Any) -> prepared.Process:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_the_whole_script_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starting = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(gpu, "subprocess", starting)

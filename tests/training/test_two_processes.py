@@ -16,7 +16,7 @@ from support.processes.ranks import two_ranks
 from dsd_lightning.checkpoints.adapter import read_adapter
 from dsd_lightning.checkpoints.folder_io import list_steps
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
