@@ -3,7 +3,7 @@
 python -m benchmarks.reproduce                 all steps, in order; the same command goes on where it was interrupted
 python -m benchmarks.reproduce --list          the steps, and which are done
 python -m benchmarks.reproduce --only NAME     some steps
-python -m benchmarks.reproduce --table         the table alone, from what was measured so far
+python -m benchmarks.reproduce --table         the table alone, from what was measured so far, here or elsewhere
 
 Steps and claims stand in benchmarks/reproduction.yaml. A step is done when its result file exists. A step that fails is
 reported, those that need it are left out, and the others go on; the exit status is 1 then.
@@ -12,30 +12,28 @@ reported, those that need it are left out, and the others go on; the exit status
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
-from scipy.stats import binomtest
 
+from benchmarks.claims import ROOT, measure, table
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.files.text import read_text
 
 log = logging.getLogger("reproduce")
 
-ROOT = Path(__file__).parents[1]
 PLAN = Path(__file__).with_name("reproduction.yaml")
 TABLE = Path("docs") / "reproduction.md"
-NOT_MEASURED = "not measured yet"
+RESULTS = Path("benchmarks") / "results" / "reproduction.json"
 
 
 @dataclass(frozen=True)
@@ -58,19 +56,6 @@ class Step:
     def done(self) -> bool:
         """Whether the result exists."""
         return self.result is not None and (ROOT / self.result).exists()
-
-
-@dataclass(frozen=True)
-class Value:
-    """A measured number with the bounds of its 95 % interval; without an interval both are None."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        """Return the number with its interval in brackets."""
-        return f"{self.mean:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
 
 
 def read_plan(path: Path, out: str) -> tuple[list[Step], list[dict[str, Any]]]:
@@ -114,90 +99,6 @@ def run_steps(steps: Sequence[Step], logs: Path) -> list[str]:
     return missing
 
 
-def value_at(source: Mapping[str, Any]) -> Value | None:
-    """Return the number that `source` points to, or None if its file or its entry does not exist yet.
-
-    Args:
-        source: `file` (JSON or CSV), `path` (keys; `key=value` selects among the items of a list or the rows of a table), and
-            for a share `count`, of how many samples it is, for its Wilson interval. A mapping with `mean` and `half_width`
-            or a row with `value`, `low` and `high` brings its own interval.
-    """
-    file = ROOT / source["file"]
-    if not file.exists():
-        return None
-    text = read_text(file)
-    node: Any = list(csv.DictReader(text.splitlines())) if file.suffix == ".csv" else json.loads(text)
-    for key in map(str, source["path"]):
-        if isinstance(node, list):
-            name, _, wanted = key.partition("=")
-            node = [item for item in node if str(item.get(name)) == wanted]
-            node = node[0] if len(node) == 1 else node
-        elif "=" not in key:
-            node = node.get(key)
-        if not node and node != 0:
-            return None
-    if not isinstance(node, Mapping):
-        return _share(float(node), source.get("count"))
-    if "mean" not in node:
-        return Value(*(float(node[name]) for name in ("value", "low", "high")))
-    half = node["half_width"]
-    return Value(node["mean"]) if half is None else Value(node["mean"], node["mean"] - half, node["mean"] + half)
-
-
-def _share(share: float, count: int | None) -> Value:
-    if count is None:
-        return Value(share)
-    bounds = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return Value(share, float(bounds.low), float(bounds.high))
-
-
-def agreement(rule: Mapping[str, Any], values: Mapping[str, Value]) -> str:
-    """Return whether a claim holds: "yes", "no", or "not distinguished" where intervals overlap.
-
-    Args:
-        rule: `{greater: [a, b]}`, of two values; or `{least: [a, number]}`, of a mean.
-        values: by name.
-    """
-    if "least" in rule:
-        name, least = rule["least"]
-        return "yes" if values[name].mean >= least else "no"
-    larger, smaller = (values[name] for name in rule["greater"])
-    if _low(larger) > _high(smaller):
-        return "yes"
-    return "no" if _high(larger) < _low(smaller) else "not distinguished"
-
-
-def _low(value: Value) -> float:
-    return value.mean if value.low is None else value.low
-
-
-def _high(value: Value) -> float:
-    return value.mean if value.high is None else value.high
-
-
-def table(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Return docs/reproduction.md: a row a claim."""
-    lines = [
-        "# The paper's claims, measured on the miniature",
-        "",
-        "Written by `make reproduce` (`benchmarks/reproduction.yaml` holds steps and claims). In brackets: 95 % intervals,",
-        "over seeds (Student's t) or over samples (Wilson). Where intervals overlap, values are not distinguished.",
-        "",
-        "| paper | claim | measured here | agrees? | command |",
-        "|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        values = {name: value_at(source) for name, source in claim.get("values", {}).items()}
-        measured = {name: value for name, value in values.items() if value is not None}
-        complete = bool(values) and len(measured) == len(values)
-        verdict = agreement(claim["agrees"], measured) if complete else "—"
-        text = "<br>".join(f"{name}: {value}" for name, value in measured.items()) if complete else NOT_MEASURED
-        cells = [claim["paper"], claim["claim"], claim.get("instead") or text, verdict]
-        command = f"`python -m benchmarks.reproduce --only {' '.join(claim['steps'])}`" if "steps" in claim else ""
-        lines.append("| " + " | ".join([*cells, command]) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -220,7 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.table:
         chosen = [step for step in steps if not options.only or step.name in options.only]
         missing = run_steps(chosen, Path(options.out) / "logs")
-    write_text(ROOT / TABLE, table(claims))
+    recorded = json.loads(read_text(ROOT / RESULTS)) if (ROOT / RESULTS).exists() else {}
+    results = measure(claims, recorded)
+    write_text(ROOT / RESULTS, json.dumps(results, indent=1) + "\n")
+    write_text(ROOT / TABLE, table(claims, results))
     log.info("%s", TABLE)
     return 1 if missing else 0
 

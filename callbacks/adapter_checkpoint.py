@@ -143,11 +143,14 @@ class AdapterCheckpoint(Checkpoint):
         self._boundary = {"loops": _loops_now(trainer), "generators": generator_states()}
         if self._step >= trainer.max_steps > 0:
             return
-        stopping = self._stop_requested(trainer)
-        if stopping or self._step % self.every_n_steps == 0:
-            self._save(trainer)
-        if stopping:
+        if stopping := self._stop_requested(trainer):
+            try:
+                self._save(trainer)
+            except OSError as error:  # the run ends all the same, and so does the sweep that it belongs to
+                log.error("the state of step %d could not be saved: %s", self._step, error)
             raise Stopped(128 + stopping)
+        if self._step % self.every_n_steps == 0:
+            self._save(trainer)
 
     def on_validation_batch_end(
         self,

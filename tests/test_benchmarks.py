@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks import (
     trainer,
     training_step,
 )
+from benchmarks.claims import ROOT, Value, agreement, measure, table
 from benchmarks.generation import __main__ as generation
 from benchmarks.measure import ratio
 from benchmarks.peak_memory import __main__ as peak_memory
@@ -204,17 +206,29 @@ def test_reproduction_goes_on_past_a_failure_and_fills_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce, "TABLE", tmp_path / "table.md")
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.json")
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.format(folder=tmp_path))
     for _ in range(2):  # the second time what is done is not run again
         assert reproduce.main(["--plan", str(plan), "--out", str(tmp_path)]) == 1
     rows = (tmp_path / "table.md").read_text().splitlines()[-2:]
-    assert rows[0].startswith(
-        "| 1 | high | a: 0.750 [0.657, 0.825] | yes | `python -m benchmarks.reproduce --only measured` |"
-    )
-    assert rows[1] == "| 2 | open | not measured yet | — |  |"
+    today = datetime.now(UTC).date().isoformat()
+    command = "`python -m benchmarks.reproduce --only measured`"
+    assert rows == [
+        f"| 1 | high | a: 0.750 [0.657, 0.825] | yes | {today} | {command} |",
+        "| 2 | open | not measured yet | — |  |  |",
+    ]
     steps, _ = reproduce.read_plan(plan, str(tmp_path))
     assert reproduce.run_steps(steps, tmp_path / "logs") == ["broken", "dependent"]
+
+    # Where its result file is absent, a row keeps the values that were recorded, until they are measured again.
+    measured = tmp_path / "measured.json"
+    measured.rename(tmp_path / "elsewhere.json")
+    assert reproduce.main(["--plan", str(plan), "--out", str(tmp_path), "--table"]) == 0
+    assert (tmp_path / "table.md").read_text().splitlines()[-2:] == rows
+    measured.write_text('{"share": 0.5}')
+    assert reproduce.main(["--plan", str(plan), "--out", str(tmp_path), "--table"]) == 0
+    assert "| high | a: 0.500 [" in (tmp_path / "table.md").read_text()
 
 
 def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> None:
@@ -222,19 +236,26 @@ def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> No
     names = {step.name for step in steps}
     assert all(set(step.needs) <= names for step in steps)
     assert all(set(claim.get("steps", ())) <= names for claim in claims)
-    assert reproduce.table(claims).count("\n| ") == len(claims) + 1
+    assert len({claim["claim"] for claim in claims}) == len(claims), "results are recorded by the claim's text"
+    assert table(claims, measure(claims, {})).count("\n| ") == len(claims) + 1
+
+
+def test_the_committed_table_is_that_of_the_committed_values() -> None:
+    _, claims = reproduce.read_plan(reproduce.PLAN, "absent")
+    results = json.loads((ROOT / reproduce.RESULTS).read_text())
+    assert (ROOT / reproduce.TABLE).read_text() == table(claims, measure(claims, results))
 
 
 @pytest.mark.parametrize(
     ("larger", "smaller", "verdict"),
     [((0.9, 0.8, 1.0), (0.5, 0.4, 0.6), "yes"), ((0.5, 0.4, 0.6), (0.9, 0.8, 1.0), "no"),
-     ((0.6, 0.4, 0.8), (0.5, 0.3, 0.7), "not distinguished")],
+     ((0.6, 0.4, 0.8), (0.5, 0.3, 0.7), "not distinguished"), ((0.9,), (0.5, 0.4, 0.6), "not distinguished")],
 )  # fmt: skip
 def test_claims_agree_where_intervals_are_apart(
     larger: tuple[float, ...], smaller: tuple[float, ...], verdict: str
 ) -> None:
-    values = {"a": reproduce.Value(*larger), "b": reproduce.Value(*smaller)}
-    assert reproduce.agreement({"greater": ["a", "b"]}, values) == verdict
+    values = {"a": Value(*larger), "b": Value(*smaller)}
+    assert agreement({"greater": ["a", "b"]}, values) == verdict
 
 
 def test_the_committed_values_of_the_public_code_are_ours() -> None:

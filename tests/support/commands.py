@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,17 @@ class BreakOff(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
             raise RuntimeError("broken off")
+
+
+class Signalled(L.Callback):
+    """Sends SIGTERM to its own process at the start of a batch, counted from 0."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def metrics(run_dir: Path) -> list[dict[str, str]]:

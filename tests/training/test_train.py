@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import yaml
@@ -158,6 +159,22 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(tiny_base: Path, tmp_path
         summaries = [json.loads((each / "summary.json").read_text()) for each in (straight, resumed)]
         assert summaries[0].keys() == summaries[1].keys()
         assert summaries[0]["pairs_seen"] == summaries[1]["pairs_seen"]
+
+
+def test_a_signal_ends_a_run_that_cannot_be_saved(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in its place would be a failed run, after which a sweep goes on to the next one."""
+
+    def save(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    overrides = tiny_miniature(tiny_base, "logger=csv", "callbacks.probe=null", "trainer.max_steps=5")
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", save)
+    with pytest.raises(SystemExit) as ended:
+        finish(tmp_path / "run", *overrides, "+callbacks.signalled={_target_:support.commands.Signalled,batch:1}")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "could not be saved" in caplog.text
 
 
 # --- As a command.
