@@ -79,6 +79,11 @@ class Row:
     seeds: Sequence[int]
     metrics: Mapping[str, Estimate]
 
+    @property
+    def counted_seeds(self) -> str:
+        """Return how many seeds there are, and which: `1 (0)`, where a lone `0` would read as none."""
+        return f"{len(self.seeds)} ({', '.join(map(str, self.seeds))})"
+
 
 @dataclass(frozen=True)
 class Table:

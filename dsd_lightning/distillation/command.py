@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from dsd_lightning.cli.console import tidy
 from dsd_lightning.cli.settings import check_settings
 from dsd_lightning.distillation.expectation import expect, outlook, table
+from dsd_lightning.distillation.records import NothingKept
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES, Distillation
 
@@ -33,6 +34,7 @@ def distill(config: DictConfig) -> str:
 
     Raises:
         SettingError: a value of the configuration that cannot be meant.
+        NothingKept: a stage kept no record; the report is written.
     """
     check_settings(config)
     tidy()
@@ -40,8 +42,12 @@ def distill(config: DictConfig) -> str:
         expected = expect(config)
         return f"{outlook(config, expected)}\n{table(expected)}"
     run = Distillation(config)
-    samples = run.run()
     beside = Path(config.beside) if config.beside is not None else None
+    try:
+        samples = run.run()
+    except NothingKept as error:
+        page = write_report(run.store.root, STAGES, {}, beside)
+        raise NothingKept(f"{error}\nreport    {page}") from None
     page = write_report(run.store.root, STAGES, samples, beside)
     if not samples:
         return f"report    {page}\nThe shards are not made yet: run without until=... and executor.tasks=..."

@@ -33,6 +33,10 @@ class DistillationError(ValueError):
     """A run that cannot be started or gone on with as it is asked for; the message says what to do."""
 
 
+class NothingKept(DistillationError):
+    """A stage kept none of its records, so that there is nothing to go on with; the message says why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One item on its way: a caption, then its grid, then a pair of panels.

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from dsd_lightning.distillation.records import PASSING, DistillationError, Outcome, Stage, Usage
+from dsd_lightning.distillation.records import PASSING, DistillationError, NothingKept, Outcome, Stage, Usage
 from dsd_lightning.distillation.stages import captions
 from dsd_lightning.distillation.stages.grids import Teacher
 from dsd_lightning.distillation.stages.shards import write_shards
@@ -137,18 +137,23 @@ class Distillation:
         Raises:
             AgentFailure: one that ends the run; the same command goes on.
             DistillationError: a setting that makes no sense, or no pair is left.
+            NothingKept: a stage kept no record of all partitions.
         """
+        wanted = ALL[: ALL.index(self.config.until) + 1] if self.config.until else ALL
+        if "prompts" in wanted:  # refuses its settings before the filter's calls are paid for
+            instantiate(self.config.stages.prompts).close()
         self.store.root.mkdir(parents=True, exist_ok=True)
         self.store.sweep()
         write_text(self.store.root / "config.yaml", OmegaConf.to_yaml(self.config))
         partitions = self._plan()
         executor: Executor = instantiate(self.config.executor)
         mine = executor.mine(partitions)
-        wanted = ALL[: ALL.index(self.config.until) + 1] if self.config.until else ALL
         try:
             for stage in STAGES:
                 if stage in wanted:
-                    self._run_stage(executor, stage, mine)
+                    kept = self._run_stage(executor, stage, mine)
+                    if not kept and partitions and mine == partitions:
+                        raise self._nothing_kept(stage, partitions)
         finally:
             executor.close()
         return self._write_shards(partitions) if "shards" in wanted and mine == partitions else {}
@@ -179,7 +184,8 @@ class Distillation:
         note = self.store.root / captions.NAME / "partitions"
         return note.exists() and note.read_text().strip() == str(len(known))
 
-    def _run_stage(self, executor: Executor, stage: str, partitions: Sequence[int]) -> None:
+    def _run_stage(self, executor: Executor, stage: str, partitions: Sequence[int]) -> int:
+        """Run a stage's partitions; return how many records it kept."""
         taken = dict.fromkeys(partitions, 0)
         before = ALL[ALL.index(stage) - 1]
         for partition in partitions:
@@ -193,6 +199,19 @@ class Distillation:
                 bar.update(manifest.taken)
         priced = f", {usage.calls} calls, {usage.usd:.4f} USD" if usage.calls else ""
         self.say(f"{stage}: {seen} records in, {kept} out{priced}")
+        return kept
+
+    def _nothing_kept(self, stage: str, partitions: Sequence[int]) -> NothingKept:
+        """Return the failure of a run in which a stage rejected everything: reasons by number, and the first one's words."""
+        rejected = [each for partition in partitions for each in self.store.read_rejected(stage, partition)]
+        reasons = Counter(each.reason for each in rejected)
+        numbers = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        retried = "retry_failed=true asks again; " if PASSING & set(reasons) else ""
+        first = f"\nThe first: {rejected[0].detail}" if rejected else ""
+        return NothingKept(
+            f"stage {stage} kept none of {len(rejected)} records ({numbers}), so that there is nothing to go on with; "
+            f"{retried}all of them: {self.store.root / stage}/part-*/rejected.jsonl{first}"
+        )
 
     def _write_shards(self, partitions: Sequence[int]) -> dict[str, int]:
         manifests = [self.store.manifest(STAGES[-1], partition) for partition in partitions]

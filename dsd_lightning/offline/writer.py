@@ -40,6 +40,8 @@ class RuleWriter:
     """
 
     identity = "offline"
+    invents = False
+    """Without a caption it finds no subject, and has none of its own."""
 
     def __init__(self, seed: int, name_subject: float) -> None:
         if not 0 <= name_subject <= 1:

@@ -119,7 +119,8 @@ def test_the_table_states_what_the_runs_measured(sweep: Path, tmp_path: Path) ->
         "1,234",
         "GFLOP a pair ↓",
         "identity_accuracy ↑",
-        "<td>0, 1, 2</td>",
+        "<td>3 (0, 1, 2)</td>",
+        "<td>1 (0)</td>",  # a lone 0 would read as no seed at all
     ):
         assert text in page
     assert "<script" not in page
@@ -259,7 +260,7 @@ def test_any_sweep_is_reported_by_the_overrides_in_which_its_runs_differ(tmp_pat
     assert [row.label for row in table.rows] == ["optimizer.lr=0.002", "optimizer.lr=0.01"]
     assert [list(row.seeds) for row in table.rows] == [[0, 1], [0, 1]]
     assert not table.differences
-    assert "| optimizer.lr=0.002 | 0, 1 |" in (tmp_path / "report" / "report.md").read_text()
+    assert "| optimizer.lr=0.002 | 2 (0, 1) |" in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rehearsal_server import RehearsalServer
 from rehearsal_server.script import Asked, Fault
@@ -24,8 +25,10 @@ from support.distill_runs import (
 )
 
 from dsd_lightning.agents import AuthenticationFailed, BudgetExceeded
+from dsd_lightning.cli.errors import message_for_user
 from dsd_lightning.distillation.command import distill
 from dsd_lightning.distillation.expectation import expect, kept_shares, outlook
+from dsd_lightning.distillation.records import DistillationError, NothingKept
 from dsd_lightning.distillation.report import write_report
 from dsd_lightning.distillation.runner import STAGES
 from dsd_lightning.distillation.store import Store
@@ -161,11 +164,43 @@ def test_a_yes_and_no_is_asked_again_and_then_rejected(tmp_path: Path) -> None:
     def answer(asked: Asked) -> str | Fault:
         return "Hard to say: yes and no" if "one and the same, only" in asked.text else rule(asked)
 
-    with RehearsalServer(answer) as server, pytest.raises(ValueError, match="no pair is left"):
+    with (
+        RehearsalServer(answer) as server,
+        pytest.raises(NothingKept, match=r"verify kept none of 6 records \(6 unclear_verdict\)"),
+    ):
         run_here(tmp_path / "run", captions_file(tmp_path, CAPTIONS[:1]), server)
     assert {reason: len(ids) for reason, ids in rejected(tmp_path / "run", "verify").items()} == {"unclear_verdict": 6}
     verdicts = [each for each in server.counts["requests"] if each["text"].startswith("Is it one and the same")]
     assert sum(each["asked"] for each in verdicts) == 12
+
+
+def test_a_stage_that_keeps_nothing_ends_the_run_with_its_reasons_and_a_report(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> str | Fault:
+        return Fault("unavailable") if "grid of four" in asked.text else rule(asked)
+
+    captions = captions_file(tmp_path, CAPTIONS[:2])
+    with RehearsalServer(answer) as server:
+        given = arguments(tmp_path / "run", captions, server.url, "agents.retries.attempts=1", "until=prompts")
+        with pytest.raises(
+            NothingKept, match=r"prompts kept none of 2 records \(2 provider_failed\).*retry_failed=true"
+        ) as end:
+            distill(compose_distill(*given))
+        # A task of an array sees its own partitions alone, and says nothing of the run.
+        distill(compose_distill(*given, "partition_size=1", "executor.tasks=2", "executor.task=0"))
+    assert f"report    {tmp_path / 'run' / 'report.html'}" in str(end.value)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("more", [[], ["until=prompts"], ["dry_run=true"]])
+def test_prompts_without_captions_need_a_writer_that_invents(tmp_path: Path, more: list[str]) -> None:
+    given = [f"out={tmp_path / 'run'}", "count=2", "stages.prompts.with_caption=false", *more]
+    with pytest.raises((DistillationError, InstantiationException)) as end:
+        distill(compose_distill(*given))
+    said = message_for_user(end.value)
+    assert said is not None
+    assert "stages.prompts.with_caption=false" in said
+    assert "agents=paper, openai, gemini or local" in said
+    assert not list(tmp_path.glob("run/filter/*"))
 
 
 def test_a_full_disk_leaves_whole_partitions_and_the_run_goes_on(

@@ -26,7 +26,8 @@ class GridPrompts:
         seed: of the choice of families.
 
     Raises:
-        DistillationError: no family, a negative share, or a family without a template.
+        DistillationError: no family, a negative share, or a family without a template; a provider that invents no
+            subjects (`invents = False`, as the offline writer's) is asked without the caption.
     """
 
     name: ClassVar[str] = "prompts"
@@ -49,6 +50,11 @@ class GridPrompts:
             raise DistillationError(f"families={dict(families)}: give at least one a share > 0, such as character: 1.0")
         for family in self.families:
             self.prompts.text(f"grid_{family}")
+        if not with_caption and not getattr(agent.provider, "invents", True):
+            raise DistillationError(
+                f"stages.prompts.with_caption=false: {agent.model} writes by rule and invents no subject without a caption; "
+                "choose a language model (agents=paper, openai, gemini or local), or stages.prompts.with_caption=true"
+            )
 
     def settings(self) -> Mapping[str, Any]:
         names = ["grid_system", "grid_again", f"quadrants_{self.words.quadrants}"]
