@@ -2,13 +2,15 @@
 # Your own images of one subject, without pairs, in five commands: pack, look, train, generate, plot.
 #     launch/own_images.sh                                                  thirty drawings of a robot, on the miniature
 #     IMAGES=my_images OUT=outputs/mine TEXT="..." launch/own_images.sh     yours; settings of train.py may follow
-# Without captions: python -m dsd_lightning.packing my_images out --all-pairs --caption vlm (docs/data.md).
+#     IMAGES=my_images PACK="--caption vlm" launch/own_images.sh            yours without captions: the configured agent writes them
+# PACK holds flags of packing, such as --agents, --caption-from-name or --trigger. docs/data.md.
 set -euo pipefail
 images=${IMAGES:-assets/own_images} out=${OUT:-outputs/own_images}
 text=${TEXT:-this character with happy eyes and a smile 01 mouth, large, tilted to the left, on a blue background}
 reference=${REFERENCE:-$(find "$images" -name '*.png' -o -name '*.jpg' | sort | head -n 1)}
+read -r -a pack <<< "--all-pairs --overwrite ${PACK:-}"
 
-python -m dsd_lightning.packing "$images" "$out/shards" --all-pairs --overwrite
+python -m dsd_lightning.packing "$images" "$out/shards" "${pack[@]}"
 python -m dsd_lightning.shards view "$out/shards" --out "$out/pairs.html"
 python train.py data=shards data.root="$out/shards" hydra.run.dir="$out/run" ckpt=auto trainer.max_steps=300 \
     trainer.val_check_interval=150 callbacks.samples.every_n_steps=150 callbacks.probe=null "$@"

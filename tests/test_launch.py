@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rehearsal_server import RehearsalServer
 from safetensors.torch import load_file
 from support.commands import ROOT, SOURCE, compose_train, environment, tiny, tiny_miniature
+from support.llm.own_image_captions import DRAWINGS, answer
 
 from dsd_lightning.checkpoints.folder_io import list_steps
+from dsd_lightning.files.rows import Table
+from dsd_lightning.shards import PairShards
 from dsd_lightning.training.run import train
 
 STEPS, STOPS = 40, 3
@@ -130,22 +135,39 @@ def wait_for_training(job: subprocess.Popen[bytes], metrics: Path, stops: int) -
 
 
 @pytest.mark.long
-def test_own_images_become_pairs_a_model_and_an_image(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_agent", [False, True], ids=["given captions", "captions by the agent"])
+def test_own_images_become_pairs_a_model_and_an_image(by_agent: bool, tiny_base: Path, tmp_path: Path) -> None:
     given = tiny(
         tiny_base, "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.count=2", "logger=csv"
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["launch/own_images.sh", *given],
-        cwd=ROOT,
-        env=environment(OUT=str(tmp_path), PATH=path),
-        capture_output=True,
-        text=True,
-    )
+    variables = {"OUT": str(tmp_path / "out"), "PATH": path}
+    images = tmp_path / "images"
+    with RehearsalServer(answer) as server:
+        if by_agent:
+            images.mkdir()
+            for file in DRAWINGS.glob("*.png"):
+                shutil.copy(file, images)
+            provider = f"agents.vlm.provider.model=m agents.vlm.provider.base_url={server.url}/v1"
+            variables["PACK"] = f"--caption vlm --agents local {provider} agents.folder={tmp_path / 'agents'}"
+            variables["IMAGES"] = str(images)
+        done = subprocess.run(
+            ["launch/own_images.sh", *given], cwd=ROOT, env=environment(**variables), capture_output=True, text=True
+        )
+        asked = server.counts["asked"]
     assert done.returncode == 0, done.stderr
+    assert asked == (30 if by_agent else 0)
     assert "552 pairs train, 30 validate" in done.stdout
     for name in ("pairs.html", "generated.png", "run/curves.png", "run/samples/step_00000002.png"):
-        assert (tmp_path / name).is_file(), name
+        assert (tmp_path / "out" / name).is_file(), name
+    captions = {row.text("image"): row.text("caption") for row in Table(DRAWINGS / "captions.csv")}
+    pairs = PairShards(tmp_path / "out" / "shards")
+    records = [pairs.record(position) for position in range(len(pairs))]
+    assert {record.provenance["target_image"]: record.caption for record in records} == captions
+    if by_agent:
+        assert "30 captions written; edit them" in done.stdout
+        assert {row.text("image"): row.text("caption") for row in Table(images / "captions.csv")} == captions
+        assert all(record.instruction == f"show {record.caption}" for record in records)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,14 @@ def is_miniature(chosen: argparse.Namespace) -> bool:
 
 
 def load_model(chosen: argparse.Namespace) -> TwoFramePipeline:
-    """Return the pipeline that the flags name."""
+    """Return the pipeline that the flags name; outside of a terminal it shows no bar of steps, which a log file would keep."""
+    pipeline = _loaded(chosen)
+    if not sys.stderr.isatty():
+        pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _loaded(chosen: argparse.Namespace) -> TwoFramePipeline:
     from dsd_lightning.compute.device import find_device
     from dsd_lightning.pipeline import TwoFramePipeline
 

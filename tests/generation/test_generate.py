@@ -327,6 +327,7 @@ def test_the_command_itself(image: Path, out: Path) -> None:
     done: subprocess.CompletedProcess[str] = run(*command(image, out), module=("generate.py",))
     assert done.returncode == 0, done.stderr
     assert read_provenance(out) is not None
+    assert "%|" not in done.stderr, "a bar in a log file"
 
 
 def test_weights_that_are_not_whole_are_refused_without_a_traceback(

@@ -13,7 +13,7 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{each.name}" for eac
 
 _BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
-_PROGRAM = re.compile(r"(PYTHONPATH=\S+ )?(python|make|pip|hf|curl|torchrun|for gpu in|launch/\S+)\b")
+_PROGRAM = re.compile(r"(\w+=(\"[^\"]*\"|\S+) )*(python|make|pip|hf|curl|torchrun|for gpu in|launch/\S+)\b")
 """What a command begins with; other lines of a block are trees, diagrams and comments."""
 
 
@@ -80,7 +80,7 @@ RULES: list[tuple[str, str, Way]] = [
     ("README.md", r"^python train.py (arch=parallel task=\w+|-m seed=.*|--help)$", Pasted()),
     ("README.md", r"^python train.py data=shards data.root=FOLDER$", Pasted(f"{PACK} FOLDER --all-pairs")),
     ("README.md", r"^python train.py experiment=miniature_long$", EXPERIMENT),
-    (".*", r"^launch/own_images.sh$", OWN_IMAGES),
+    (".*", r"launch/own_images.sh$|support.llm.own_image_captions", OWN_IMAGES),
     (".*", r"^launch/data_run.sh$", DATA_RUN),
     ("docs/train_flux.md", r"^python ", Pasted()),
     ("docs/data.md", r"dsd_lightning.packing (?!.*--caption vlm)\S+/? shards/", Pasted("rm -rf shards")),
