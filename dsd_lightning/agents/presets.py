@@ -51,7 +51,9 @@ def find_settings(chosen: Sequence[str] | None) -> DictConfig:
             return _usable(preset, ())
         except AuthenticationFailed:
             continue
-    raise AuthenticationFailed("neither GEMINI_API_KEY nor OPENAI_API_KEY holds a key")
+    raise AuthenticationFailed(
+        "neither GEMINI_API_KEY nor OPENAI_API_KEY holds a key: set one, or name another model with --agents (docs/agents.md)"
+    )
 
 
 def _usable(preset: str, overrides: Sequence[str]) -> DictConfig:

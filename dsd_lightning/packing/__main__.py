@@ -17,7 +17,7 @@ from pathlib import Path
 from dsd_lightning.agents import AgentFailure
 from dsd_lightning.agents.presets import HELP, PresetError, find_agent
 from dsd_lightning.cli.flags import Flags, number, whole
-from dsd_lightning.files.listing import FolderError
+from dsd_lightning.files.listing import FolderError, together
 from dsd_lightning.files.rows import TableError
 from dsd_lightning.files.text import TextError
 from dsd_lightning.packing.candidates import PackingError, Source
@@ -88,9 +88,12 @@ def _own_images(options: argparse.Namespace) -> Source:
     lacking = sum(image.caption is None for image in images)
     if options.caption == "vlm" and lacking:
         with find_agent(options.agents) as agent:
-            images = caption_images(images, agent)
+            images, failed = caption_images(images, agent)
         table = write_captions(folder, images)
-        print(f"{table}: {lacking} captions written; edit them and pack again with --overwrite where they are wrong")
+        written = lacking - len(failed)
+        print(f"{table}: {written} captions written; edit them and pack again with --overwrite where they are wrong")
+        if failed:
+            print(together([f"not captioned: {name}: {why}" for name, why in failed.items()]), file=sys.stderr)
     source = AllPairs(images, options.trigger)
     count = sum(map(len, source.subjects.values()))
     print(f"{count} images of {len(source.subjects)} subjects: {len(source)} ordered pairs")

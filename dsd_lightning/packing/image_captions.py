@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 
-from dsd_lightning.agents import Agent, AgentFailure, ImagePart, Request
+from dsd_lightning.agents import Agent, ImagePart, Request
 from dsd_lightning.agents.many import ask_until_valid, for_each
 from dsd_lightning.images.pixels import load_rgb, shrink
+from dsd_lightning.packing.candidates import PackingError
 from dsd_lightning.packing.own_images import OwnImage
 
 SIDE = 768
@@ -20,8 +21,8 @@ _ATTEMPTS = 3
 _FIELDS = ("caption", "instruction")
 
 
-def caption_images(images: Sequence[OwnImage], agent: Agent) -> list[OwnImage]:
-    """Return the images with the texts that they lacked; those that the model would not describe stay as they are.
+def caption_images(images: Sequence[OwnImage], agent: Agent) -> tuple[list[OwnImage], dict[str, str]]:
+    """Return the images with the texts that they lacked, and, by name, why others have none: those stay as they are.
 
     Answers are cached, so that a command that was stopped repeats no call.
 
@@ -31,21 +32,29 @@ def caption_images(images: Sequence[OwnImage], agent: Agent) -> list[OwnImage]:
 
     Raises:
         AgentFailure: one that every other image would meet as well: budget, quota, key.
+        PackingError: the model described no image.
     """
     words = (files(__package__) / "caption_prompt.txt").read_text(encoding="utf-8").strip()
 
-    def ask(image: OwnImage) -> OwnImage:
+    def ask(image: OwnImage) -> OwnImage | str:
         request = Request.of(ImagePart.of(shrink(load_rgb(image.path), SIDE)), words)
-        answer, _, _ = ask_until_valid(agent, request, _broken, "{} Answer again.".format, _ATTEMPTS)
+        answer, rule, said = ask_until_valid(agent, request, _broken, "{} Answer again.".format, _ATTEMPTS)
         if answer is None:
-            return image
+            return f"{rule} {agent.model} said: {said[-1].text!r:.200}"
         texts = _parsed(answer.text)
         return replace(image, caption=texts["caption"], instruction=image.instruction or texts["instruction"])
 
     lacking = [image for image in images if image.caption is None]
     answers = dict(zip((image.name for image in lacking), for_each(agent, lacking, ask), strict=True))
-    described = {name: each for name, each in answers.items() if not isinstance(each, AgentFailure)}
-    return [described.get(image.name, image) for image in images]
+    described = {name: each for name, each in answers.items() if isinstance(each, OwnImage)}
+    failed = {name: str(each) for name, each in answers.items() if not isinstance(each, OwnImage)}
+    if lacking and not described:
+        name, why = next(iter(failed.items()))
+        raise PackingError(
+            f"{agent.model} captioned none of {len(lacking)} images; name a model that sees images with --agents. "
+            f"The first, {name}: {why}"
+        )
+    return [described.get(image.name, image) for image in images], failed
 
 
 def _parsed(text: str) -> dict[str, str]:

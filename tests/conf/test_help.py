@@ -16,14 +16,22 @@ from dsd_lightning.cli.groups import CONF, describe_groups
 @pytest.mark.parametrize("command", ["train", "distill", "evaluate"])
 def test_groups_are_those_of_the_command(command: str) -> None:
     lines = describe_groups(command).splitlines()
-    groups = {line[2:].partition("=")[0] for line in lines}
-    for group in groups:
-        assert (CONF / group).is_dir()
-        choices = [line for line in lines if line[2:].startswith(f"{group}=")]
-        assert len(choices) == len(list((CONF / group).glob("*.yaml")))
-        assert sum(line.startswith("*") for line in choices) <= 1
-    assert ("arch" in groups) == (command != "evaluate")
-    assert ("benchmark" in groups) == (command == "evaluate")
+    assert max(map(len, lines)) <= 128
+    heads = [(number, line) for number, line in enumerate(lines) if line[2] != " "]
+    choices: dict[str, list[str]] = {}
+    for number, line in heads:
+        group, _, choice = line[2:].split("  ")[0].partition("=")
+        choices.setdefault(group, []).append(choice.strip())
+        beside = line[2:].partition("=")[2].removeprefix(choice).strip()
+        assert beside or lines[number + 1].startswith("    "), f"{group}={choice} has no comment"
+    for group, names in choices.items():
+        assert names == sorted(file.stem for file in (CONF / group.partition("@")[0]).glob("*.yaml"))
+        assert sum(line.startswith(f"* {group}=") for _, line in heads) <= 1
+    assert ("arch" in choices) == (command != "evaluate")
+    assert ("trainer/strategy" in choices) == (command == "train")
+    assert ("agents/teacher" in choices) == (command != "train")
+    assert ("benchmark" in choices) == (command == "evaluate")
+    assert not any(line.endswith("...") for line in lines), "a comment is cut"
 
 
 def test_installed_commands_work_from_another_folder(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rehearsal_server import RehearsalServer
+from rehearsal_server.script import Asked
 from support.llm.agent_parts import agent_of
+from support.llm.rehearsals import rehearsing_agent
 
 from dsd_lightning.agents.messages import Message, Sampling
 from dsd_lightning.agents.providers.provider import Reply
@@ -127,6 +130,36 @@ def test_a_model_writes_the_captions_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert command.main([*arguments, "--overwrite"]) == 0
     assert provider.calls == 3
     assert {pair.caption for pair in PairShards(out)} == {"edited", "this character rests", "mine"}
+
+
+def test_images_that_a_model_does_not_describe_are_named_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = draw(tmp_path / "robot", 3, caption=False)
+    arguments = [str(images), str(tmp_path / "out"), "--all-pairs", "--caption", "vlm"]
+
+    def described(count: int) -> int:
+        """Pack with a model that describes so many images, in the order in which it is asked."""
+        left = iter(range(count))
+
+        def answer(asked: Asked) -> str:
+            seen = len(asked.turns) == 1 and next(left, None) is not None
+            return '{"caption": "this character", "instruction": "show it"}' if seen else "a robot"
+
+        with RehearsalServer(answer) as server:
+            agent = rehearsing_agent("local", server, tmp_path / str(count), "agents.vlm.limits.concurrency=1")
+            monkeypatch.setattr(command, "find_agent", lambda chosen: agent)
+            return command.main(arguments)
+
+    assert described(0) == 2
+    assert "a-model captioned none of 3 images" in (said := capsys.readouterr().err)
+    assert "a-model said: 'a robot'" in said
+    assert not (images / "captions.csv").exists()
+    assert described(2) == 2
+    said = capsys.readouterr()
+    assert "2 captions written" in said.out
+    assert "not captioned: 2.png: That is no JSON object" in said.err
+    assert "missing_caption" in said.err
 
 
 def test_a_folder_of_shards_is_shown_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
