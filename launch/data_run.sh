@@ -1,7 +1,8 @@
 #!/bin/bash
 # Pairs that a teacher generates, in five commands: plan, grids, judge, pack, look. Then a model is trained on them.
 #     launch/data_run.sh                                                                    the miniature, offline
-#     OUT=pairs PAIRS=400000 TRAIN=plan=true launch/data_run.sh agents=paper captions=files captions.path=laion.parquet
+#     OUT=pairs PAIRS=400000 TRAIN=plan=true launch/data_run.sh agents=paper captions=files captions.path=laion.parquet \
+#         agents.budget.budget_usd=12000
 # PAIRS are training pairs wanted; settings of distill.py follow, of which agents.budget.budget_usd (10) bounds what is spent. TRAIN holds
 # settings of train.py; TRAIN=plan=true plans the training alone. The same command goes on where it was stopped. docs/distill.md.
 set -euo pipefail

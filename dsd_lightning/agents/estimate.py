@@ -36,10 +36,15 @@ class Estimate:
         )
 
     def __str__(self) -> str:
-        tokens = f"about {self.input_tokens} tokens in and {self.output_tokens} out"
+        tokens = f"about {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
         dollars = (
             "price unknown"
             if self.usd is None or self.usd_at_most is None
-            else f"about {self.usd:.4f} USD, at most {self.usd_at_most:.4f} USD"
+            else f"about {_dollars(self.usd)}, at most {_dollars(self.usd_at_most)}"
         )
-        return f"{self.calls} calls ({self.cached} more are answered already), {tokens}, {dollars}"
+        return f"{self.calls:,} calls ({self.cached:,} more are answered already), {tokens}, {dollars}"
+
+
+def _dollars(usd: float) -> str:
+    """Return an amount in USD: to the cent, or, below one, to a hundredth of it."""
+    return f"{usd:,.2f} USD" if usd >= 1 else f"{usd:.4f} USD"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from dsd_lightning.distillation.yields import DIRECTIONS, PAIRS, PANELS, Yields,
 
 ANSWER_TOKENS = {"filter": 20, "prompts": 80, "verify": 200, "caption": 80}
 """Expected length of an answer, by stage; models that think take more."""
+
+ROOM = 1.2
+"""Factor of the expected dollars that a budget should hold."""
 
 _WORDS = "as said in an answer of ordinary length, "
 _PROMPT = _WORDS * (ANSWER_TOKENS["prompts"] * 4 // len(_WORDS))
@@ -112,6 +116,14 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
     short = f"; {wanted:,} are wanted, and the source holds no more" if drawn < wanted else ""
     agents = {each.agent.model: each.agent for each in at_most if each.agent is not None}
     origins = [f"{model}: {origin}" for model, agent in agents.items() if (origin := agent.prices.origin(model))]
+    # What calls under way set aside, and shares that turn out higher, need room above what is expected.
+    bounds = [(budget.budget_usd, budget.spent_usd) for budget in (agent.budget for agent in agents.values())]
+    needed = [(bound, spent) for bound, spent in bounds if bound is not None and spent + priced > bound]
+    stops = [
+        f"  budget    {bound:,.2f} USD, of which {spent:,.2f} are spent: the run would stop there; "
+        f"agents.budget.budget_usd={math.ceil(ROOM * (spent + priced))} leaves room to finish"
+        for bound, spent in needed[:1]
+    ]
     source = "by the shares of expected" if expected.run is None else f"as in {expected.run}"
     return "\n".join(
         [
@@ -120,6 +132,7 @@ def outlook(config: DictConfig, at_most: list[Expectation]) -> str:
             f"  grids     {grids:,.0f}{teacher}",
             f"  calls     {calls:,.0f}, about {tokens_in:,.0f} tokens in and {tokens_out:,.0f} out, {cost}",
             *(f"  price     of {origin}" for origin in origins),
+            *stops,
             f"  time      {hours + seconds / 3600:,.1f} hours at least in one process, by the limits of the agents",
             f"  pairs     {yields.pairs(drawn, seeds):,.0f} to train on, both directions counted",
             "at most, stage by stage:",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -279,8 +280,23 @@ def test_a_dry_run_asks_nothing_and_bounds_what_the_run_takes(tmp_path: Path) ->
         estimate = distill(compose_distill(*given, "dry_run=true"))
         assert server.counts["asked"] == 0
         run_here(tmp_path / "run", captions, server)
-        assert server.counts["asked"] <= int(estimate.splitlines()[-2].split()[1])
+        assert server.counts["asked"] <= int(estimate.splitlines()[-2].split()[1].replace(",", ""))
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_dry_run_says_that_the_budget_ends_the_run_and_which_one_does_not(tmp_path: Path) -> None:
+    given = [
+        *arguments(tmp_path / "run", captions_file(tmp_path), "http://127.0.0.1:9"),
+        "dry_run=true",
+        *priced("m", 10.0),
+    ]
+    said = distill(compose_distill(*given, "agents.budget.budget_usd=0.01"))
+    (enough,) = re.findall(
+        r"  budget    0\.01 USD, of which 0\.00 are spent: .* agents\.budget\.budget_usd=(\d+) leaves", said
+    )
+    expected = float(re.findall(r"about ([\d,.]+) USD\n", said)[0])
+    assert float(enough) >= expected
+    assert "  budget " not in distill(compose_distill(*given, f"agents.budget.budget_usd={enough}"))
 
 
 def test_a_dry_run_expects_the_calls_and_pairs_of_a_run_whose_shares_it_has(undisturbed: Path, tmp_path: Path) -> None:

@@ -156,10 +156,10 @@ def test_images_that_a_model_does_not_describe_are_named_with_its_words(
     assert "a-model said: 'a robot'" in said
     assert not (images / "captions.csv").exists()
     assert described(2) == 2
-    said = capsys.readouterr()
-    assert "2 captions written" in said.out
-    assert "not captioned: 2.png: That is no JSON object" in said.err
-    assert "missing_caption" in said.err
+    shown = capsys.readouterr()
+    assert "2 captions written" in shown.out
+    assert "not captioned: 2.png: That is no JSON object" in shown.err
+    assert "missing_caption" in shown.err
 
 
 def test_a_folder_of_shards_is_shown_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
