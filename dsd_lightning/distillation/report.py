@@ -43,6 +43,17 @@ _LITTLE = (
 """Words that every grid prompt needs; each between blanks."""
 
 
+_UNITS = {
+    "filter": ("captions", "captions"),
+    "prompts": ("prompts", "captions"),
+    "grids": ("grids", "prompts"),
+    "split": ("grids", "grids"),
+    "verify": ("pairs", "pairs"),
+    "caption": ("pairs", "pairs"),
+}
+"""What each stage gives, and what it looks at."""
+
+
 @dataclass(frozen=True)
 class StageLine:
     """One row of the report's table."""
@@ -63,6 +74,20 @@ class StageLine:
     def seen(self) -> int:
         """Records of the stage's own kind: the judge takes grids and looks at their pairs of panels."""
         return self.taken * (PAIRS if self.stage == STAGE else 1)
+
+    @property
+    def yielded(self) -> str:
+        """What came out, in the stage's own units: `26 of 32 grids`, `32 prompts of 37 captions`."""
+        given, looked_at = _UNITS[self.stage]
+        return f"{self.kept:,} {'' if given == looked_at else f'{given} '}of {self.seen:,} {looked_at}"
+
+
+def total(lines: Sequence[StageLine]) -> dict[str, Any]:
+    """Return a run's last row: what became of the first stage's records, and what all stages took."""
+    first, last = lines[0], lines[-1]
+    yielded = f"{last.kept:,} {_UNITS[last.stage][0]} of {first.seen:,} {_UNITS[first.stage][1]}"
+    usage = sum((line.usage for line in lines), Usage())
+    return {"yielded": yielded, "usage": usage, "seconds": sum(line.seconds for line in lines)}
 
 
 def summarise(manifests: Sequence[Manifest]) -> StageLine:
@@ -200,7 +225,12 @@ def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], 
     metrics = {
         name: None
         if part is None
-        else {**part, "lines": [asdict(line) for line in part["lines"]], "judge": _plain(part["judge"])}
+        else {
+            **part,
+            "lines": [asdict(line) for line in part["lines"]],
+            "total": part["total"] and {**part["total"], "usage": part["total"]["usage"].as_json()},
+            "judge": _plain(part["judge"]),
+        }
         for name, part in content.items()
     }
     write_json(root / "report.json", {**metrics, "samples": dict(samples)})
@@ -223,4 +253,11 @@ def _metrics(store: Store, stages: Sequence[str]) -> dict[str, Any]:
     prompts = [
         record for manifest in store.manifests("prompts") for record in store.read("prompts", manifest.partition)
     ]
-    return {"lines": lines, "diversity": diversity(prompts), "judge": judge_scores(store)}
+    judges = [name for line in lines if line.stage == STAGE for name in line.usage.served]
+    return {
+        "lines": lines,
+        "total": total(lines) if lines else None,
+        "judges": judges,
+        "diversity": diversity(prompts),
+        "judge": judge_scores(store),
+    }

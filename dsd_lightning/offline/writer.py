@@ -62,7 +62,7 @@ class RuleWriter:
             text = "I find nobody in this caption."
         else:
             text = self._grid(identity, caption, sum(message.role == "assistant" for message in messages))
-        return Reply(text, "stop", self.model, len(question.split()), len(text.split()))
+        return Reply(text, "stop", "offline writer", len(question.split()), len(text.split()))
 
     def _subject(self, caption: str) -> Identity | None:
         """Return the character that a caption of the miniature world describes."""

@@ -15,6 +15,7 @@ from rehearsal_server import RehearsalServer
 from rehearsal_server.script import Asked, Fault
 from support.distill_runs import (
     CAPTIONS,
+    EMPTY,
     arguments,
     captions_file,
     compose_distill,
@@ -300,7 +301,16 @@ def test_a_dry_run_says_that_the_budget_ends_the_run_and_which_one_does_not(tmp_
 
 
 def test_a_dry_run_expects_the_calls_and_pairs_of_a_run_whose_shares_it_has(undisturbed: Path, tmp_path: Path) -> None:
-    write_report(undisturbed, STAGES, {}, None)
+    page = write_report(undisturbed, STAGES, {}, None).read_text()
+    kept = {stage: sum(each.kept for each in Store(undisturbed).manifests(stage)) for stage in STAGES}
+    captions = len([*CAPTIONS, EMPTY])
+    assert f">{kept['filter']} of {captions} captions<" in page
+    assert f">{kept['prompts']} prompts of {kept['filter']} captions<" in page
+    assert f">{kept['verify']} of {6 * kept['split']} pairs<" in page
+    assert f">{kept['caption']} pairs of {captions} captions<" in page, "the last row is of the run"
+    calls = sum(each.usage.calls for stage in STAGES for each in Store(undisturbed).manifests(stage))
+    assert f'<td class="n">{calls:,}</td>' in page.partition('<tr class="total">')[2].partition("</tr>")[0]
+    assert "The judge: m-rehearsal." in page
     given = arguments(tmp_path / "run", undisturbed.parent / "captions.txt", "http://127.0.0.1:9")
     config = compose_distill(*given, f"expected.run={undisturbed}")
     at_most = expect(config)

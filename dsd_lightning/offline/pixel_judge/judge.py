@@ -36,7 +36,7 @@ class PixelJudge:
         images = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         asked = sum(message.role == "assistant" for message in messages)
         text = "I compare two images." if len(images) != 2 or asked >= _QUESTIONS else self._answer(images, asked)
-        return Reply(text, "stop", self.model, 0, len(text.split()))
+        return Reply(text, "stop", "offline judge of pixels", 0, len(text.split()))
 
     def _answer(self, images: Sequence[ImagePart], asked: int) -> str:
         if asked == 0:
