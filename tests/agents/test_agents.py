@@ -197,6 +197,25 @@ def test_the_hint_for_a_model_without_a_price_can_be_pasted(model: str, tmp_path
         assert agent.prices.cost(model, Size(1_000_000, 1_000_000)) == pytest.approx(17.5 * share)
 
 
+@pytest.mark.parametrize("preset", ["openai", "gemini", "gemini_legacy", "local"])
+def test_servers_on_other_hosts_and_ports_have_answers_of_their_own(preset: str, tmp_path: Path) -> None:
+    from hydra.utils import instantiate
+
+    def key(place: str, *more: str) -> str:
+        given = [
+            f"agents.folder={tmp_path}",
+            "agents.budget.budget_usd=null",
+            f"agents.vlm.provider.base_url=http://{place}",
+        ]
+        config = compose_agents(preset, *given, "agents.vlm.provider.model=m", *more)
+        with instantiate(config.agents.vlm) as agent:
+            return str(agent.key(Request.of("a")))
+
+    places = ("one:8000/v1", "one:8001/v1", "two:8000/v1")
+    assert len({key(place) for place in places}) == 3
+    assert len({key(place, "agents.vlm.provider.identity=mine") for place in places}) == 1
+
+
 def test_shipped_prices_name_the_providers_page_and_the_date_it_was_read() -> None:
     pages = {
         "gpt": ("https://developers.openai.com/",),

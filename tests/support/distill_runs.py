@@ -78,7 +78,11 @@ def arguments(out: Path, captions: Path, url: str, *more: str) -> list[str]:
     return [
         f"out={out}",
         "agents=local",
-        *(f"agents.{role}.provider.{name}" for role in ("llm", "vlm") for name in ("model=m", f"base_url={url}/v1")),
+        *(
+            f"agents.{role}.provider.{name}"
+            for role in ("llm", "vlm")
+            for name in ("model=m", f"base_url={url}/v1", "identity=rehearsal")  # servers come and go, answers stay
+        ),
         "agents.retries.first_wait=0.002",
         "agents/teacher=tiny",
         "agents.teacher._target_=support.distill_runs.Crayons",
