@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dsd_lightning.agents.reply_text import answer_text
 
@@ -17,21 +18,36 @@ _WORDS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "零": 0, "一":
 _NUMBER = (
     # possessive: a number is matched completely, with its scale, or not at all
     r"(?P<number>[-\u2212+]?[0-9]++(?:[.,][0-9]++)*+)(?:\s*+分(?!之))?+"
-    r"(?P<rest>\s*[(\[]?\s*(?:/|out of|of)\s*[0-9]++(?:\.0+)?[)\]]?|\s*(?:-|\u2013|~|to|or|and|,|;|&|或|到)\s*[0-9]++)?+"
-    r"(?![\w%+\u2044])"
+    r"(?:(?P<scale>\s*[(\[]?\s*(?:/|out of|of)\s*[0-9]++(?:\.0+)?[)\]]?)(?P<others>(?:-|\s*(?:~|to|or|或|到)\s*)[0-9]++)?+"
+    r"|(?P<range>\s*(?:-|\u2013|~|to|or|and|,|;|&|或|到)\s*[0-9]++))?+"
+    r"(?!_*+[^\W_]|[%+\u2044])"
 )
 _MARKER = re.compile(
     # the word, not of the scale's end or of another quantity, with the scale behind it, as in "Score (0-4):"
     r"(?<!max)(?<!max[ _])(?<!min[ _])(?<!maximum[ _])(?<!highest[ _])(?<!possible[ _])(?<!confidence[ _])"
-    r"(?:(?<![^\W_])(?:scores?|rating)(?![^\W_])|评分|得分|打分|分数)[\s_#\"']*"
-    r"(?:[(\[]?\s*(?:(?:from\s+)?0\s*(?:-|\u2013|to|~)\s*4|(?:out of|/|of)\s*4)\s*[)\]]?[\s_#\"']*)?"
+    r"(?:(?<![^\W_])(?:scores?|rating|rate)(?![^\W_])|评分|得分|打分|分数)[\s_#\"']*"
+    r"(?:[(\[]?\s*(?:(?:(?:range|scale)?:?\s*(?:of\s+|from\s+)?)0\s*(?:-|\u2013|to|~)\s*4|(?:out of|/|of)\s*4)"
+    r"\s*[)\]]?[\s_#\"']*)?"
     # what leads to the number: punctuation, "is", "of"
-    r"(?:[:=|]|-(?=\s)|\u2013|is|of|as|\bwould be|(?:this|it)(?: as)?(?: an?)?|为|是)?[\s_#:|\"'\[({]*(?:\\?\bboxed\{)?"
-    rf"(?:{_NUMBER}|(?P<word>{'|'.join(_WORDS)})(?=分?\s*(?:[.,;:!)\]\"'}}\n]|$)))",
+    r"(?:[=-]>|\u2192|[:=|]|-(?=\s)|\u2013|\u2014|is|(?P<of>of)|as|\b(?:would|should) be|(?:this|it)(?: as)?(?: an?)?|为|是)?"
+    r"[\s_#:|\"'\[({$]*(?:\\?\bboxed\{)?"
+    rf"(?:{_NUMBER}|(?P<word>{'|'.join(_WORDS)})(?=分?(?:\s*(?:/|out of|of)\s*(?:4|four))?\s*(?:[.,;:!)\]\"'}}\n]|$)))",
     re.IGNORECASE,
 )
-_ALONE = re.compile(rf"[\"'\[({{]*(?:\\boxed\{{)?{_NUMBER}[\"'\])}}.。!]*", re.IGNORECASE)
+_ALONE = re.compile(
+    rf"[\"'\[({{$]*(?:\\boxed\{{)?(?:{_NUMBER}|(?P<word>{'|'.join(_WORDS)}))[\"'\])}}$.。!]*", re.IGNORECASE
+)
 _TAG = re.compile(r"<\s*(/?)\s*(?:score|rating)\s*>", re.IGNORECASE)
+_ANSWER = re.compile(r"<\s*answer\s*>(.*?)<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_DENIED = re.compile(
+    # before "score of 4": "cannot get a", "to reach a", "no"
+    r"(?:\b(?:no|not|never|cannot|without|than|to (?:reach|get|earn|achieve|deserve|merit))\b|n['\u2019]t\b)"
+    r"(?:\s+(?:get|be|given|receive|reach|achieve|earn|deserve|merit|warrant|justify|a|an|the|any|full|perfect|high|higher)){0,4}\s*$",
+    re.IGNORECASE,
+)
+_EXPLAINED = re.compile(
+    r"\s*(?:means?|is (?:for|reserved|given (?:if|when))|would (?:mean|need|require))\b", re.IGNORECASE
+)
 _SHARE = re.compile(
     # a count of something: "2 of the criteria", "3/4 of features", "2 features match"
     r"\s*(?:of\b|(?:of\s+the\s+)?(?:\w+\s+)?(?:features?|criteria|criterion|elements?|aspects?|attributes?|parts?|details?|"
@@ -64,15 +80,21 @@ class Unscored:
 
 
 def parse(reply: str) -> Score | Unscored:
-    """Return the score that a reply states after the word "score" or "rating", or why it states none.
+    """Return the score that a reply states after the word "score", "rating" or "rate", or why it states none.
 
-    JSON, code fences, emphasis, tags, full-width and Chinese forms are read, reasoning in `<think>` is not. A reply that is
-    nothing but a number states it. One that repeats one score states it; one that states two different ones, a range,
-    another scale than 0 to 4, a fraction of something or a number that is not whole states none.
+    JSON, code fences, emphasis, LaTeX, tags, full-width and Chinese forms are read, reasoning in `<think>` is not. A reply
+    that is nothing but a number states it. One that repeats one score states it; one that states two different ones, a range,
+    another scale than 0 to 4, a fraction of something, a number that is not whole, or only what a score would mean or what
+    score is not reached, states none.
     """
-    text = _TAG.sub(lambda tag: "\n" if tag[1] else "score: ", answer_text(reply))
+    text = _of_json(answer_text(reply))
+    answers = _ANSWER.findall(text)
+    text = _TAG.sub(lambda tag: "\n" if tag[1] else "score: ", answers[0] if len(answers) == 1 else text)
     alone = _ALONE.fullmatch(text.strip())
-    matches = [alone] if alone is not None else list(_MARKER.finditer(text))
+    mentions = [alone] if alone is not None else list(_MARKER.finditer(text))
+    matches = [match for match in mentions if not _is_hypothetical(match)]
+    if mentions and not matches:
+        return Unscored("unclear")
     read = [_read(match, text[match.end() :].partition("\n")[0]) for match in matches]
     values = {each for each in read if isinstance(each, int)}
     problems: list[Problem] = [each for each in read if not isinstance(each, int)]
@@ -85,6 +107,29 @@ def parse(reply: str) -> Score | Unscored:
     return Unscored("refused" if _REFUSAL.search(text) else "no_score")
 
 
+def _of_json(text: str) -> str:
+    """Return the score of a JSON object that has one, so that the words of its other members are not read; else the text."""
+    pairs: list[tuple[str, Any]] = []
+
+    def note(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = members  # the outermost object is the last one that is complete
+        return dict(members)
+
+    try:
+        is_object = isinstance(json.loads(text, object_pairs_hook=note), dict)
+    except (ValueError, RecursionError):
+        return text
+    scores = [value for name, value in pairs if name.strip().lower() in ("score", "rating")]
+    return f"score: {scores[0]}" if is_object and len(scores) == 1 else text
+
+
+def _is_hypothetical(match: re.Match[str]) -> bool:
+    """Return whether "a score of N" is denied, or explained in general, rather than stated."""
+    if match.groupdict().get("of") is None:
+        return False
+    return bool(_DENIED.search(match.string, 0, match.start()) or _EXPLAINED.match(match.string, match.end()))
+
+
 def _read(match: re.Match[str], behind: str) -> int | Problem:
     """Return the score of a match, or its problem.
 
@@ -94,14 +139,12 @@ def _read(match: re.Match[str], behind: str) -> int | Problem:
     """
     if word := match.groupdict().get("word"):
         return _WORDS[word.lower()]
-    rest = match["rest"] or ""
-    end = re.search(r"[0-9]+", rest)
-    if "/" in rest or "of" in rest.lower():
-        if end is not None and int(end[0]) != HIGHEST:
-            return "out_of_range"
-    elif end is not None:
+    scale = re.search(r"[0-9]+", match["scale"] or "")
+    if scale is not None and int(scale[0]) != HIGHEST:
+        return "out_of_range"
+    if match["others"] or match["range"]:
         return "several_scores"
-    if (scale := _OTHER_SCALE.search(behind)) and int(scale[1]) != HIGHEST:
+    if (other := _OTHER_SCALE.search(behind)) and int(other[1]) != HIGHEST:
         return "out_of_range"
     number = match["number"].replace("\N{MINUS SIGN}", "-").replace(",", ".")
     if not re.fullmatch(r"[-+]?[0-9]{1,9}(?:\.0{1,2})?", number):
