@@ -29,7 +29,7 @@ from dsd_lightning.agents.failures import AgentFailure, AuthenticationFailed
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
 from dsd_lightning.evaluation.judging import judgements as judgements_module
-from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.judging.judgements import RETRIED, Judgement, Record
 from dsd_lightning.evaluation.judging.replies import Unscored
 from dsd_lightning.evaluation.judging.rubrics import SHIPPED, Rubrics
 from dsd_lightning.evaluation.judging.run import Judging
@@ -37,6 +37,7 @@ from dsd_lightning.evaluation.samples.benchmark import Case, Prompt, Subject, fo
 from dsd_lightning.evaluation.samples.result_folder import Samples, save_jpeg
 from dsd_lightning.evaluation.scores.comparison import compare
 from dsd_lightning.evaluation.scores.estimates import collect
+from dsd_lightning.evaluation.scores.formats import to_csv
 
 SUBJECTS, PROMPTS = 2, 3
 QUESTIONS = SUBJECTS * PROMPTS * 4
@@ -180,7 +181,7 @@ def test_rejections_in_a_row_stop_the_run_and_are_asked_again_when_asked_to(worl
     with RehearsalServer(by_digest) as server:
         judge(server.url, world)
         assert server.counts["asked"] == QUESTIONS - 3
-        judge(server.url, world, retry=["rejected"])
+        judge(server.url, world, retry="rejected,unparsable")
         assert server.counts["asked"] == QUESTIONS
     assert all(each.score is not None for each in Record(world / "judgements.jsonl").latest())
 
@@ -207,8 +208,9 @@ def test_unparsable_replies_are_parsed_again_and_asked_again_when_asked_to(
         with RehearsalServer(lambda asked: "still none") as server, pytest.raises(CoverageTooLow):
             judge(server.url, world, sampling={"seed": 1}, retry=["unparsable"])
         assert server.counts["asked"] == QUESTIONS
-    with pytest.raises(EvaluationError, match="unknown; choose of rejected"):
-        judge("http://127.0.0.1:1", world, retry=["all"])
+    for wrong in (["all"], "all"):
+        with pytest.raises(EvaluationError, match=r"retry=\[all\]: 'all' is unknown; choose of rejected"):
+            judge("http://127.0.0.1:1", world, retry=wrong)
 
 
 FAILING: dict[str, tuple[str | Fault, str]] = {
@@ -225,7 +227,9 @@ FAILING: dict[str, tuple[str | Fault, str]] = {
 @pytest.mark.parametrize("name", FAILING)
 def test_failures_are_kinds_of_their_own_and_make_no_table(name: str, world: Path) -> None:
     answer, kind = FAILING[name]
-    with RehearsalServer(lambda _: answer) as server, pytest.raises(CoverageTooLow, match=kind):
+    word = kind.partition(":")[0]
+    remedy = "run the same command again" + (rf" with retry=\[{word}\]" if word in RETRIED else "$")
+    with RehearsalServer(lambda _: answer) as server, pytest.raises(CoverageTooLow, match=f"{kind}.*{remedy}"):
         judge(server.url, world)
     judgements = Record(world / "judgements.jsonl").read().values()
     assert {(each.failure, each.score) for each in judgements} == {(kind, None)}
@@ -273,6 +277,34 @@ def test_an_incomplete_record_makes_no_table_and_a_changed_image_replaces_its_ju
         assert server.counts["asked"] == before + 4
     assert len(record.read()) == QUESTIONS + 4
     assert len(record.latest()) == QUESTIONS
+
+
+def test_a_table_is_of_the_last_command_whatever_settings_came_before(world: Path) -> None:
+    record = Record(world / "judgements.jsonl")
+    with RehearsalServer(by_digest) as server:
+        first = judge(server.url, world)
+        other = judge(server.url, world, sampling={"temperature": 0.5}, measures=("cp",))
+        assert to_csv([collect(record.latest(), "sample")]) == other
+        asked = server.counts["asked"]
+        judge(server.url, world)
+        assert server.counts["asked"] == asked
+        assert to_csv([collect(record.latest(), "sample")]) == first
+
+
+def test_models_of_one_name_on_two_servers_are_not_mixed(world: Path) -> None:
+    record = Record(world / "judgements.jsonl")
+    for _ in range(2):
+        with RehearsalServer(by_digest) as server:
+            judge(server.url, world, identity=None)
+            assert server.counts["asked"] == QUESTIONS
+    judged = list(record.read().values())
+    providers = sorted({each.provider for each in judged})
+    assert [name.partition(":")[0] for name in providers] == ["openai@127.0.0.1"] * 2
+    with pytest.raises(EvaluationError, match=" and ".join(providers)):
+        collect(judged, "sample")
+    rows = [collect((each for each in judged if each.provider == name), "sample") for name in providers]
+    with pytest.raises(EvaluationError, match="rows of different judges"):
+        compare(*rows)
 
 
 def test_a_folder_of_rubrics_replaces_the_shipped_ones_and_changes_their_hash(tmp_path: Path) -> None:

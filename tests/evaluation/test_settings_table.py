@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 from rehearsal_server import Asked, RehearsalServer
+from support.llm.agent_parts import agent_of
 from support.llm.judge_images import judge
+from support.llm.rehearsals import ROOT, Stand
 
 from dsd_lightning.agents import Sampling
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Judgement, Record
 from dsd_lightning.evaluation.judging.protocol import Protocol
-from dsd_lightning.evaluation.judging.rubrics import SHIPPED
+from dsd_lightning.evaluation.judging.rubrics import SHIPPED, Rubrics
+from dsd_lightning.evaluation.judging.run import Judging
 from dsd_lightning.evaluation.samples.benchmark import folder
 from dsd_lightning.evaluation.samples.result_folder import Samples
 from dsd_lightning.evaluation.scores.comparison import compare
@@ -42,6 +49,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "judge.sampling.image_detail": ("high", {"sampling": {"image_detail": "high"}}),
     "judge.sampling.extra": ("reasoning_effort low", {"sampling": {"extra": {"reasoning_effort": "low"}}}),
     "judge.provider.model": ("another", {"model": "another-judge"}),
+    "judge.provider.identity": ("another, as by another host or port", {"identity": None}),
     "judge.limits": ("1 at a time", {"concurrency": 1}),
     "rubrics": ("another folder", {}),
     "retry": ("all kinds", {"retry": ["rejected", "unparsable", "refused"]}),
@@ -106,3 +114,24 @@ def test_the_page_says_what_each_setting_does(tmp_path: Path) -> None:
 def test_every_setting_of_a_judgement_is_in_the_table() -> None:
     named = {name.rpartition(".")[2] for name in CHANGES}
     assert {each.name for kind in (Protocol, Sampling) for each in fields(kind)} <= named
+
+
+@pytest.mark.parametrize("protocol", ["ours", "dreambenchpp", "vistorybench"])
+def test_every_setting_of_a_protocol_can_be_given_on_the_command_line(protocol: str, tmp_path: Path) -> None:
+    sampling = Sampling(50, 0.5, 0.25, 1, "low", {"reasoning_effort": "low"})
+    changes = {**asdict(sampling), "extra": "{reasoning_effort: low}"}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        given = [f"protocol.sampling.{name}={value}" for name, value in changes.items()]
+        config = compose("evaluate", [f"protocol={protocol}", "out=x", *given])
+    assert {str(name) for name in config.protocol if not str(name).startswith("_")} == {
+        e.name for e in fields(Protocol)
+    }
+    with agent_of(Stand(str), tmp_path, sampling=Sampling(7, 1.0)) as agent:
+        judging = Judging(agent, Rubrics(), instantiate(config.protocol), Record(tmp_path / "r"))
+        assert judging.sampling == sampling
+        assert json.loads(judging.setup)["extra"] == {"reasoning_effort": "low"}
+        judging.protocol = replace(judging.protocol, sampling={"temperature": None})
+        assert judging.sampling == agent.sampling  # null takes the judge's
+        judging.protocol = replace(judging.protocol, sampling={"temperature": "hot"})
+        with pytest.raises(EvaluationError, match=r"protocol\.sampling=\{'temperature': 'hot'\}"):
+            _ = judging.sampling

@@ -34,7 +34,7 @@ from dsd_lightning.agents import Sampling
 from dsd_lightning.agents.providers.openai_chat import OpenAIChat
 from dsd_lightning.evaluation.command import score, table
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
-from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.judging.judgements import MEASURES, Record
 from dsd_lightning.evaluation.judging.protocol import Protocol
 from dsd_lightning.evaluation.samples.result_folder import save_jpeg
 from dsd_lightning.evaluation.stories.alignment import (
@@ -44,6 +44,7 @@ from dsd_lightning.evaluation.stories.alignment import (
     AlignmentRubrics,
     Cutouts,
     SingleActionJudging,
+    dimensions_of,
 )
 from dsd_lightning.evaluation.stories.characters import cast_of, characters_of, crops, occm
 from dsd_lightning.evaluation.stories.dataset import StoryBenchmark, vistorybench
@@ -407,6 +408,26 @@ def test_single_actions_are_averaged_by_shot_and_enter_the_mean(dataset: Path, t
         both = alignment(judgements + asks.run(samples, benchmark.cases(), estimate=False))
     assert both[SINGLE].mean == pytest.approx((1 + (1 + 4) / 2 + 4) / 3)
     assert both["alignment"].mean == pytest.approx((4 + 4 + 4 + both[SINGLE].mean) / 4)
+
+
+def test_the_dimensions_of_a_protocol_are_judged_and_others_refused(tmp_path: Path) -> None:
+    stories.write(tmp_path / "dataset", stories=1, shots=1)
+    samples = StoryImages(tmp_path / "samples")
+    for case in vistorybench(tmp_path / "dataset").cases():
+        samples.write(case, Image.open(case.subject.reference), noise(0))
+    given = [
+        "method=images",
+        "method.name=m",
+        f"method.samples={tmp_path / 'samples'}",
+        "detector=none",
+        "story.style=null",
+    ]
+    run(tmp_path, *given, "protocol.measures=[scene]")
+    assert list(json.loads((tmp_path / "out" / "scores" / "m.json").read_text())["metrics"]) == ["scene", "alignment"]
+    assert dimensions_of(MEASURES) == DIMENSIONS  # protocol=ours
+    for measures, message in (("[cp]", "'cp' is none of them"), ("[]", "scene, character_action, camera$")):
+        with pytest.raises(EvaluationError, match=rf"protocol\.measures=\{measures[:-1]}\].*{message}"):
+            run(tmp_path, *given, f"protocol.measures={measures}")
 
 
 def test_methods_are_compared_in_one_table_and_refused_if_measured_otherwise(tmp_path: Path) -> None:

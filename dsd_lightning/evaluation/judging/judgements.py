@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -74,6 +75,16 @@ class Judgement:
         return (*self.place, self.image, self.reference, self.text, self.rubric, self.judge, self.setup)
 
     @property
+    def provider(self) -> str:
+        """Return whose model was asked: the provider's identity, its host and port or the name given to it."""
+        return self.judge.partition("/")[0]
+
+    @property
+    def digest(self) -> str:
+        """Return the hash of the question, short enough for a list of many."""
+        return hashlib.sha256(json.dumps(self.question).encode()).hexdigest()[:16]
+
+    @property
     def place(self) -> tuple[Any, ...]:
         """Return what is judged and by which measure, whatever the image, the rubric and the judge are."""
         return (self.method, self.subject, self.prompt, self.copy, self.measure, self.repeat)
@@ -130,23 +141,30 @@ class Record:
         return judgements
 
     def latest(self) -> list[Judgement]:
-        """Return the last judgement of each measure, image and repeat, whichever image or judge came before.
+        """Return the judgements of the last command, whatever other settings, images or judges came before.
+
+        Without the list of its questions: the last one of each measure, image and repeat.
 
         Raises:
             EvaluationError: there are none, or judging was stopped before its end.
         """
-        judgements = {judgement.place: judgement for judgement in self.read().values()}
-        planned = json.loads(self._plan.read_text(encoding="utf-8")) if self._plan.is_file() else len(judgements)
-        if not judgements or len(judgements) < planned:
+        recorded = self.read().values()
+        planned = json.loads(self._plan.read_text(encoding="utf-8")) if self._plan.is_file() else 0
+        if isinstance(planned, list):
+            wanted = set(planned)
+            judgements, count = [each for each in recorded if each.digest in wanted], len(wanted)
+        else:  # records of before these lists have a number
+            judgements, count = list({each.place: each for each in recorded}.values()), planned
+        if not judgements or len(judgements) < count:
             raise EvaluationError(
-                f"{self.file} holds {len(judgements)} of {planned} judgements, too few for a table; run the command that "
+                f"{self.file} holds {len(judgements)} of {count} judgements, too few for a table; run the command that "
                 "judged them again: it resumes where it was stopped"
             )
-        return list(judgements.values())
+        return judgements
 
-    def plan(self, questions: int) -> None:
-        """Write down how many judgements there will be, so that an incomplete record is not used."""
-        write_text(self._plan, str(questions))
+    def plan(self, questions: Iterable[Judgement]) -> None:
+        """Write down which judgements there will be, so that no incomplete record is used, and none of other settings."""
+        write_text(self._plan, json.dumps([each.digest for each in questions]))
 
     @property
     def _plan(self) -> Path:
@@ -179,3 +197,11 @@ def failures(judgements: Iterable[Judgement]) -> dict[str, int]:
     """Return how many judgements have no score, by kind, the most frequent first."""
     counts = Counter(judgement.failure for judgement in judgements if judgement.failure is not None)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def remedy(kinds: Iterable[str]) -> str:
+    """Return what to do about failures of these kinds, for people: final ones are asked again on request only."""
+    present = tuple(kinds)
+    words = [word for word, kind in RETRIED.items() if any(each.startswith(kind) for each in present)]
+    request = f" with retry=[{','.join(words)}], without which those are final" if words else ""
+    return f"fix the cause and run the same command again{request}"

@@ -42,7 +42,7 @@ class Protocol:
         jpeg_quality: of these images, 1 to 95.
         prompt_prefix: what stands before the prompt. DreamBench++: nothing.
         attempts: how often a question is asked at most until its reply states a score. DreamBench++: 3.
-        sampling: parameters that replace the judge's, such as temperature and image_detail.
+        sampling: parameters that replace the judge's, such as temperature and image_detail; None leaves the judge's.
         answer_tokens: expected length of an answer, for the estimate of what judging costs.
     """
 

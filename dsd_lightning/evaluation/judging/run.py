@@ -54,20 +54,21 @@ class Judging:
         rubrics: its first turns.
         protocol: what it is asked.
         record: of the judgements; questions that it answers are not asked again.
-        retry: failures that are asked again all the same: words of `judgements.RETRIED`.
+        retry: failures that are asked again all the same: words of `judgements.RETRIED`, in a list or with commas.
 
     Raises:
         EvaluationError: an unknown word in `retry`.
     """
 
     def __init__(
-        self, agent: Agent, rubrics: RubricSource, protocol: Protocol, record: Record, retry: Sequence[str] = ()
+        self, agent: Agent, rubrics: RubricSource, protocol: Protocol, record: Record, retry: Sequence[str] | str = ()
     ) -> None:
-        if unknown := [kind for kind in retry if kind not in RETRIED]:
+        kinds = retry.split(",") if isinstance(retry, str) else retry
+        if unknown := [kind for kind in kinds if kind not in RETRIED]:
             raise EvaluationError(
-                f"retry=[{','.join(retry)}]: {unknown[0]!r} is unknown; choose of {', '.join(RETRIED)}"
+                f"retry=[{','.join(map(str, kinds))}]: {unknown[0]!r} is unknown; choose of {', '.join(RETRIED)}"
             )
-        self.retry = tuple(retry)
+        self.retry = tuple(kinds)
         self.agent = agent
         self.rubrics = rubrics
         self.protocol = protocol
@@ -79,7 +80,11 @@ class Judging:
         known = {each.name for each in fields(Sampling)}
         if unknown := [name for name in self.protocol.sampling if name not in known]:
             raise EvaluationError(f"protocol.sampling: {unknown[0]!r} is unknown; choose of {', '.join(sorted(known))}")
-        return replace(self.agent.sampling, **dict(self.protocol.sampling))
+        given = {name: value for name, value in self.protocol.sampling.items() if value is not None}
+        try:
+            return replace(self.agent.sampling, **given)
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(f"protocol.sampling={given}: {error}") from error
 
     @property
     def setup(self) -> str:
@@ -197,7 +202,7 @@ class Judging:
         attempts: int = REPEATS_AT_MOST,
     ) -> list[Judgement]:
         done, left = self.open_questions(samples, cases, retry, attempts)
-        self.record.plan(len(done) + len(left))
+        self.record.plan([*done, *(question for question, _, _ in left)])
         log.info("%s: %d judgements are there, %d to make", samples.method, len(done), len(left))
         if not left:
             return done

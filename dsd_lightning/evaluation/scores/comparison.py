@@ -131,7 +131,7 @@ def require_alike(rows: Sequence[Scores]) -> None:
     """Refuse rows that cannot be in one table.
 
     Raises:
-        EvaluationError: they are of different judges, setups, rubrics or rules.
+        EvaluationError: they are of different judges, providers, setups, rubrics or rules.
     """
     for name in ("judge", "rule"):
         if len(values := sorted({getattr(row, name) for row in rows})) > 1:
@@ -139,6 +139,11 @@ def require_alike(rows: Sequence[Scores]) -> None:
                 f"rows of different {name}s cannot be in one table or be compared: {', '.join(values)}; "
                 f"score them all with one {name}"
             )
+    if len(providers := sorted({row.provider for row in rows if row.provider})) > 1:
+        raise EvaluationError(
+            f"rows of different judges cannot be in one table or be compared: {rows[0].judge} of {' and of '.join(providers)}; "
+            "score them all with one, or give a server that has moved its former name: agents.vlm.provider.identity=NAME"
+        )
     if len(setups := sorted({row.setup for row in rows if row.setup})) > 1:
         raise EvaluationError(
             "rows of different protocols cannot be in one table or be compared: images and sampling were "

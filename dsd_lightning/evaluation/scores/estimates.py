@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
-from dsd_lightning.evaluation.judging.judgements import Judgement, failures
+from dsd_lightning.evaluation.judging.judgements import Judgement, failures, remedy
 from dsd_lightning.evaluation.judging.replies import HIGHEST
 from dsd_lightning.evaluation.scores import intervals
 from dsd_lightning.evaluation.scores.aggregate import Rule, Totals, mean_of, overall
@@ -72,6 +72,7 @@ class Scores:
         scored, missing: by measure: judgements with and without a score [subjects, kinds].
         failures: judgements without a score by kind.
         setup: how images were sent and answers sampled; empty where the record does not say.
+        provider: whose model was asked, such as `openai@api.openai.com`; models of one name on two servers may be two models.
     """
 
     method: str
@@ -87,6 +88,7 @@ class Scores:
     missing: Mapping[str, NDArray[np.int64]]
     failures: Mapping[str, int]
     setup: str = ""
+    provider: str = ""
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -107,7 +109,7 @@ class Scores:
                 kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.items())
                 raise CoverageTooLow(
                     f"{self.method}, {measure}: {share:.1%} of the judgements have a score, and coverage={least:g} is "
-                    f"needed; without one: {kinds}. No table is written; fix the cause and run the same command again"
+                    f"needed; without one: {kinds}. No table is written; {remedy(self.failures)}"
                 )
 
 
@@ -115,7 +117,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
     """Return the scores of one method.
 
     Raises:
-        EvaluationError: no judgements, or of several methods, judges, rubrics or setups.
+        EvaluationError: no judgements, or of several methods, judges, providers, rubrics or setups.
     """
     # In the order of the questions, so that sums round alike whatever the order of the lines.
     ordered = sorted(judgements, key=lambda each: (each.subject, each.prompt, each.copy, each.measure, each.repeat))
@@ -127,6 +129,12 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
         raise EvaluationError(
             f"judgements of methods {', '.join(methods)} by judges {', '.join(judges)} cannot be one row: "
             "a row is of one method and one judge"
+        )
+    providers = sorted({each.provider for each in ordered})
+    if len(providers) > 1:
+        raise EvaluationError(
+            f"{methods[0]} was judged by models of {' and '.join(providers)}, which cannot be one row: run the command that "
+            "judged it again, to its end"
         )
     rubrics = {(each.measure, _rubric_kind(each), each.rubric) for each in ordered}
     if len({(measure, kind) for measure, kind, _ in rubrics}) < len(rubrics):
@@ -171,6 +179,7 @@ def collect(judgements: Iterable[Judgement], rule: Rule) -> Scores:
         missing=missing,
         failures=failures(ordered),
         setup=setups[0],
+        provider=providers[0],
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsd_lightning.agents import Agent, Message, Request, Sampling
 from dsd_lightning.evaluation.errors import EvaluationError
-from dsd_lightning.evaluation.judging.judgements import Judgement, Record
+from dsd_lightning.evaluation.judging.judgements import MEASURES, Judgement, Record
 from dsd_lightning.evaluation.judging.protocol import REPEATS_AT_MOST, Protocol, encoded
 from dsd_lightning.evaluation.judging.rubrics import Rubric
 from dsd_lightning.evaluation.judging.run import Judging
@@ -39,6 +39,22 @@ _PUBLISHED = {
     SINGLE: "user_prompt_single_character_text_align",
 }
 """Names of the rubrics in the benchmark's own code."""
+
+
+def dimensions_of(measures: Sequence[str]) -> tuple[str, ...]:
+    """Return the dimensions that `protocol.measures` names; all of them for the measures of single images, `protocol=ours`.
+
+    Raises:
+        EvaluationError: others.
+    """
+    if tuple(measures) == MEASURES:
+        return DIMENSIONS
+    if not measures or (unknown := [name for name in measures if name not in DIMENSIONS]):
+        raise EvaluationError(
+            f"protocol.measures=[{','.join(measures)}]: shots of stories are judged by {', '.join(DIMENSIONS)}"
+            + (f"; {unknown[0]!r} is none of them" if measures else "")
+        )
+    return tuple(name for name in DIMENSIONS if name in measures)
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class AlignmentJudging(Judging):
     Args:
         agent: the judge.
         rubrics: by dimension.
-        protocol: how images are sent; it measures `measures`.
+        protocol: how images are sent; of its measures, those of `measures` are judged.
         record: of the judgements.
         retry: failures that are asked again.
         benchmark: whose script the shots follow.
@@ -102,7 +118,8 @@ class AlignmentJudging(Judging):
         retry: Sequence[str],
         benchmark: StoryBenchmark,
     ) -> None:
-        super().__init__(agent, rubrics, replace(protocol, measures=self.measures), record, retry)
+        chosen = [name for name in self.measures if name in protocol.measures] or self.measures
+        super().__init__(agent, rubrics, replace(protocol, measures=tuple(chosen)), record, retry)
         self._shots = {(story.name, shot.index): (story, shot) for story in benchmark.stories for shot in story.shots}
 
     def text_of(self, case: Case, measure: str) -> str:

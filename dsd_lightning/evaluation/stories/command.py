@@ -12,18 +12,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dsd_lightning.evaluation.errors import CoverageTooLow, EvaluationError
-from dsd_lightning.evaluation.judging.judgements import Record
+from dsd_lightning.evaluation.judging.judgements import Record, failures, remedy
 from dsd_lightning.evaluation.samples.generate import make
 from dsd_lightning.evaluation.scores.formats import to_html, to_latex, to_markdown, to_text
 from dsd_lightning.evaluation.similarity.arcface import ArcFace
 from dsd_lightning.evaluation.similarity.encoders import Encoder, Pixels
 from dsd_lightning.evaluation.stories.alignment import (
-    DIMENSIONS,
     SINGLE,
     AlignmentJudging,
     AlignmentRubrics,
     Cutouts,
     SingleActionJudging,
+    dimensions_of,
 )
 from dsd_lightning.evaluation.stories.characters import Detector, FaceCounts, cast_of, scores_of
 from dsd_lightning.evaluation.stories.comparison import compare, require_alike
@@ -58,8 +58,9 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
             "story.single_character_action=true: characters are judged one by one where they were found; it needs "
             "story.alignment=true, a detector (detector=grounding_dino) and an encoder (story.identity=clip)"
         )
-    rubrics = AlignmentRubrics.read(settings.rubrics, (*DIMENSIONS, SINGLE) if single else DIMENSIONS)
-    protocol = instantiate(config.protocol, measures=DIMENSIONS)
+    dimensions = dimensions_of(config.protocol.measures)
+    rubrics = AlignmentRubrics.read(settings.rubrics, (*dimensions, SINGLE) if single else dimensions)
+    protocol = instantiate(config.protocol, measures=dimensions)
     samples = StoryImages(config.method.samples, config.method.name)
     cases = benchmark.cases(config.copies)
     if config.method.maker is not None:
@@ -86,12 +87,14 @@ def score_stories(config: DictConfig, benchmark: StoryBenchmark) -> str:
                 closer = SingleActionJudging(agent, rubrics, protocol, record, config.retry, benchmark)
                 judgements += closer.run(cutouts, cutouts.cases, config.estimate)
         scored = sum(each.score is not None for each in judgements)
-        _require(config.coverage, scored, len(judgements), samples.method, "judgements have a score")
+        again = remedy(failures(judgements))
+        _require(config.coverage, scored, len(judgements), samples.method, "judgements have a score", again)
         metrics |= alignment(judgements)
         notes += failure_note(judgements)
         judge = next((each.served for each in judgements if each.served), judgements[0].judge)
         digests = "".join(sorted({each.rubric for each in judgements}))
-        setup |= {"rubrics": hashlib.sha256(digests.encode()).hexdigest()[:12], "protocol": judging.setup}
+        asked = {"provider": judgements[0].provider, "protocol": judging.setup}
+        setup |= {"rubrics": hashlib.sha256(digests.encode()).hexdigest()[:12], **asked}
     row = StoryScores(samples.method, judge, metrics, setup, notes)
     row.write(out / "scores" / f"{row.method}.json")
     return _written([row], benchmark.name, out / "tables", row.method)
@@ -194,11 +197,10 @@ def _encoder(config: DictConfig, use: str) -> Any:
     return instantiate(config.encoders[name])
 
 
-def _require(coverage: float, there: int, wanted: int, method: str, what: str) -> None:
+def _require(coverage: float, there: int, wanted: int, method: str, what: str, again: str = remedy(())) -> None:
     if there < coverage * wanted:
         raise CoverageTooLow(
-            f"{method}: {there} of {wanted} {what}, and coverage={coverage:g} is needed. No table is written; fix the cause "
-            "and run the same command again"
+            f"{method}: {there} of {wanted} {what}, and coverage={coverage:g} is needed. No table is written; {again}"
         )
 
 

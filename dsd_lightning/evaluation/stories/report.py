@@ -117,14 +117,14 @@ class StoryScores:
 
 
 def alignment(judgements: Sequence[Judgement]) -> dict[str, Metric]:
-    """Return the mean score of each dimension over the shots of a story, and their mean over dimensions.
+    """Return the mean score of each dimension that was judged over the shots of a story, and their mean over dimensions.
 
     A shot's score is the mean over its judgements; of `SINGLE` it has one for each character that was found. What has no
     score is missing, and not 0.
     """
     stories = list(dict.fromkeys(each.subject for each in judgements))
     judged = {each.measure for each in judgements}
-    dimensions = [*DIMENSIONS, *({SINGLE} & judged)]
+    dimensions = [name for name in (*DIMENSIONS, SINGLE) if name in judged]
     found = {}
     for dimension in dimensions:
         chosen = [each for each in judgements if each.measure == dimension]

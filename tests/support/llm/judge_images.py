@@ -30,14 +30,15 @@ def judge(
     concurrency: int = 4,
     protocol: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
-    retry: Sequence[str] = (),
+    retry: Sequence[str] | str = (),
     measures: tuple[str, ...] = MEASURES,
     model: str = "a-judge",
     rubrics: Path | None = None,
+    identity: str | None = "rehearsal",
 ) -> str:
     """Judge `root/samples` against `root/benchmark`; return the metrics as CSV."""
     agent = Agent(
-        OpenAIChat(model, f"{url}/v1", None, "rehearsal"),
+        OpenAIChat(model, f"{url}/v1", None, identity),
         AnswerCache(root / "answers"),
         Limits(concurrency),
         Retries(attempts=2, first_wait=0.002),
