@@ -1,11 +1,12 @@
 """Measures how often 95% intervals hold the true value, and whether p-values are uniform if methods are equally good.
 
-python -m benchmarks.coverage --trials 2000
+python -m benchmarks.coverage --trials 4000 [--out benchmarks/results/coverage.json]
 
 Subjects differ by a normal effect on the score's logit, and every score is binomial (0 to 4) around its subject's. Raters and
 images differ by normal effects on the rating, which is rounded to 1 to 5. The truth is the mean over 200,000 subjects or
 ratings. Coverage is that of the intervals that are printed; the share without one is printed beside it. `p < 0.05` is the
-share of comparisons of equally good methods that call the difference significant.
+share of comparisons of equally good methods that call the difference significant; the intervals of the same differences should
+hold 0. Stories' means have no categories, and are those of values on the scale of cosines. Exits with 1 below `LEAST`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dsd_lightning.evaluation.scores import comparison
+from benchmarks.measure import facts, write
+from dsd_lightning.evaluation.scores import comparison, intervals
 from dsd_lightning.evaluation.scores.estimates import Scores, estimates
 from dsd_lightning.evaluation.user_study.rating import Rating
 from dsd_lightning.evaluation.user_study.ratings import opinions
@@ -29,11 +34,17 @@ SIZES = {5: 1, 12: 4, 16: 4, 30: 4, 150: 4}
 """Subjects, and the categories they are divided into; of 16, each category has 4."""
 
 CATEGORY_SHIFTS = (-0.8, -0.2, 0.4, 1.0)
+LEAST = {5: 0.93, 12: 0.93, 16: 0.93, 30: 0.94, 150: 0.94}
+"""Coverage that intervals over so many subjects, and all parts of them, must have."""
+
+STORIES = (5, 20, 80)
 SPREAD = 1.0
 PROMPTS = 9
 RATERS, ITEMS = (2, 3, 5, 10), 30
 RATING_MEANS, RATING_SCALE = (3.0, 4.2), (1.0, 5.0)
 """Of ratings before they are rounded; the second is close to the scale's end."""
+LEVELS = (0.05, 0.25, 0.5)
+"""Of p, for the shares below them."""
 EXCHANGES = 1000
 """Of a comparison, fewer than by default, so that there can be more comparisons."""
 
@@ -104,14 +115,44 @@ def covered(subjects: int, categories: int, trials: int) -> dict[str, Coverage]:
     return {name: coverage_of([(each[name].low, each[name].high) for each in found], truth[name]) for name in truth}
 
 
-def significant(subjects: int, categories: int, trials: int) -> Sequence[float]:
-    """Return the shares of p-values below 0.05, 0.25 and 0.5 between equally good methods."""
+@dataclass(frozen=True)
+class Null:
+    """Comparisons of equally good methods.
+
+    Attributes:
+        shares: of p-values below `LEVELS`.
+        difference: how often the interval of the difference holds 0.
+    """
+
+    shares: Sequence[float]
+    difference: Coverage
+
+    def __str__(self) -> str:
+        """Return both for people."""
+        levels = ", ".join(f"{level:g}" for level in LEVELS)
+        return (
+            f"share of p < {levels}: {', '.join(f'{each:.3f}' for each in self.shares)}; difference {self.difference}"
+        )
+
+
+def significant(subjects: int, categories: int, trials: int) -> Null:
+    """Return how p-values of the product, and intervals of its difference, are between equally good methods."""
     rng = numpy_generator("significance", subjects)
-    values = []
+    found = []
     for _ in range(trials):
         one, other = (scores_of(rng, subjects, categories, name) for name in ("one", "other"))
-        values.append(comparison.compare(one, other, ("cp_pf",), EXCHANGES)[0].p)
-    return [float(np.mean(np.asarray(values) < level)) for level in (0.05, 0.25, 0.5)]
+        found += comparison.compare(one, other, ("cp_pf",), EXCHANGES)
+    values = np.asarray([each.p for each in found])
+    difference = coverage_of([(each.low, each.high) for each in found], 0.0)
+    return Null([float(np.mean(values < level)) for level in LEVELS], difference)
+
+
+def covered_by_stories(stories: int, trials: int) -> Coverage:
+    """Return how often the interval of a mean cosine over stories holds the true one."""
+    rng = numpy_generator("coverage", "stories", stories)
+    cosines = 2 * draw(rng, CATEGORY_SHIFTS[-1], 200_000 + trials * stories) - 1
+    truth, samples = float(cosines[:200_000].mean()), cosines[200_000:].reshape(trials, stories)
+    return coverage_of([intervals.of_mean(each, intervals.COSINE) for each in samples], truth)
 
 
 def rated(rng: np.random.Generator, mean: float, raters: int, items: int) -> NDArray[np.float64]:
@@ -135,21 +176,59 @@ def covered_by_raters(raters: int, mean: float, trials: int) -> Coverage:
     return coverage_of(bounds, truth)
 
 
-def main() -> None:
-    """Print the tables."""
+def too_low(subjects: Mapping[int, Mapping[str, Coverage]]) -> list[str]:
+    """Return what is covered less often than `LEAST`, by number of subjects and name, for people."""
+    return [
+        f"{count} subjects, {name}: {share} < {LEAST[count]}"
+        for count, shares in subjects.items()
+        for name, share in shares.items()
+        if share.covered < LEAST[count]
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, and write them if asked to; return 1 if an interval is too narrow."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument("--trials", type=int, default=2000)
-    trials = parser.parse_args().trials
-    for subjects, categories in SIZES.items():
-        shares = ", ".join(f"{name} {share}" for name, share in covered(subjects, categories, trials).items())
-        sys.stdout.write(f"{subjects} subjects in {categories} categories: {shares}\n")
-    for raters in RATERS:
-        shares = ", ".join(f"mean {mean} {covered_by_raters(raters, mean, trials // 4)}" for mean in RATING_MEANS)
-        sys.stdout.write(f"{raters} raters, {ITEMS} images: {shares}\n")
-    for subjects, categories in SIZES.items():
-        levels = ", ".join(f"{share:.3f}" for share in significant(subjects, categories, trials))
-        sys.stdout.write(f"{subjects} subjects, share of p < 0.05, 0.25, 0.5: {levels}\n")
+    parser.add_argument("--trials", type=int, default=4000)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    subjects, null = {}, {}
+    for count, categories in SIZES.items():
+        subjects[count] = covered(count, categories, args.trials)
+        shares = ", ".join(f"{name} {share}" for name, share in subjects[count].items())
+        sys.stdout.write(f"{count} subjects in {categories} categories: {shares}\n")
+    studies = args.trials // 4
+    raters = {each: {mean: covered_by_raters(each, mean, studies) for mean in RATING_MEANS} for each in RATERS}
+    for count, by_mean in raters.items():
+        shares = ", ".join(f"mean {mean} {share}" for mean, share in by_mean.items())
+        sys.stdout.write(f"{count} raters, {ITEMS} images: {shares}\n")
+    stories = {each: covered_by_stories(each, args.trials) for each in STORIES}
+    for count, share in stories.items():
+        sys.stdout.write(f"{count} stories: {share}\n")
+    for count, categories in SIZES.items():
+        null[count] = significant(count, categories, args.trials)
+        sys.stdout.write(f"{count} subjects, equally good: {null[count]}\n")
+    if args.out is not None:
+        results = {
+            "what": "shares of 95% intervals that hold the truth; of p-values below levels between equally good methods",
+            **facts(torch.device("cpu")),
+            "trials": args.trials,
+            "studies": studies,
+            "subjects": {count: _plain(shares) for count, shares in subjects.items()},
+            "raters": {count: _plain(shares) for count, shares in raters.items()},
+            "stories": _plain(stories),
+            "p_levels": LEVELS,
+            "equally_good": _plain(null),
+        }
+        write(args.out, results)
+    for line in (failed := too_low(subjects)):
+        sys.stderr.write(f"too low: {line}\n")
+    return int(bool(failed))
+
+
+def _plain(results: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): asdict(each) for name, each in results.items()}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
