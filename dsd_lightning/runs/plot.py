@@ -11,8 +11,17 @@ from dsd_lightning.runs.folder import METRICS, NoRunError
 Curve = tuple[list[int], list[float]]
 """Steps, and the values that were logged at them."""
 
-TOGETHER = ("train/", "val/", "probe/", "judge/", "throughput/pairs_per_second", "optimizer/lr", "optimizer/grad_norm")
-"""Beginnings of metrics' names, each of which is a panel if the run logged it."""
+TOGETHER = (
+    *("train/", "val/", "probe/reference_psnr", "probe/", "judge/"),
+    *("throughput/pairs_per_second", "optimizer/lr", "optimizer/grad_norm"),
+)
+"""Beginnings of metrics' names, each of which is a panel if the run logged it; a metric is in the first that fits.
+
+A panel has one unit: decibels would press shares of 1 together.
+"""
+
+COUNTED = ("train/loss_spikes",)
+"""Metrics that count, among losses: no panel shows them."""
 
 PANEL, COLUMNS, RESOLUTION = (5.2, 3.4), 2, 110
 """Width and height of a panel, inches; panels beside each other; pixels an inch."""
@@ -44,9 +53,11 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
 
 def panels(curves: dict[str, Curve]) -> dict[str, list[str]]:
     """Return the metrics of each panel; losses of single timestep bins are left out."""
-    shown = {
-        start: sorted(name for name in curves if name.startswith(start) and "_bin" not in name) for start in TOGETHER
-    }
+    shown: dict[str, list[str]] = {start: [] for start in TOGETHER}
+    for name in sorted(curves):
+        place = next((start for start in TOGETHER if name.startswith(start)), None)
+        if place is not None and "_bin" not in name and name not in COUNTED:
+            shown[place].append(name)
     return {start: names for start, names in shown.items() if names}
 
 

@@ -33,6 +33,15 @@ def test_metrics_of_a_run_become_panels(tmp_path: Path, capsys: pytest.CaptureFi
     assert min(Image.open(tmp_path / "curves.png").size) > 500
 
 
+def test_a_panel_has_one_unit() -> None:
+    names = ("train/loss", "train/loss_spikes", "probe/identity_accuracy", "probe/reference_psnr", "probe/mask_iou")
+    assert panels({name: ([0], [1.0]) for name in names}) == {
+        "train/": ["train/loss"],
+        "probe/reference_psnr": ["probe/reference_psnr"],
+        "probe/": ["probe/identity_accuracy", "probe/mask_iou"],
+    }
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(tmp_path)]) == 2
     assert f"{tmp_path / 'metrics.csv'} does not exist" in capsys.readouterr().err
