@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +87,20 @@ def test_p_values_are_uniform_if_methods_are_equally_good() -> None:
     assert found.shares == pytest.approx([0.05, 0.25, 0.5], abs=0.09)
     assert found.shares[0] <= 0.09
     assert found.difference.covered >= 0.9
+
+
+def test_the_committed_coverage_is_what_is_asked_for() -> None:
+    results = json.loads((Path(coverage.__file__).parent / "results" / "coverage.json").read_text())
+    subjects = {
+        int(count): {name: coverage.Coverage(**share) for name, share in shares.items()}
+        for count, shares in results["subjects"].items()
+    }
+    assert subjects.keys() == coverage.LEAST.keys()
+    assert coverage.too_low(subjects) == []
+    printed = [*results["stories"].values(), *(each["difference"] for each in results["equally_good"].values())]
+    printed += [share for means in results["raters"].values() for share in means.values()]
+    assert min(share["covered"] for share in printed) >= 0.93
+    for count, null in results["equally_good"].items():
+        # Five subjects have 32 exchanges, so that p is one of 16 values.
+        levels = (0.0, 0.22, 0.47) if count == "5" else results["p_levels"]
+        assert null["shares"] == pytest.approx(levels, abs=0.025)

@@ -18,6 +18,7 @@ from support.llm.judge_images import judge
 from support.llm.rehearsals import ROOT, Stand
 
 from dsd_lightning.agents import Sampling
+from dsd_lightning.cli.settings import SettingError, check_settings
 from dsd_lightning.evaluation.errors import EvaluationError
 from dsd_lightning.evaluation.judging.judgements import MEASURES, Judgement, Record
 from dsd_lightning.evaluation.judging.protocol import Protocol
@@ -123,6 +124,9 @@ def test_every_setting_of_a_protocol_can_be_given_on_the_command_line(protocol: 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         given = [f"protocol.sampling.{name}={value}" for name, value in changes.items()]
         config = compose("evaluate", [f"protocol={protocol}", "out=x", *given])
+        wrong = compose("evaluate", [f"protocol={protocol}", "out=x", "protocol.sampling.temperature=hot"])
+    with pytest.raises(SettingError, match=r"temperature='hot' must be a number of at least 0, or null"):
+        check_settings(wrong)
     assert {str(name) for name in config.protocol if not str(name).startswith("_")} == {
         e.name for e in fields(Protocol)
     }
