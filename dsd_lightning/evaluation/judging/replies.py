@@ -25,11 +25,12 @@ _NUMBER = (
 _MARKER = re.compile(
     # the word, not of the scale's end or of another quantity, with the scale behind it, as in "Score (0-4):"
     r"(?<!max)(?<!max[ _])(?<!min[ _])(?<!maximum[ _])(?<!highest[ _])(?<!possible[ _])(?<!confidence[ _])"
-    r"(?:(?<![^\W_])(?:scores?|rating|rate)(?![^\W_])|评分|得分|打分|分数)[\s_#\"']*"
+    r"(?:(?<![^\W_])(?:scores?|rating|rate(?=\s+(?:this|it)\b))(?![^\W_])|评分|得分|打分|分数)[\s_#\"']*"
     r"(?:[(\[]?\s*(?:(?:(?:range|scale)?:?\s*(?:of\s+|from\s+)?)0\s*(?:-|\u2013|to|~)\s*4|(?:out of|/|of)\s*4)"
     r"\s*[)\]]?[\s_#\"']*)?"
     # what leads to the number: punctuation, "is", "of"
-    r"(?:[=-]>|\u2192|[:=|]|-(?=\s)|\u2013|\u2014|is|(?P<of>of)|as|\b(?:would|should) be|(?:this|it)(?: as)?(?: an?)?|为|是)?"
+    r"(?:[=-]>|\u2192|[:=|]|-(?=\s)|\u2013|\u2014|is|(?P<of>of)|as"
+    r"|\b(?:(?P<would>would)|should) be|(?:this|it)(?: as)?(?: an?)?|为|是)?"
     r"[\s_#:|\"'\[({$]*(?:\\?\bboxed\{)?"
     rf"(?:{_NUMBER}|(?P<word>{'|'.join(_WORDS)})(?=分?(?:\s*(?:/|out of|of)\s*(?:4|four))?\s*(?:[.,;:!)\]\"'}}\n]|$)))",
     re.IGNORECASE,
@@ -45,6 +46,8 @@ _DENIED = re.compile(
     r"(?:\s+(?:get|be|given|receive|reach|achieve|earn|deserve|merit|warrant|justify|a|an|the|any|full|perfect|high|higher)){0,4}\s*$",
     re.IGNORECASE,
 )
+_NEAR = 120
+"""Characters before "score of 4" in which its denial is looked for."""
 _EXPLAINED = re.compile(
     r"\s*(?:means?|is (?:for|reserved|given (?:if|when))|would (?:mean|need|require))\b", re.IGNORECASE
 )
@@ -55,9 +58,21 @@ _SHARE = re.compile(
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"(?:\b(?:so|hence|therefore|thus|giving|makes|gives|final)\b|=>?|->|\u2192)[^0-9.\n]{0,30}([0-9]+)", re.IGNORECASE
+    r"(?:\b(?:so|hence|therefore|thus|giving|makes|gives|final|(?:revis|chang|reduc|lower|rais|adjust)ed to)\b|=>?|->|\u2192)"
+    r"[^0-9.\n]{0,30}([0-9]+)",
+    re.IGNORECASE,
 )
-_OTHER_SCALE = re.compile(r"scale[^0-9\n]{0,12}[0-9]+\s*(?:-|\u2013|to|~)\s*([0-9]+)", re.IGNORECASE)
+_OTHER_SCALE = re.compile(
+    r"scale[^0-9\n]{0,12}[0-9]+\s*(?:-|\u2013|to|~)\s*(?P<most>[0-9]+)|\s*(?:stars?|points?)\s+(?:out\s+)?of\s+(?P<of>[0-9]+)"
+    r"|\b(?P<points>[0-9]+)[- ]point\s+scale"
+    r"|^\s*(?:out\s+)?of\s+(?P<word>five|six|seven|eight|nine|ten|twenty|(?:a\s+)?hundred)\b",
+    re.IGNORECASE,
+)
+_SCALES = {"most": (HIGHEST,), "of": (HIGHEST,), "points": (HIGHEST, HIGHEST + 1)}
+"""What is said of the scale from 0 to 4, by group; it has five points, and some count four."""
+_FRACTION = re.compile(r"\s*(?:%|(?:and\s+a\s+)?half\b|[0-9]+/[0-9]+)", re.IGNORECASE)
+_CONDITION = re.compile(r"\b(?:if|but|were|had|without|unless|except)\b", re.IGNORECASE)
+_LIST_ITEM = re.compile(r"[.)]\s+\S")
 _REFUSAL = re.compile(
     r"\b(?:i(?:'|\u2019)?m sorry|i am sorry|i apologi[sz]e|unable to (?:assist|help|comply|provide|evaluate)"
     r"|(?:can(?:'|\u2019)?t|cannot|can not|won(?:'|\u2019)?t) (?:assist|help|comply|provide|evaluate|do that|rate|score))",
@@ -80,7 +95,7 @@ class Unscored:
 
 
 def parse(reply: str) -> Score | Unscored:
-    """Return the score that a reply states after the word "score", "rating" or "rate", or why it states none.
+    """Return the score that a reply states after the word "score" or "rating", or "rate this", or why it states none.
 
     JSON, code fences, emphasis, LaTeX, tags, full-width and Chinese forms are read, reasoning in `<think>` is not. A reply
     that is nothing but a number states it. One that repeats one score states it; one that states two different ones, a range,
@@ -124,10 +139,18 @@ def _of_json(text: str) -> str:
 
 
 def _is_hypothetical(match: re.Match[str]) -> bool:
-    """Return whether "a score of N" is denied, or explained in general, rather than stated."""
-    if match.groupdict().get("of") is None:
-        return False
-    return bool(_DENIED.search(match.string, 0, match.start()) or _EXPLAINED.match(match.string, match.end()))
+    """Return whether "a score of N" is denied, explained in general, or what would be on a condition, rather than stated."""
+    groups, text = match.groupdict(), match.string
+    if groups.get("of") is not None:
+        return bool(
+            _DENIED.search(text, max(0, match.start() - _NEAR), match.start()) or _EXPLAINED.match(text, match.end())
+        )
+    if groups.get("would") is not None:
+        start = max(text.rfind(end, 0, match.start()) for end in ".\n") + 1
+        return bool(
+            _CONDITION.search(text, start, match.start()) or _CONDITION.search(text[match.end() :].partition("\n")[0])
+        )
+    return False
 
 
 def _read(match: re.Match[str], behind: str) -> int | Problem:
@@ -144,8 +167,10 @@ def _read(match: re.Match[str], behind: str) -> int | Problem:
         return "out_of_range"
     if match["others"] or match["range"]:
         return "several_scores"
-    if (other := _OTHER_SCALE.search(behind)) and int(other[1]) != HIGHEST:
+    if (other := _OTHER_SCALE.search(behind)) and _is_other(other):
         return "out_of_range"
+    if _FRACTION.match(behind):
+        return "not_a_whole_number"
     number = match["number"].replace("\N{MINUS SIGN}", "-").replace(",", ".")
     if not re.fullmatch(r"[-+]?[0-9]{1,9}(?:\.0{1,2})?", number):
         return "not_a_whole_number"
@@ -153,6 +178,18 @@ def _read(match: re.Match[str], behind: str) -> int | Problem:
     if not LOWEST <= value <= HIGHEST or number.startswith("-"):
         return "out_of_range"
     conclusion = _CONCLUSION.search(behind)
-    if _SHARE.match(behind) or (conclusion is not None and int(conclusion[1]) != value):
+    listed = "\n" in match[0][: match.start("number") - match.start()] and _LIST_ITEM.match(behind)
+    if (
+        listed
+        or re.match(r"\s+if\b", behind)
+        or _SHARE.match(behind)
+        or (conclusion is not None and int(conclusion[1]) != value)
+    ):
         return "unclear"
     return value
+
+
+def _is_other(scale: re.Match[str]) -> bool:
+    """Return whether a scale that a reply names is another than 0 to 4."""
+    name = str(scale.lastgroup)
+    return name == "word" or int(scale[name]) not in _SCALES[name]
