@@ -25,9 +25,9 @@ from benchmarks.claims import ROOT, Value, agreement, measure, table
 from benchmarks.generation import __main__ as generation
 from benchmarks.measure import ratio
 from benchmarks.peak_memory import __main__ as peak_memory
+from benchmarks.published.__main__ import CODE, COMPARED
 from benchmarks.published.comparison import TOLERANCE, Comparison
 from benchmarks.published.stand_ins import in_parts, reply_to
-from benchmarks.published_metrics import CODE, COMPARED
 
 
 def test_the_kept_reference_is_measured_against_the_other_ways(

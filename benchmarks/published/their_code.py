@@ -1,8 +1,8 @@
-"""Runs the public code of published metrics on prepared inputs: the half of `benchmarks.published_metrics` that is not ours.
+"""Runs the public code of published metrics on prepared inputs: the half of `benchmarks.published` that is not ours.
 
 python -m benchmarks.published.their_code SPEC.json
 
-`python -m benchmarks.published_metrics` starts it in a process of its own. Of this project it imports these modules alone,
+`python -m benchmarks.published` starts it in a process of its own. Of this project it imports these modules alone,
 so that other versions of transformers can be used. What the public modules import and the compared metrics do not need is
 replaced by empty modules if it is not installed: command lines (fire), logging (loguru), remote files (megfile: glob and open
 take its place), face recognition (facexlib, AdaFace), OpenCV, supervision. InsightFace is never imported:

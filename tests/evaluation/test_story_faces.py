@@ -1,6 +1,6 @@
 """Shows that realistic people of stories are compared by faces as ViStoryBench's code does, and that missing faces are counted.
 
-The values of its code on the same stories: `python -m benchmarks.published_metrics --only faces`.
+The values of its code on the same stories: `python -m benchmarks.published --only faces`.
 """
 
 from __future__ import annotations

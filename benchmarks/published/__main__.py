@@ -1,6 +1,6 @@
 r"""Compares our metrics with the public code of those who published them, on the same random weights, images and replies.
 
-python -m benchmarks.published_metrics --dreambench_plus DIR --dino DIR --imagen_hub DIR --csd DIR --vistorybench DIR \
+python -m benchmarks.published --dreambench_plus DIR --dino DIR --imagen_hub DIR --csd DIR --vistorybench DIR \
     --grounding_dino DIR --packages DIR [--out benchmarks/results/published_metrics.json]
 
 Each DIR is a git checkout; those compared last and their commits are in the results:
@@ -85,7 +85,7 @@ COMPARED = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all comparisons; return 1 if something differs."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_metrics", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=__doc__)
     for name in (*CODE, "packages"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--only", choices=COMPARED, nargs="+", default=list(COMPARED), help="others stay in --out")
