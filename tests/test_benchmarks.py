@@ -16,18 +16,18 @@ from benchmarks import (
     kept_reference,
     loader,
     random_models,
-    reproduce,
     step_caches,
     trainer,
     training_step,
 )
-from benchmarks.claims import ROOT, Value, agreement, measure, table
 from benchmarks.generation import __main__ as generation
 from benchmarks.measure import ratio
 from benchmarks.peak_memory import __main__ as peak_memory
 from benchmarks.published.__main__ import CODE, COMPARED
 from benchmarks.published.comparison import TOLERANCE, Comparison
 from benchmarks.published.stand_ins import in_parts, reply_to
+from benchmarks.reproduce import __main__ as reproduce
+from benchmarks.reproduce.claims import ROOT, Value, agreement, measure, table
 
 
 def test_the_kept_reference_is_measured_against_the_other_ways(

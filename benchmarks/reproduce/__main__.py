@@ -5,7 +5,7 @@ python -m benchmarks.reproduce --list          the steps, and which are done
 python -m benchmarks.reproduce --only NAME     some steps
 python -m benchmarks.reproduce --table         the table alone, from what was measured so far, here or elsewhere
 
-Steps and claims stand in benchmarks/reproduction.yaml. A step is done when its result file exists. A step that fails is
+Steps and claims stand in benchmarks/reproduce/plan.yaml. A step is done when its result file exists. A step that fails is
 reported, those that need it are left out, and the others go on; the exit status is 1 then.
 """
 
@@ -25,13 +25,13 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from benchmarks.claims import ROOT, measure, table
+from benchmarks.reproduce.claims import ROOT, measure, table
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.files.text import read_text
 
 log = logging.getLogger("reproduce")
 
-PLAN = Path(__file__).with_name("reproduction.yaml")
+PLAN = Path(__file__).with_name("plan.yaml")
 TABLE = Path("docs") / "reproduction.md"
 RESULTS = Path("benchmarks") / "results" / "reproduction.json"
 

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from dsd_lightning.files.text import read_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOT_MEASURED = "not measured yet"
 
 
@@ -122,7 +122,7 @@ def table(claims: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> st
     lines = [
         "# The paper's claims, measured on the miniature",
         "",
-        "Written by `make reproduce`. Steps and claims: `benchmarks/reproduction.yaml`. Values, which are kept where their",
+        "Written by `make reproduce`. Steps and claims: `benchmarks/reproduce/plan.yaml`. Values, which are kept where their",
         "result files are absent: `benchmarks/results/reproduction.json`. In brackets: 95 % intervals, over seeds",
         "(Student's t) or over samples (Wilson). Where intervals overlap, values are not distinguished.",
         "",
