@@ -45,7 +45,7 @@ FLUX = Left("needs a GPU and the gated weights")
 INSTALLS = Left("installs what the tests run in, from an index")
 HUB = Left("needs a data set, or weights from a hub")
 CLUSTER = Left("needs several GPUs or machines")
-HOURS = Left("takes hours; its parts are tested in their folders")
+HOURS = Left("makes what assets/ holds, in hours")
 ABBREVIATED = Left("abbreviated: `...` stands for settings of the reader's")
 
 TRUE_CONDITIONS = Elsewhere(
@@ -63,7 +63,6 @@ JUDGED = Elsewhere(
     "tests/offline/test_offline_judge.py::test_the_command_scores_the_shipped_model_and_tables_compare_methods"
 )
 JUDGE_CALLBACK = Elsewhere("tests/callbacks/test_judge.py::test_all_processes_generate_and_the_first_judges")
-DISTILLS = Elsewhere("tests/distillation/test_distill.py::test_captions_become_shards")
 ENCODES = Elsewhere("tests/distillation/test_distill_encode.py::test_a_run_is_encoded_and_trained_on_without_encoders")
 ON_SHARDS = Elsewhere("tests/datamodules/test_data_sources.py::test_photographs_train")
 RUN_AS_WRITTEN = Elsewhere("tests/generation/test_documented_commands.py::test_a_documented_command_runs")
@@ -76,7 +75,8 @@ RULES: list[tuple[str, str, Way]] = [
     # Documents, a pattern of the command, and what is done with it. The first that matches counts.
     (".*", r" \.\.\.( |$)", ABBREVIATED),
     # A new user's first hour.
-    ("README.md", r"^python (distill.py( .*dry_run=true)?|generate.py --image_path .*)$", Pasted()),
+    ("README.md", r"^python generate.py --image_path .*$", Pasted()),
+    ("README.md|docs/distill.md", r"^python distill.py( agents=paper .*dry_run=true)?$", Pasted()),
     ("README.md", r"^python train.py (arch=parallel task=\w+|-m seed=.*|--help)$", Pasted()),
     ("README.md", r"^python train.py data=shards data.root=FOLDER$", Pasted(f"{PACK} FOLDER --all-pairs")),
     ("README.md", r"^python train.py experiment=miniature_long$", EXPERIMENT),
@@ -87,7 +87,6 @@ RULES: list[tuple[str, str, Way]] = [
     ("docs/data.md", r"dsd_lightning.shards index", Pasted("rm FOLDER/index.json")),
     ("docs/data.md", r"dsd_lightning.shards ", Pasted()),
     ("docs/data.md", r"write_shards", Pasted("rm -r FOLDER")),
-    ("docs/distill.md", r"distill.py agents=paper .*dry_run=true$", Pasted()),
     ("docs/distill.md", r"distillation.labels RUN", Pasted("ln -sfn outputs/distillation RUN")),
     (".*", r"^make page", Elsewhere("tests/ui/test_ui.py::test_the_command_serves_and_prints_its_address")),
     (".*", r"^make ", Left("`.ci/run` runs make check, test and test-long; make demo is the first training command")),
@@ -102,9 +101,8 @@ RULES: list[tuple[str, str, Way]] = [
     # Making pairs.
     ("docs/distill.md", r"executor\.tasks?=|executor=ray", CLUSTER),
     ("docs/distill.md", r"agents=paper|labels pairs$", DATA_RUN),
-    ("docs/distill.md", r"grid_lora|tuned|outputs/(pairs|plain|exact|held_out)", HOURS),
+    ("docs/distill.md", r"grid_lora|tuned|outputs/(pairs|plain|exact|held_out)", Pasted()),
     (".*", r"distill.py encode=true|encoded/train", ENCODES),
-    (".*", r"^python distill.py$", DISTILLS),
     # One's own pairs.
     (
         "docs/data.md",

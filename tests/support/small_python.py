@@ -14,11 +14,18 @@ from collections.abc import Sequence
 
 SOURCE = "data.datamodule.source"
 
-TRAIN = [
+SHORT = [
     *("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "logger=csv", "compile=false"),
-    *("data.datamodule.batch_size=2", f"{SOURCE}.validation_pairs=2", "sampler.num_inference_steps=2"),
-    *("arch.lora.rank=2", "schedule.num_warmup_steps=1", "callbacks.samples.count=2"),
+    *("arch.lora.rank=2", "schedule.num_warmup_steps=1"),
 ]
+
+TRAIN = [
+    *(*SHORT, "data.datamodule.batch_size=2", f"{SOURCE}.validation_pairs=2", "sampler.num_inference_steps=2"),
+    "callbacks.samples.count=2",
+]
+
+PRETRAINING = [*SHORT, f"{SOURCE}.singles=4", f"{SOURCE}.grids=8", f"{SOURCE}.validation_images=4"]
+"""Of `data=pretraining`, whose source has other sizes."""
 
 SIZES = {
     "train.py": TRAIN,
@@ -26,6 +33,7 @@ SIZES = {
     "generate.py": ["--steps", "2", "--device", "cpu"],
     "datamodules.commands.write_shards": ["count=12"],
     "datamodules.commands.encode_shards": [],
+    "dsd_lightning.offline.audit": ["--grids", "1"],
 }
 """What is appended, by file or module."""
 
@@ -44,6 +52,8 @@ def sizes(arguments: Sequence[str]) -> list[str]:
     program = next((each for each in arguments if each in SIZES), None)
     if program is None or "--help" in arguments or "plan=true" in arguments:
         return []
+    if "experiment=grid_lora" in arguments:
+        return PRETRAINING
     preset = any(each.startswith("experiment=flux_") for each in arguments)
     model = [each.format(base=os.environ["TINY_BASE"]) for each in FLUX]
     more: list[str] = []
