@@ -9,8 +9,9 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
 VENV ?= .venv
-# Three workers for two cores: many tests wait, for processes that they kill, servers or pages.
+# Three workers for two cores: many tests wait, for processes that they kill, servers or pages. Long ones start several processes each.
 PYTEST_ARGS ?= -n 3 --dist worksteal --durations=30
+LONG_ARGS ?= $(subst -n 3,-n 2,$(PYTEST_ARGS))
 ARGS ?=
 PYTHONS ?= python3.12 python3.13
 SHORT := tests/test_sampler.py tests/shards/test_shards.py tests/conf/test_help.py tests/conf/test_composition.py \
@@ -45,8 +46,8 @@ test: $(VENV)/.dev ## run the test suite: about 10 minutes with the installation
 
 .PHONY: test-long
 test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leaves out: long ones, and those of quantised weights
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long $(QUANTIZED:%=--ignore=%)
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf \
+	$(BIN)/python -m pytest $(LONG_ARGS) -m long $(QUANTIZED:%=--ignore=%)
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(LONG_ARGS) $(QUANTIZED) tests/conf \
 		tests/training/test_true_conditions.py -k '(quantize or 8bit or memory or flux_24gb) and not fits'
 
 .PHONY: test-pythons
