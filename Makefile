@@ -10,8 +10,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= python3
 VENV ?= .venv
 # Three workers for two cores: many tests wait, for processes that they kill, servers or pages. Long ones start several processes each.
-PYTEST_ARGS ?= -n 3 --dist worksteal --durations=30
-LONG_ARGS ?= $(subst -n 3,-n 2,$(PYTEST_ARGS))
+WORKERS ?= 3
+PYTEST_ARGS ?= -n $(WORKERS) --dist worksteal --durations=30
 ARGS ?=
 PYTHONS ?= python3.12 python3.13
 SHORT := tests/test_sampler.py tests/shards/test_shards.py tests/conf/test_help.py tests/conf/test_composition.py \
@@ -45,9 +45,10 @@ test: $(VENV)/.dev ## run the test suite: about 10 minutes with the installation
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not long' $(QUANTIZED:%=--ignore=%)
 
 .PHONY: test-long
+test-long: WORKERS = 2
 test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leaves out: long ones, and those of quantised weights
-	$(BIN)/python -m pytest $(LONG_ARGS) -m long $(QUANTIZED:%=--ignore=%)
-	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(LONG_ARGS) $(QUANTIZED) tests/conf \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long $(QUANTIZED:%=--ignore=%)
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest $(PYTEST_ARGS) $(QUANTIZED) tests/conf \
 		tests/training/test_true_conditions.py -k '(quantize or 8bit or memory or flux_24gb) and not fits'
 
 .PHONY: test-pythons

@@ -46,5 +46,5 @@ class Estimate:
 
 
 def _dollars(usd: float) -> str:
-    """Return an amount in USD: to the cent, or, below one, to a hundredth of it."""
+    """Return an amount in USD: to the cent, and below one dollar to a hundredth of a cent."""
     return f"{usd:,.2f} USD" if usd >= 1 else f"{usd:.4f} USD"
