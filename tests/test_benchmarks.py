@@ -28,6 +28,7 @@ from benchmarks.published.comparison import TOLERANCE, Comparison
 from benchmarks.published.stand_ins import in_parts, reply_to
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.claims import ROOT, Value, agreement, measure, table
+from dsd_lightning.runs.folder import SUMMARY
 
 
 def test_the_kept_reference_is_measured_against_the_other_ways(
@@ -229,6 +230,13 @@ def test_reproduction_goes_on_past_a_failure_and_fills_what_was_measured(
     measured.write_text('{"share": 0.5}')
     assert reproduce.main(["--plan", str(plan), "--out", str(tmp_path), "--table"]) == 0
     assert "| high | a: 0.500 [" in (tmp_path / "table.md").read_text()
+
+
+def test_a_run_that_was_stopped_early_is_no_result(tmp_path: Path) -> None:
+    step = reproduce.Step("run", "train.py", tmp_path / SUMMARY)
+    for summary, is_done in (({"finished": False, "steps": 181}, False), ({"finished": True, "steps": 1000}, True)):
+        (tmp_path / SUMMARY).write_text(json.dumps(summary))
+        assert step.done is is_done
 
 
 def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> None:

@@ -5,8 +5,9 @@ python -m benchmarks.reproduce --list          the steps, and which are done
 python -m benchmarks.reproduce --only NAME     some steps
 python -m benchmarks.reproduce --table         the table alone, from what was measured so far, here or elsewhere
 
-Steps and claims stand in benchmarks/reproduce/plan.yaml. A step is done when its result file exists. A step that fails is
-reported, those that need it are left out, and the others go on; the exit status is 1 then.
+Steps and claims stand in benchmarks/reproduce/plan.yaml. A step is done when its result file exists; the summary of a
+training run that was stopped early says so, and is no result. A step that fails is reported, those that need it are left out,
+and the others go on; the exit status is 1 then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from omegaconf import OmegaConf
 from benchmarks.reproduce.claims import ROOT, measure, table
 from dsd_lightning.files.atomic import write_text
 from dsd_lightning.files.text import read_text
+from dsd_lightning.runs.folder import SUMMARY
+from dsd_lightning.runs.resume import is_finished
 
 log = logging.getLogger("reproduce")
 
@@ -54,8 +57,10 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """Whether the result exists."""
-        return self.result is not None and (ROOT / self.result).exists()
+        """Whether the result exists and is not the summary of a run that was stopped early."""
+        if self.result is None or not (ROOT / self.result).exists():
+            return False
+        return self.result.name != SUMMARY or is_finished(ROOT / self.result.parent)
 
 
 def read_plan(path: Path, out: str) -> tuple[list[Step], list[dict[str, Any]]]:
