@@ -218,7 +218,7 @@ def test_it_trains_on_a_gpu(kind: str) -> None:
 def test_two_processes_equal_one_on_a_base_in_8_bits(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     alone = one_process("parallel", tmp_path / "alone", 3, quantize="int8")
-    together = two_processes("int8", tmp_path / "alone", tmp_path)
+    together = two_processes("int8", tmp_path / "alone", tmp_path / "together")
     for rank in (0, 1):
         for strategy in WHOLE_BASE:
             assert_same_run(together[f"rank{rank}"][strategy], alone)

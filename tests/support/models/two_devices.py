@@ -7,6 +7,7 @@ and `rank1.pt`; SINGLE holds checkpoints of one process, to be resumed from.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,9 @@ WHOLE_BASE = ("ddp", "adapter_shard")
 
 CLOSE = 1e-5
 """Greatest difference between what one process and two compute."""
+
+CRASH = "(SIGSEGV)"
+"""What torchrun says of a process that the operating system ended for an invalid access."""
 
 PAIRS, STEPS, HALF = 4, 20, 10
 """Pairs a global batch; optimizer steps of a run, and of the checkpoint in its middle."""
@@ -288,20 +292,36 @@ def main() -> None:
 
 
 def two_processes(stored: str, single: Path, out: Path) -> dict[str, Any]:
-    """Train what `SCENARIOS[stored]` says in two processes that talk over gloo; return the results of each rank."""
-    launched = subprocess.run(
+    """Train what `SCENARIOS[stored]` says in two processes that talk over gloo; return the results of each rank.
+
+    A crash of the interpreter is tried once more and warned of, with where each thread was: one was met in some fifty runs,
+    while the other process waited for a collective. Every other failure is final.
+    """
+    launched = _launch(stored, single, out)
+    if CRASH in launched.stderr:
+        warnings.warn(f"one of two processes crashed, and both are started again:\n{launched.stderr}", stacklevel=2)
+        shutil.rmtree(out)
+        launched = _launch(stored, single, out)
+    assert launched.returncode == 0, launched.stderr
+    return {f"rank{rank}": torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)}
+
+
+def _launch(stored: str, single: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    out.mkdir(exist_ok=True)
+    return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", "localhost:0", __file__, stored, single, out),
         ],
         cwd=ROOT,
-        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
+        env=environment(
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+            PYTHONFAULTHANDLER="1",
+        ),
         capture_output=True,
         text=True,
         timeout=850,
     )
-    assert launched.returncode == 0, launched.stderr[-4000:]
-    return {f"rank{rank}": torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)}
 
 
 def one_process(row: str, folder: Path, steps: int = STEPS, **options: Any) -> dict[str, Any]:
