@@ -206,30 +206,23 @@ def trace(weights: Iterable[Tensor], step: Callable[[], Tensor]) -> Traced:
     return Traced(forward, operations.total, tuple(live.history), frozenset(live.alive))
 
 
-def cost_of(small: Traced, large: Traced, batches: tuple[int, int]) -> Cost:
-    """Return the cost of a step at any batch size, from the same step at two: each tensor is a constant or grows linearly.
+def cost_of(step: Traced, batch: int) -> Cost:
+    """Return the cost of a step at any batch size, from the same step at one.
 
     Args:
-        small, large: of the same model.
-        batches: their numbers of samples.
-
-    Raises:
-        ValueError: if the two steps do not compute the same operations.
+        step: whose every tensor is a constant or grows in proportion to the batch.
+        batch: its samples; a prime that divides no other dimension, so that the tensors whose bytes it divides are those that
+            grow.
     """
-    first, second = batches
-    if [number for number, _ in small.history] != [number for number, _ in large.history]:
-        raise ValueError(
-            f"a step on {first} samples and one on {second} compute different operations: nothing to compare"
-        )
     constant = per_sample = gradients = 0.0
     largest: dict[float, list[Moment]] = {}
-    for (number, of_first), (_, of_second) in zip(small.history, large.history, strict=True):
-        slope = (of_second - of_first) / (second - first)
-        if number in small.gradients:
-            gradients += of_first
+    for number, size in step.history:
+        if number in step.gradients:
+            gradients += size
+        elif size % batch:
+            constant += size
         else:
-            constant += of_first - first * slope
-            per_sample += slope
+            per_sample += size // batch
         moment = Moment(constant, per_sample, gradients)
         others = largest.setdefault(gradients, [])
         if not any(_exceeds(other, moment) for other in others):
@@ -237,7 +230,7 @@ def cost_of(small: Traced, large: Traced, batches: tuple[int, int]) -> Cost:
     kept: list[Moment] = []
     for held in sorted(largest, reverse=True):  # more gradients first: they count against a moment
         kept += [moment for moment in largest[held] if not any(_exceeds(other, moment) for other in kept)]
-    return Cost(small.forward / first, small.training / first, tuple(kept))
+    return Cost(step.forward / batch, step.training / batch, tuple(kept))
 
 
 def _exceeds(one: Moment, other: Moment) -> bool:

@@ -1,4 +1,4 @@
-"""Runs training steps on tensors that have shapes and no memory, to count what they cost."""
+"""Runs a training step on tensors that have shapes and no memory, to count what it costs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dsd_lightning.flux.codec import Codec
 from dsd_lightning.flux.image_encoder import ImageEncoder, Preprocessing
 from dsd_lightning.objective import frame_losses
 from dsd_lightning.pairs import Condition, TextEmbeddings
-from dsd_lightning.planning.counters import Cost, Traced, cost_of, trace, without_memory
+from dsd_lightning.planning.counters import Cost, cost_of, trace, without_memory
 
-BATCHES = (2, 3)
-"""Pairs of the two steps that tell what grows with the batch. One pair is left out: some operations copy nothing then."""
+BATCH = 10_007
+"""Pairs of the step that is traced: a prime, which divides the bytes of what grows with the batch and of nothing else. Tensors
+take no memory here, so that it may be large."""
 
 
 class _Shapes(Codec):
@@ -66,30 +67,25 @@ def step_cost(
             side = int(module.tower.config.image_size)
             module.preprocessing = Preprocessing((side, side), None, (0.0,) * 3, (1.0,) * 3, "bilinear")
 
-    def traced(batch: int) -> Traced:
+    with without_memory():
+        architecture.to_empty(device="cpu")
         dtype = architecture.transformer.context_embedder.weight.dtype
         # A token is a square of 2 x 2 latents.
         codec = _Shapes(int(config.in_channels) // 4, pixels_per_token // 2, dtype)
-        images = torch.empty(batch, 3, *frame_size)
+        images = torch.empty(BATCH, 3, *frame_size)
         with torch.no_grad():
             encoded = architecture.encode(images, images, codec)
         text = TextEmbeddings(
-            torch.empty(batch, text_tokens, int(config.joint_attention_dim), dtype=dtype),
-            torch.empty(batch, int(config.pooled_projection_dim), dtype=dtype),
+            torch.empty(BATCH, text_tokens, int(config.joint_attention_dim), dtype=dtype),
+            torch.empty(BATCH, int(config.pooled_projection_dim), dtype=dtype),
         )
-        condition = Condition(text, torch.ones(batch), encoded.reference)
-        noise, timestep = torch.empty_like(encoded.clean), torch.empty(batch)
+        condition = Condition(text, torch.ones(BATCH), encoded.reference)
+        noise, timestep = torch.empty_like(encoded.clean), torch.empty(BATCH)
 
         def step() -> Tensor:
             # As in training, no copy of a weight outlives its use (`compute.autocast`).
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if autocast else nullcontext():
                 return frame_losses(architecture, encoded, condition, noise, timestep, frame_weights).total
 
-        result = trace([*architecture.parameters(), *architecture.buffers()], step)
-        architecture.zero_grad(set_to_none=True)
-        return result
-
-    with without_memory():
-        architecture.to_empty(device="cpu")
-        small, large = (traced(batch) for batch in BATCHES)
-    return cost_of(small, large, BATCHES)
+        traced = trace([*architecture.parameters(), *architecture.buffers()], step)
+    return cost_of(traced, BATCH)
