@@ -137,6 +137,8 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
             continue
         if all(each.get(name) == each.get("seed") for each in settings):
             continue  # follows the seed, as the record's resolved `data.datamodule.seed` does
+        if len({str(each.get(name)).replace(run.label, "{}") for run, each in zip(runs, settings, strict=True)}) == 1:
+            continue  # names the label, as a folder of the pairs that are compared does
         by_value: dict[str, list[str]] = {}
         for run, each in zip(runs, settings, strict=True):
             by_value.setdefault(str(each.get(name, "not given")), []).append(run.name)

@@ -247,6 +247,15 @@ def test_digits_are_alike_in_a_column_and_the_best_goes_by_its_direction() -> No
     assert not any(cost.best for cost in costs)
 
 
+def test_a_setting_that_names_what_is_compared_is_no_difference(tmp_path: Path) -> None:
+    for label in ("parallel", "concat"):
+        rate = 1e-4 if label == "concat" else 2e-4
+        config = {"pairs": label, "data": {"root": f"sets/{label}/train"}, "optimizer": {"lr": rate}}
+        write_run(tmp_path / "sweep", f"identity/{label}/seed0", 0.5, config=config)
+    (table,) = tables(_collected(tmp_path / "sweep", tmp_path / "report"))
+    assert set(table.differences) == {"optimizer.lr"}
+
+
 def test_any_sweep_is_reported_by_the_overrides_in_which_its_runs_differ(tmp_path: Path) -> None:
     sweep = tmp_path / "multirun" / "2026-01-01" / "12-00-00"
     for number, (rate, seed) in enumerate([(0.01, 0), (0.01, 1), (0.002, 0), (0.002, 1)]):
