@@ -6,6 +6,7 @@
 # PACK holds flags of packing, such as --agents, --caption-from-name or --trigger. docs/data.md.
 set -euo pipefail
 images=${IMAGES:-assets/own_images} out=${OUT:-outputs/own_images}
+[[ -d $images ]] || { echo "IMAGES=$images is no folder: give the one that holds your images" >&2; exit 2; }
 text=${TEXT:-this character with happy eyes and a smile, large, tilted to the left, on a blue background}
 reference=${REFERENCE:-$(find "$images" -name '*.png' -o -name '*.jpg' | sort | head -n 1)}
 read -r -a pack <<< "--all-pairs --overwrite ${PACK:-}"

@@ -170,6 +170,16 @@ def test_own_images_become_pairs_a_model_and_an_image(by_agent: bool, tiny_base:
         assert all(record.instruction == f"show {record.caption}" for record in records)
 
 
+def test_own_images_that_are_nowhere_are_named(tmp_path: Path) -> None:
+    variables = {"IMAGES": str(tmp_path / "absent"), "OUT": str(tmp_path / "out")}
+    done = subprocess.run(
+        ["launch/own_images.sh"], cwd=ROOT, env=environment(**variables), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"IMAGES={tmp_path / 'absent'} is no folder" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.long
 def test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them(tiny_base: Path, tmp_path: Path) -> None:
     sizes = tiny(
