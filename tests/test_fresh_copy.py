@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.commands import environment
 from support.documents import ROOT, Pasted, commands, rule_of
+from support.processes import prepared
+from support.processes.shell_python import ShellPython
+from support.small_sizes import sizes
 
 PASTED = {
     ("README.md", "docs/train_flux.md", "docs/data.md"): (
@@ -75,24 +77,23 @@ def copy(tmp_path: Path) -> Path:
     return copy
 
 
-def shell_environment(folder: Path, base: Path) -> dict[str, str]:
-    """Return the environment of a shell whose `python` appends sizes."""
-    python = folder / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests/support/small_python.py"} "$@"\n')
-    python.chmod(0o755)
-    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    return environment(PATH=path, PYTHONPATH=None, TINY_BASE=str(base))
-
-
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("documents", "left"), PASTED.items(), ids=["README, train_flux, data", "distill"])
 def test_documented_commands_run_in_their_order_in_a_fresh_copy(
-    documents: tuple[str, ...], left: tuple[str, ...], copy: Path, tiny_base: Path, tmp_path: Path
+    documents: tuple[str, ...], left: tuple[str, ...], copy: Path, tiny_base: Path
 ) -> None:
-    variables = shell_environment(tmp_path, tiny_base)
+    server = prepared.Server(copy)
+    with ShellPython(server, partial(sizes, base=tiny_base)) as python:
+        paste(documents, copy, environment(PATH=python.path, PYTHONPATH=None))
+    server.close()
+    for name in left:
+        assert (copy / name).exists(), name
+
+
+def paste(documents: Sequence[str], copy: Path, variables: dict[str, str]) -> None:
+    """Run every command of documents in `copy`."""
     asked = ["python", "-c", "import dsd_lightning as ours; print(ours.__file__)"]
     imported = subprocess.run(asked, cwd=copy, env=variables, capture_output=True, text=True, check=True).stdout
     assert Path(imported.strip()).is_relative_to(copy), "the commands would run the checkout's code"
@@ -106,5 +107,3 @@ def test_documented_commands_run_in_their_order_in_a_fresh_copy(
             text=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-4000:]}"
-    for name in left:
-        assert (copy / name).exists(), name

@@ -17,6 +17,7 @@ from rehearsal_server import RehearsalServer
 from safetensors.torch import load_file
 from support.commands import ROOT, SOURCE, compose_train, environment, tiny, tiny_miniature
 from support.llm.own_image_captions import DRAWINGS, answer
+from support.processes.shell_python import ShellPython
 
 from dsd_lightning.checkpoints.folder_io import list_steps
 from dsd_lightning.files.rows import Table
@@ -140,10 +141,10 @@ def test_own_images_become_pairs_a_model_and_an_image(by_agent: bool, tiny_base:
     given = tiny(
         tiny_base, "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.count=2", "logger=csv"
     )
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {"OUT": str(tmp_path / "out"), "PATH": path}
+    variables = {"OUT": str(tmp_path / "out")}
     images = tmp_path / "images"
-    with RehearsalServer(answer) as server:
+    with RehearsalServer(answer) as server, ShellPython() as python:
+        variables["PATH"] = python.path
         if by_agent:
             images.mkdir()
             for file in DRAWINGS.glob("*.png"):
@@ -185,14 +186,11 @@ def test_a_data_run_makes_the_pairs_that_its_plan_expects_and_trains_on_them(tin
     sizes = tiny(
         tiny_base, "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples.count=2", "logger=csv"
     )
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["launch/data_run.sh"],
-        cwd=ROOT,
-        env=environment(OUT=str(tmp_path), PAIRS="400", TRAIN=" ".join([*sizes, "callbacks.probe=null"]), PATH=path),
-        capture_output=True,
-        text=True,
-    )
+    variables = environment(OUT=str(tmp_path), PAIRS="400", TRAIN=" ".join([*sizes, "callbacks.probe=null"]))
+    with ShellPython() as python:
+        done = subprocess.run(
+            ["launch/data_run.sh"], cwd=ROOT, env=variables | {"PATH": python.path}, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stderr
     for name in ("report.html", "labels/human.html", "run/samples/step_00000002.png"):
         assert (tmp_path / name).is_file(), name
@@ -242,14 +240,15 @@ def test_five_commands_train_a_flux_preset_and_use_it(experiment: str, tiny_base
     for file in sorted((ROOT / "assets" / "own_images").glob("*.png"))[:5]:
         (images / file.name).write_bytes(file.read_bytes())
         (images / file.name).with_suffix(".txt").write_text(f"this character, drawing {file.stem}")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["launch/train_flux.sh", *sizes],
-        cwd=ROOT,
-        env=environment(EXPERIMENT=experiment, IMAGES=str(images), OUT=str(tmp_path / "out"), BASE=base, PATH=path),
-        capture_output=True,
-        text=True,
-    )
+    variables = environment(EXPERIMENT=experiment, IMAGES=str(images), OUT=str(tmp_path / "out"), BASE=base)
+    with ShellPython() as python:
+        done = subprocess.run(
+            ["launch/train_flux.sh", *sizes],
+            cwd=ROOT,
+            env=variables | {"PATH": python.path},
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stderr
     assert f"GPU                   {gpu}" in done.stdout
     for name in ("generated.png", "run/samples/step_00000002.png", "run/checkpoints/step_00000002"):

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,8 @@ READ_LATE = (
     *("WANDB_", "HYDRA_", "TRACKIO_", "PYTHONPATH", "TMPDIR", "HOME", "PATH", "COLUMNS", "PYTEST_"),
     # What runs in this process leave behind: Lightning's seeds and checks, PyTorch's folder of kernels.
     *("PL_", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM"),
+    # Of shells, and of the project's scripts.
+    *("_", "PWD", "OLDPWD", "SHLVL", "OUT", "IMAGES", "PACK", "TEXT", "EXPERIMENT", "BASE", "PAIRS", "TRAIN"),
     # Of a rank, which `ranks.take_rank` tells Lightning.
     *(
         "MASTER_",
@@ -128,15 +131,20 @@ Process = Fork | subprocess.Popen[Any]
 
 
 class Server:
-    """The process that forks. It ends when this process does."""
+    """The process that forks. It ends when this process does, or closes it.
 
-    def __init__(self) -> None:
+    Args:
+        root: folder of the project whose modules it imports.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._asking = threading.Lock()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                cwd=ROOT,
+                [sys.executable, __file__, str(theirs.fileno()), root],
+                cwd=root,
                 env={name: value for name, value in self.environment.items() if name != "PYTHONPATH"},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -144,7 +152,7 @@ class Server:
 
     def can_fork(self, arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Return whether a fork is as `python ARGUMENTS` with `environment`: nothing on import depends on what differs."""
-        if arguments[0].startswith("-") and arguments[0] not in ("-m", "-c"):
+        if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c")):
             return False
         changed = (name for name, _ in self.environment.items() ^ environment.items())
         return all(name.startswith(READ_LATE) or name.endswith("API_KEY") for name in changed)
@@ -175,11 +183,17 @@ class Server:
             theirs.append(end)
         status, writing = os.pipe()
         message = pickle.dumps((list(args[1:]), folder, dict(environment)))
-        socket.send_fds(self.socket, [message], [*theirs, writing])
+        with self._asking:
+            socket.send_fds(self.socket, [message], [*theirs, writing])
+            pid = int(self.socket.recv(16))
         for each in (*opened, writing):
             os.close(each)
-        pid = int(self.socket.recv(16))
         return Fork(args, pid, status, ours[1], ours[2])
+
+    def close(self) -> None:
+        """End it, after the commands that it has forked."""
+        self.socket.close()
+        self.process.wait()
 
 
 @functools.cache
@@ -197,10 +211,11 @@ def start(
     stdout: Stream = None,
     stderr: Stream = None,
     text: bool = False,
+    by: Server | None = None,
 ) -> Process:
-    """Start `python ARGUMENTS`, as `subprocess.Popen` does."""
-    if hasattr(os, "pidfd_open") and args[0] == sys.executable and server().can_fork(args[1:], env):
-        return server().fork(args, str(cwd), env, (stdin, stdout, stderr), text)
+    """Start `python ARGUMENTS`, as `subprocess.Popen` does; `by` forks it, by default the server of this project."""
+    if hasattr(os, "pidfd_open") and args[0] == sys.executable and (by or server()).can_fork(args[1:], env):
+        return (by or server()).fork(args, str(cwd), env, (stdin, stdout, stderr), text)
     return subprocess.Popen(args, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
 
 
@@ -292,7 +307,7 @@ def become(request: Request, streams: list[int], search_path: list[str]) -> None
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the commands, and for pytest
     search_path = sys.path[1:]
-    sys.path[0] = str(ROOT)
+    sys.path[0] = sys.argv[2]
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.collect()

@@ -1,16 +1,12 @@
-"""Runs Python as it is asked to, with sizes appended to the project's commands, so that each takes seconds.
+"""Sizes that are appended to documented commands, so that each takes seconds.
 
 Beside sizes, training runs on the CPU, uncompiled, without an account at W&B, and presets on a base that is not quantised.
-
-Started by a `python` that comes first on the PATH of a shell into which documented commands are pasted. `TINY_BASE` names a
-small FLUX.1-dev.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 SOURCE = "data.datamodule.source"
 
@@ -47,15 +43,15 @@ SMALL_FLUX = ["base.pixels_per_token=8", "base.training.resolution=[64,64]"]
 PRESET = [f"{SOURCE}.workers=1", "trainer.accumulate_grad_batches=1", "base.quantize=null"]
 
 
-def sizes(arguments: Sequence[str]) -> list[str]:
-    """Return what is appended to a command line of Python."""
+def sizes(arguments: Sequence[str], base: Path) -> list[str]:
+    """Return what is appended to a command line of Python; `base` is a small FLUX.1-dev."""
     program = next((each for each in arguments if each in SIZES), None)
     if program is None or "--help" in arguments or "plan=true" in arguments:
         return []
     if "experiment=grid_lora" in arguments:
         return PRETRAINING
     preset = any(each.startswith("experiment=flux_") for each in arguments)
-    model = [each.format(base=os.environ["TINY_BASE"]) for each in FLUX]
+    model = [each.format(base=base) for each in FLUX]
     more: list[str] = []
     if preset or "base=flux_dev" in arguments:
         more += [*model, *SMALL_FLUX]
@@ -66,7 +62,3 @@ def sizes(arguments: Sequence[str]) -> list[str]:
     elif program == "train.py":
         more += ["callbacks.probe.samples=4"]
     return [*SIZES[program], *more]
-
-
-if __name__ == "__main__":
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:], *sizes(sys.argv[1:])])
