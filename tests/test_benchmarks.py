@@ -28,6 +28,9 @@ from benchmarks.published.comparison import TOLERANCE, Comparison
 from benchmarks.published.stand_ins import in_parts, reply_to
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.claims import ROOT, Value, agreement, measure, table
+from dsd_lightning.distillation.records import Record
+from dsd_lightning.evaluation.judging.judgements import MEASURES
+from dsd_lightning.offline.audit import shares
 from dsd_lightning.runs.folder import SUMMARY
 
 
@@ -244,6 +247,14 @@ def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> No
     names = {step.name for step in steps}
     assert all(set(step.needs) <= names for step in steps)
     assert all(set(claim.get("steps", ())) <= names for claim in claims)
+    sources = [source for claim in claims for source in claim.get("values", {}).values()]
+    audited = shares([Record("0-0", {"same": True, "confidence": None})], {"0-0": "yes"}, ())
+    for source in sources:
+        if source["file"].endswith("labels/oracle.json"):
+            assert source["path"][0] in audited
+            assert source.get("interval", ["intervals"])[-1] in {"intervals", *audited["intervals"]}
+        if source["file"].endswith("both.csv"):
+            assert source["path"][1] in {f"estimate={measure}" for measure in MEASURES}
     assert len({claim["claim"] for claim in claims}) == len(claims), "results are recorded by the claim's text"
     assert table(claims, measure(claims, {})).count("\n| ") == len(claims) + 1
 

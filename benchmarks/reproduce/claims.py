@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from dsd_lightning.files.text import read_text
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 NOT_MEASURED = "not measured yet"
@@ -36,15 +39,31 @@ def value_at(source: Mapping[str, Any]) -> Value | None:
 
     Args:
         source: `file` (JSON or CSV), `path` (keys; `key=value` selects among the items of a list or the rows of a table), and
-            for a share `count`, of how many samples it is, for its Wilson interval. A mapping with `mean` and `half_width`
-            or a row with `value`, `low` and `high` brings its own interval.
+            of its interval either `interval`, the path of its two bounds, or for a share `count`, of how many independent
+            samples it is. A mapping with `mean` and `half_width` or a row with `value`, `low` and `high` brings its own.
     """
     file = ROOT / source["file"]
     if not file.exists():
         return None
     text = read_text(file)
-    node: Any = list(csv.DictReader(text.splitlines())) if file.suffix == ".csv" else json.loads(text)
-    for key in map(str, source["path"]):
+    content: Any = list(csv.DictReader(text.splitlines())) if file.suffix == ".csv" else json.loads(text)
+    node = _entry(content, source["path"])
+    if node is None:
+        log.warning("%s has no entry %s", source["file"], " / ".join(map(str, source["path"])))
+        return None
+    if "interval" in source:
+        return Value(float(node), *(_entry(content, source["interval"]) or ()))
+    if not isinstance(node, Mapping):
+        return _share(float(node), source.get("count"))
+    if "mean" not in node:
+        return Value(*(float(node[name]) for name in ("value", "low", "high")))
+    half = node["half_width"]
+    return Value(node["mean"]) if half is None else Value(node["mean"], node["mean"] - half, node["mean"] + half)
+
+
+def _entry(node: Any, path: Sequence[Any]) -> Any:
+    """Return what a path of keys leads to, or None."""
+    for key in map(str, path):
         if isinstance(node, list):
             name, _, wanted = key.partition("=")
             node = [item for item in node if str(item.get(name)) == wanted]
@@ -53,12 +72,7 @@ def value_at(source: Mapping[str, Any]) -> Value | None:
             node = node.get(key)
         if not node and node != 0:
             return None
-    if not isinstance(node, Mapping):
-        return _share(float(node), source.get("count"))
-    if "mean" not in node:
-        return Value(*(float(node[name]) for name in ("value", "low", "high")))
-    half = node["half_width"]
-    return Value(node["mean"]) if half is None else Value(node["mean"], node["mean"] - half, node["mean"] + half)
+    return node
 
 
 def _share(share: float, count: int | None) -> Value:
@@ -124,7 +138,7 @@ def table(claims: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> st
         "",
         "Written by `make reproduce`. Steps and claims: `benchmarks/reproduce/plan.yaml`. Values, which are kept where their",
         "result files are absent: `benchmarks/results/reproduction.json`. In brackets: 95 % intervals, over seeds",
-        "(Student's t) or over samples (Wilson). Where intervals overlap, values are not distinguished.",
+        "(Student's t), subjects or grids (jackknife), or over samples (Wilson). Where intervals overlap, values are not distinguished.",
         "",
         "| paper | claim | measured here | agrees? | day | command |",
         "|---|---|---|---|---|---|",

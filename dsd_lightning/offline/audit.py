@@ -8,6 +8,7 @@ RUN/labels/oracle.json. Only for the miniature world.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.distillation.judge_quality import LABELS, judged, scores, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Store
+from dsd_lightning.evaluation.scores.intervals import NONE, SHARE, jackknifed, student
 from dsd_lightning.files.atomic import write_json
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.miniature.oracle import Sighting, same_identity, see
@@ -38,7 +40,7 @@ def audit(root: Path, grids: int, seed: int) -> Path:
     """
     of_grid: dict[str, list[Record]] = defaultdict(list)
     for pair in judged(Store(root), SIDES):
-        of_grid[pair.id.rpartition("-")[0]].append(pair)
+        of_grid[_grid(pair)].append(pair)
     if not of_grid:
         raise DistillationError(f"{root} has no judged pairs yet: python distill.py out={root} until=verify")
     chosen = sorted(of_grid, key=lambda grid: uniform(seed, "audit", grid))[:grids]
@@ -64,22 +66,45 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
     """Return what the labels say of the pairs before and after the judge, by its yes or no.
 
     `before` and `after` are shares of one subject among the pairs that are clear, `kept` the share of these good ones that the
-    judge keeps, `ambiguous` and `kept_ambiguous` shares of all pairs and of the kept ones. `distinct` is the share of grids
-    with a clear character in which the character is a new one: the diversity of the teacher.
+    judge keeps, `ambiguous` and `kept_ambiguous` shares of all pairs and of the kept ones. `intervals` holds their 95 %
+    intervals: pairs of a grid are not independent, so grids are left out one by one. `distinct` is the share of grids with a
+    clear character in which the character is a new one: the diversity of the teacher.
     """
-    score = scores(pairs, labels)[0]
-    kept = score.kept + score.kept_ambiguous
+    grids = np.array([_grid(pair) for pair in pairs])
+    names = list(dict.fromkeys(grids))
+    values = _of_pairs(pairs, labels)
+    without = [_of_pairs([pairs[i] for i in np.flatnonzero(grids != name)], labels) for name in names]
+    intervals = {}
+    for name, value in values.items():
+        estimates = np.array([math.nan if each[name] is None else each[name] for each in without])
+        parts = jackknifed(estimates, [np.arange(len(names))])
+        bounds = NONE if value is None else student(value, parts, SHARE)
+        intervals[name] = None if math.isnan(bounds[0]) else bounds
     return {
-        "grids": len({pair.id.rpartition("-")[0] for pair in pairs}),
-        "pairs": len(labels),
-        "before": score.before,
-        "after": score.precision,
-        "kept": score.recall,
-        "ambiguous": score.ambiguous / len(labels),
-        "kept_ambiguous": score.kept_ambiguous / kept if kept else None,
+        "grids": len(names),
+        "pairs": len(pairs),
+        **values,
+        "intervals": intervals,
         "clear_grids": len(characters),
         "distinct": len(set(characters)) / len(characters) if characters else None,
     }
+
+
+def _of_pairs(pairs: Sequence[Record], labels: Mapping[str, str]) -> dict[str, float | None]:
+    """Return the shares of `shares` that are of pairs, None where there are none."""
+    score = scores(pairs, labels)[0]
+    kept = score.kept + score.kept_ambiguous
+    return {
+        "before": score.before,
+        "after": score.precision,
+        "kept": score.recall,
+        "ambiguous": score.ambiguous / len(pairs) if pairs else None,
+        "kept_ambiguous": score.kept_ambiguous / kept if kept else None,
+    }
+
+
+def _grid(pair: Record) -> str:
+    return pair.id.rpartition("-")[0]
 
 
 def _values(encoded: bytes) -> NDArray[np.float32]:
