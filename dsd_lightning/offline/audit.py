@@ -70,18 +70,17 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
     intervals: pairs of a grid are not independent, so grids are left out one by one. `distinct` is the share of grids with a
     clear character in which the character is a new one: the diversity of the teacher.
     """
-    grids = np.array([_grid(pair) for pair in pairs])
-    names = list(dict.fromkeys(grids))
+    grids = list(dict.fromkeys(map(_grid, pairs)))
     values = _of_pairs(pairs, labels)
-    without = [_of_pairs([pairs[i] for i in np.flatnonzero(grids != name)], labels) for name in names]
+    without = [_of_pairs([pair for pair in pairs if _grid(pair) != grid], labels) for grid in grids]
     intervals = {}
     for name, value in values.items():
         estimates = np.array([math.nan if each[name] is None else each[name] for each in without])
-        parts = jackknifed(estimates, [np.arange(len(names))])
+        parts = jackknifed(estimates, [np.arange(len(grids))])
         bounds = NONE if value is None else student(value, parts, SHARE)
         intervals[name] = None if math.isnan(bounds[0]) else bounds
     return {
-        "grids": len(names),
+        "grids": len(grids),
         "pairs": len(pairs),
         **values,
         "intervals": intervals,
