@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -84,10 +85,11 @@ def copy(tmp_path: Path) -> Path:
 def test_documented_commands_run_in_their_order_in_a_fresh_copy(
     documents: tuple[str, ...], left: tuple[str, ...], copy: Path, tiny_base: Path
 ) -> None:
-    server = prepared.Server(copy)
-    with ShellPython(server, partial(sizes, base=tiny_base)) as python:
+    with (
+        closing(prepared.Server(copy)) as server,
+        ShellPython(server, partial(sizes, base=tiny_base)) as python,
+    ):
         paste(documents, copy, environment(PATH=python.path, PYTHONPATH=None))
-    server.close()
     for name in left:
         assert (copy / name).exists(), name
 

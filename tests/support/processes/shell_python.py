@@ -69,7 +69,7 @@ class ShellPython:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        from support.processes import prepared
+        from support.processes import prepared  # not at the top: the program runs without this project's path
 
         with connection:
             message, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
