@@ -62,6 +62,12 @@ _CONCLUSION = re.compile(
     r"[^0-9.\n]{0,30}([0-9]+)",
     re.IGNORECASE,
 )
+_REVISED = re.compile(
+    # a second thought behind the score, which ends in another number
+    r"\b(?:on (?:further |second |closer )?(?:reflection|thoughts?|consideration)|correction|scratch that|make (?:it|that))\b"
+    r"[^0-9.\n]{0,30}\b([0-9])(?=\s*(?:[.,;!)*\n]|/\s*4|out of|$))",
+    re.IGNORECASE,
+)
 _OTHER_SCALE = re.compile(
     r"scale[^0-9\n]{0,12}[0-9]+\s*(?:-|\u2013|to|~)\s*(?P<most>[0-9]+)|\s*(?:stars?|points?)\s+(?:out\s+)?of\s+(?P<of>[0-9]+)"
     r"|\b(?P<points>[0-9]+)[- ]point\s+scale"
@@ -113,7 +119,8 @@ def parse(reply: str) -> Score | Unscored:
     read = [_read(match, text[match.end() :].partition("\n")[0]) for match in matches]
     values = {each for each in read if isinstance(each, int)}
     problems: list[Problem] = [each for each in read if not isinstance(each, int)]
-    if len(values) > 1 or (values and problems):
+    revised = {int(each) for each in _REVISED.findall(text, matches[-1].end())} if values else set()
+    if len(values | revised) > 1 or (values and problems):
         return Unscored("several_scores")
     if values:
         return Score(values.pop())
