@@ -52,6 +52,8 @@ test-long: $(VENV)/.dev $(VENV)/.quantize ## run the tests that `make test` leav
 		tests/training/test_true_conditions.py -k '(quantize or 8bit or memory or flux_24gb) and not fits'
 
 .PHONY: test-pythons
+# pyenv's commands start only the versions that it is told to: here all that it has.
+test-pythons: export PYENV_VERSION = $(shell pyenv versions --bare 2> /dev/null | paste -s -d :)
 test-pythons: ## a short run on each other Python of PYTHONS; one that is not installed is named and left out
 	@for python in $(PYTHONS); do \
 	if ! $$python -c '' 2> /dev/null; then \
