@@ -28,7 +28,7 @@ COSTS = {
 """Metrics of the summary that state costs: heading, and the unit in which it is shown."""
 
 _EXPECTED = ("arch", "seed")
-"""Settings in which runs of one task may differ, beside those that the sweep varies."""
+"""Settings in which rows of one task may differ, beside those that the sweep varies; a row's runs only in their seed."""
 
 _ORDER = ("parallel", "concat", "controlnet", "ip_adapter", "ip_adapter_plus", "reference_tokens", "text_only")
 """Architectures in the order of the paper's Figure 6, then those that it does not have."""
@@ -133,7 +133,12 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     expected = (*_EXPECTED, *{key for run in runs for key in run.swept})
     differences = {}
     for name in sorted({name for each in settings for name in each}):
-        if f"{name}.".startswith(tuple(f"{each}." for each in expected)) or may_differ(name):
+        if may_differ(name) or name == "seed":
+            continue
+        values: dict[str, set[str]] = {}  # by row
+        for run, each in zip(runs, settings, strict=True):
+            values.setdefault(run.label, set()).add(str(each.get(name, "not given")))
+        if f"{name}.".startswith(tuple(f"{each}." for each in expected)) and all(len(row) == 1 for row in values.values()):
             continue
         if all(each.get(name) == each.get("seed") for each in settings):
             continue  # follows the seed, as the record's resolved `data.datamodule.seed` does

@@ -184,6 +184,12 @@ def test_runs_that_differ_in_more_than_the_architecture_are_named(sweep: Path, t
     assert "trainer.max_steps" in (tmp_path / "after" / "report.html").read_text()
 
 
+def test_runs_of_one_row_that_differ_in_their_architecture_are_named(sweep: Path, tmp_path: Path) -> None:
+    write_run(sweep, "identity/text_only/seed5", 0.1, config={"arch": {"lora": {"rank": 99}}})
+    (table,) = tables(_collected(sweep, tmp_path))
+    assert table.differences["arch.lora.rank"]["99"] == ["identity-text_only-seed5"]
+
+
 def _collected(sweep: Path, output: Path) -> Any:
     collect(sweep, output)
     return load(output)
