@@ -27,8 +27,8 @@ COSTS = {
 }
 """Metrics of the summary that state costs: heading, and the unit in which it is shown."""
 
-_EXPECTED = ("arch", "seed")
-"""Settings in which rows of one task may differ, beside those that the sweep varies; a row's runs only in their seed."""
+_EXPECTED = ("arch",)
+"""Settings in which rows of one task may differ, beside those that the sweep varies; the runs of a row may not."""
 
 _ORDER = ("parallel", "concat", "controlnet", "ip_adapter", "ip_adapter_plus", "reference_tokens", "text_only")
 """Architectures in the order of the paper's Figure 6, then those that it does not have."""
@@ -125,7 +125,7 @@ def _table(task: str, runs: Sequence[Run]) -> Table:
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """Return the settings in which runs differ though they should not: by name, by value, the runs that have it."""
+    """Return the settings in which runs differ though they should not: by name, by value, the rows or runs that have it."""
     settings: list[dict[str, Any]] = [
         {**flattened(run.config), "pairs_seen": run.summary.get("pairs_seen"), "steps": run.summary.get("steps")}
         for run in runs
@@ -133,12 +133,13 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     expected = (*_EXPECTED, *{key for run in runs for key in run.swept})
     differences = {}
     for name in sorted({name for each in settings for name in each}):
-        if may_differ(name) or name == "seed":
+        if name == "seed" or may_differ(name):
             continue
         values: dict[str, set[str]] = {}  # by row
         for run, each in zip(runs, settings, strict=True):
             values.setdefault(run.label, set()).add(str(each.get(name, "not given")))
-        if f"{name}.".startswith(tuple(f"{each}." for each in expected)) and all(len(row) == 1 for row in values.values()):
+        is_expected = f"{name}.".startswith(tuple(f"{each}." for each in expected))
+        if is_expected and all(len(row) == 1 for row in values.values()):
             continue
         if all(each.get(name) == each.get("seed") for each in settings):
             continue  # follows the seed, as the record's resolved `data.datamodule.seed` does
@@ -146,7 +147,10 @@ def _differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
             continue  # names the label, as a folder of the pairs that are compared does
         by_value: dict[str, list[str]] = {}
         for run, each in zip(runs, settings, strict=True):
-            by_value.setdefault(str(each.get(name, "not given")), []).append(run.name)
+            holders = by_value.setdefault(str(each.get(name, "not given")), [])
+            holder = run.label if len(values[run.label]) == 1 else run.name
+            if holder not in holders:
+                holders.append(holder)
         if len(by_value) > 1:
             differences[name] = by_value
     return differences

@@ -180,6 +180,7 @@ def test_runs_that_differ_in_more_than_the_architecture_are_named(sweep: Path, t
     (table,) = tables(_collected(sweep, tmp_path / "after"))
     assert set(table.differences) == {"trainer.max_steps"}
     assert table.differences["trainer.max_steps"]["99"] == ["identity-text_only-seed5"]
+    assert table.differences["trainer.max_steps"]["20"] == ["parallel", "identity-text_only-seed0"]
     write_report(sweep, tmp_path / "after")
     assert "trainer.max_steps" in (tmp_path / "after" / "report.html").read_text()
 
