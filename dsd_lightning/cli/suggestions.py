@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from dsd_lightning.cli.flags import nearest
+from dsd_lightning.cli.groups import CONF
 
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<override>.+)'$", re.MULTILINE)
 
@@ -24,10 +25,23 @@ def suggestion(error: BaseException) -> str | None:
         meant = nearest(str(error.missing_cfg_file).rpartition("/")[2], error.options)
         return None if meant is None else f"Did you mean {meant!r}?"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(error.parent_node, DictConfig):
-        meant = nearest(str(error.key), map(str, error.parent_node))
         place = str(error.full_key or error.key).rpartition(".")[0]
+        if not error.parent_node:  # OmegaConf puts an empty mapping where the override meets a null
+            return _filled(place)
+        meant = nearest(str(error.key), map(str, error.parent_node))
         return None if meant is None else f"Did you mean {'.'.join(filter(None, (place, meant)))!r}?"
     return None
+
+
+def _filled(place: str) -> str | None:
+    """Return how to fill a part of the configuration that is null and has a group of its own, such as `arch.lora`."""
+    group = place.replace(".", "/")
+    choices = sorted(each.stem for each in (CONF / group).glob("*.yaml"))
+    return (
+        f"{place} is null here; " + ", or ".join(f"+{group}={each}" for each in choices) + " sets it"
+        if choices
+        else None
+    )
 
 
 def _quoted(override: str) -> str:

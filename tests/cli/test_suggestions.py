@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(misspelt: str, 
 
 def test_a_name_like_no_other_gets_no_suggestion() -> None:
     assert "Did you mean" not in refusal("qqqq=3")
+
+
+@pytest.mark.parametrize("arch", ["controlnet", "ip_adapter"])
+def test_a_setting_of_a_group_that_is_null_is_answered_with_how_to_choose_it(arch: str) -> None:
+    (remedy,) = re.findall(r"arch\.lora is null here; (\S+) sets it", refusal(f"arch={arch}", "arch.lora.rank=8"))
+    assert compose_train(Path("run"), f"arch={arch}", remedy, "arch.lora.rank=8").arch.lora.rank == 8
+
+
+def test_a_setting_of_a_null_without_a_group_gets_no_such_answer() -> None:
+    assert "is null here" not in refusal("callbacks.probe=null", "callbacks.probe.samples=8")
 
 
 @pytest.mark.parametrize("value", ["my shards (1)", "a b=c", "[1,2", "it's", 'say "hi" (loud)', "${x", "a,b"])
