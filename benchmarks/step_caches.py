@@ -7,7 +7,7 @@ Generates the same pairs from the same noise under every setting, image by image
 order. A setting is a cache as `--step_cache` names it, or `steps:N`: no cache and N steps, which is the plain way to the same
 time. Printed are the share of the transformer's operations (over the first pairs), seconds an image over those without a
 cache (median of the pairs' ratios, with a 95% interval), the task's metrics, and how far the images are from those without a
-cache. The miniature is one small model of 16 steps: on FLUX.1-dev and 28 steps, shares and losses are other ones.
+cache. The miniature is one small model, here with 16 steps: on FLUX.1-dev and 28 steps, shares and losses are other ones.
 """
 
 from __future__ import annotations
