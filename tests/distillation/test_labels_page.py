@@ -39,7 +39,8 @@ def test_pairs_are_labelled_by_keys_with_undo_and_kept_over_a_pause(tmp_path: Pa
         person.press("u")
         assert person.evaluate("count.textContent") == "pair 3 of 4, 2 answered"
         person.press("n")
-        time.sleep(1)  # for the browser to write what the page has stored
+        assert person.evaluate("count.textContent") == "pair 4 of 4, 3 answered"
+        person.until_stored()
         assert all(url.startswith(("file:", "data:", "about:", "blob:")) for url in person.requested)
     with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
         assert person.evaluate("count.textContent") == "pair 4 of 4, 3 answered"

@@ -143,7 +143,8 @@ def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: P
         person.evaluate("document.getElementById('save').click()")
         assert "name or number" in person.evaluate("document.getElementById('saved').textContent")
         person.evaluate("document.activeElement.blur()")
-        time.sleep(1)  # for the browser to write what the page has stored
+        assert person.evaluate("count.textContent") == "image 2 of 4, 1 rated"
+        person.until_stored()
         assert all(url.startswith(("file:", "data:", "about:")) for url in person.requested), person.requested
     with Page(page.as_uri(), tmp_path / "profile", downloads) as person:
         assert person.evaluate("document.querySelectorAll('input[type=radio]:checked').length") == 1

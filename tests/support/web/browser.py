@@ -30,7 +30,10 @@ class Page:
     def __init__(self, url: str, profile: Path, downloads: Path) -> None:
         assert CHROMIUM is not None
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        # Without this switch, keys pressed before a page's first frame are dropped.
+        command += ["--allow-pre-commit-input"]
         command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        self._storage = profile / "Default" / "Local Storage" / "leveldb"
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         assert self._process.stderr is not None
         address = next(line.split()[-1] for line in self._process.stderr if "DevTools listening" in line)
@@ -47,9 +50,10 @@ class Page:
         self.visit(url)
 
     def visit(self, url: str) -> None:
-        """Open a page and wait until it is there."""
+        """Open a page and wait until it is loaded and drawn."""
         self._call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
+        self.settle()
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -99,6 +103,17 @@ class Page:
         """Wait until the page has been laid out and drawn twice."""
         script = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
         self._call("Runtime.evaluate", expression=script, awaitPromise=True)
+
+    def until_stored(self, seconds: float = 60) -> None:
+        """Wait until the page's local storage is on disk: Chromium writes it after some 5 s, and not surely at its end."""
+        values = self.evaluate("Object.values(localStorage)")
+        deadline = time.monotonic() + seconds
+        while True:
+            written = b"".join(file.read_bytes() for file in self._storage.glob("*.l*"))
+            if all(text.encode("latin-1") in written for text in values):
+                return
+            assert time.monotonic() < deadline, values
+            time.sleep(0.1)
 
     def click(self, selector: str) -> None:
         """Click what a selector finds."""
