@@ -111,8 +111,11 @@ def covered(subjects: int, categories: int, trials: int) -> dict[str, Coverage]:
     counts = np.bincount([index * categories // subjects for index in range(subjects)])
     overall = float(np.average(by_category[:categories], weights=counts))
     truth = {"cp": overall, "cp_pf": overall**2, **{f"cp/c{i}": by_category[i] for i in range(categories)}}
-    found = [estimates(scores_of(rng, subjects, categories)) for _ in range(trials)]
-    return {name: coverage_of([(each[name].low, each[name].high) for each in found], truth[name]) for name in truth}
+    trial_estimates = [estimates(scores_of(rng, subjects, categories)) for _ in range(trials)]
+    return {
+        name: coverage_of([(each[name].low, each[name].high) for each in trial_estimates], truth[name])
+        for name in truth
+    }
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,12 @@ class Null:
 def significant(subjects: int, categories: int, trials: int) -> Null:
     """Return how p-values of the product, and intervals of its difference, are between equally good methods."""
     rng = numpy_generator("significance", subjects)
-    found = []
+    comparisons = []
     for _ in range(trials):
         one, other = (scores_of(rng, subjects, categories, name) for name in ("one", "other"))
-        found += comparison.compare(one, other, ("cp_pf",), EXCHANGES)
-    values = np.asarray([each.p for each in found])
-    difference = coverage_of([(each.low, each.high) for each in found], 0.0)
+        comparisons += comparison.compare(one, other, ("cp_pf",), EXCHANGES)
+    values = np.asarray([each.p for each in comparisons])
+    difference = coverage_of([(each.low, each.high) for each in comparisons], 0.0)
     return Null([float(np.mean(values < level)) for level in LEVELS], difference)
 
 
@@ -171,8 +174,8 @@ def covered_by_raters(raters: int, mean: float, trials: int) -> Coverage:
     for _ in range(trials):
         values = np.ndenumerate(rated(rng, mean, raters, ITEMS))
         ratings = [Rating(str(row), str(column), "m", "c", float(value)) for (row, column), value in values]
-        (found,) = opinions(ratings, RATING_SCALE)
-        bounds.append((found.low, found.high))
+        (opinion,) = opinions(ratings, RATING_SCALE)
+        bounds.append((opinion.low, opinion.high))
     return coverage_of(bounds, truth)
 
 

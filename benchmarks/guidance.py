@@ -53,9 +53,9 @@ def main() -> None:
 
     def pipeline(merge_lora: bool) -> TwoFramePipeline:
         options = {"merge_lora": merge_lora, "device": chosen.device, "compile": chosen.compile and merge_lora}
-        made = TwoFramePipeline.from_run(chosen.run, **options) if chosen.run else TwoFramePipeline.tiny(**options)
-        made.set_progress_bar_config(disable=True)
-        return made
+        model = TwoFramePipeline.from_run(chosen.run, **options) if chosen.run else TwoFramePipeline.tiny(**options)
+        model.set_progress_bar_config(disable=True)
+        return model
 
     merged, unmerged = pipeline(True), pipeline(False)
     device = merged._execution_device

@@ -35,13 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oracle", description=__doc__)
     parser.add_argument("--grids", type=int, default=60, help="of four images each")
     count = parser.parse_args().grids
-    made = [panels_of(index) for index in range(count)]
+    grids = [panels_of(index) for index in range(count)]
     blurred = []
-    for index, (panels, _) in enumerate(made):
+    for index, (panels, _) in enumerate(grids):
         rng = numpy_generator("oracle benchmark", index)
         blurred.append([panel.filter(ImageFilter.GaussianBlur(float(rng.uniform(*BLUR)))) for panel in panels])
     seen, shown = [], []
-    for grid, (_, who) in tqdm(list(zip(through_vae(blurred), made, strict=True)), unit="grid", disable=None):
+    for grid, (_, who) in tqdm(list(zip(through_vae(blurred), grids, strict=True)), unit="grid", disable=None):
         seen += [see(_values(panel)) for panel in grid]
         shown += who
     wrong = np.array([each.scene.identity != who for each, who in zip(seen, shown, strict=True)])
@@ -49,9 +49,10 @@ def main() -> None:
     margin = np.array([each.rival for each in seen]) / distance
     lines = [f"{len(seen)} images, distance {np.median(distance):.3f} in the median; CLEARLY_NEARER = {CLEARLY_NEARER}"]
     for least in MARGINS:
-        told = (margin >= least) & (distance <= FARTHEST)
+        identified = (margin >= least) & (distance <= FARTHEST)
         lines.append(
-            f"{least:5.2f}  told {told.mean():.3f}  of these wrong {wrong[told].mean():.4f} ({wrong[told].sum()})"
+            f"{least:5.2f}  identified {identified.mean():.3f}  "
+            f"of these wrong {wrong[identified].mean():.4f} ({wrong[identified].sum()})"
         )
     pairs = [(4 * grid + i, 4 * grid + j) for grid in range(count) for i, j in combinations(range(4), 2)]
     said = [(same_identity(seen[i], seen[j]), shown[i] == shown[j]) for i, j in pairs]

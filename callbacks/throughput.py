@@ -25,12 +25,12 @@ def _peak_of(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    if (known := recognise(name)) is None:
+    if (gpu := recognise(name)) is None:
         log.info(
             "the peak throughput of %s is not known: for throughput/mfu give callbacks.throughput.peak_tflops", name
         )
         return None
-    return GPUS[known].peak_tflops
+    return GPUS[gpu].peak_tflops
 
 
 class Throughput(L.Callback):
@@ -54,8 +54,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, peak_tflops: float | int | str | None = AUTO) -> None:
-        known = peak_tflops in (None, AUTO) or (isinstance(peak_tflops, float | int) and peak_tflops > 0)
-        if not known:
+        is_valid = peak_tflops in (None, AUTO) or (isinstance(peak_tflops, float | int) and peak_tflops > 0)
+        if not is_valid:
             raise ValueError(f"callbacks.throughput.peak_tflops={peak_tflops} must be > 0, {AUTO} or null")
         self.setting = peak_tflops
         self.peak_tflops: float | None = None

@@ -46,8 +46,8 @@ def test_the_kept_reference_is_measured_against_the_other_ways(
     assert all(value > 0 for value in metrics["seconds"].values())
     assert metrics["ratio_to_kept"][kept_reference.KEPT] == 1
     assert metrics["largest_difference_of_kept_and_recomputed"] == 0
-    told = capsys.readouterr().out
-    assert all(way in told for way in ways)
+    printed = capsys.readouterr().out
+    assert all(way in printed for way in ways)
 
 
 def test_a_wrong_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,14 +136,16 @@ def test_the_trainer_is_measured_against_the_same_steps(
 ) -> None:
     few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 1}
     monkeypatch.setitem(random_models.SHAPES, "small", few)
-    made: list[Any] = []
-    monkeypatch.setattr(trainer, "module_of", lambda *given: made.append(random_models.module_of(*given)) or made[-1])
+    trainers: list[Any] = []
+    monkeypatch.setattr(
+        trainer, "module_of", lambda *given: trainers.append(random_models.module_of(*given)) or trainers[-1]
+    )
     file = tmp_path / "metrics.json"
     trainer.main(["--batch", "1", "--rounds", "3", "--rank", "2", "--device", "cpu", "--out", str(file), *alone])
     metrics = json.loads(file.read_text())
     assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_a_step"].values())
     # Otherwise the ratio would say nothing: both made as many of the same steps.
-    bare, trained = (dict(each.architecture.trainable()) for each in made)
+    bare, trained = (dict(each.architecture.trainable()) for each in trainers)
     assert all(torch.equal(value, trained[name]) for name, value in bare.items())
 
 
@@ -170,9 +172,9 @@ def test_other_seeds_give_other_grids_and_the_same_seed_the_same() -> None:
 
 
 def test_a_ratio_comes_with_an_interval_that_holds_it() -> None:
-    found = ratio([2.0, 2.2, 1.8, 2.0, 2.1], [1.0, 1.0, 1.0, 1.0, 1.0])
-    assert found["ratio"] == 2.0
-    assert 1.8 <= found["low"] <= 2.0 <= found["high"] <= 2.2
+    estimate = ratio([2.0, 2.2, 1.8, 2.0, 2.1], [1.0, 1.0, 1.0, 1.0, 1.0])
+    assert estimate["ratio"] == 2.0
+    assert 1.8 <= estimate["low"] <= 2.0 <= estimate["high"] <= 2.2
 
 
 def test_reading_is_measured_three_ways(tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def test_timesteps_are_the_densitys_shifted_over_the_whole_canvas(seen: list[dic
 
 
 def test_the_shift_is_told_the_tokens_of_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, told = make_module(), []
-    module.shift = lambda tokens: told.append(tokens) or 0.0  # type: ignore[assignment]
+    module, counts = make_module(), []
+    module.shift = lambda tokens: counts.append(tokens) or 0.0  # type: ignore[assignment]
     module.losses(batch_of("a"))
-    assert told == [2 * 4]  # latents of 4 x 8 make 2 x 4 tokens
+    assert counts == [2 * 4]  # latents of 4 x 8 make 2 x 4 tokens
 
 
 def test_a_samples_draws_depend_on_seed_epoch_and_key_alone(seen: list[dict[str, Any]]) -> None:
@@ -207,9 +207,11 @@ def validated(module: DiffusionSelfDistillation) -> Mapping[str, float]:
         if REFERENCE not in module.architecture.frames and batch.encoded is not None:
             batch = replace(batch, encoded=Encoded(batch.encoded.clean, {}))
         module.validation_step(batch, i)
-    found = {name.removeprefix("val/loss_"): float(value) for name, value in module.validation_losses.compute().items()}
+    by_name = {
+        name.removeprefix("val/loss_"): float(value) for name, value in module.validation_losses.compute().items()
+    }
     module.validation_losses.reset()
-    return found
+    return by_name
 
 
 def use_reference(module: DiffusionSelfDistillation) -> None:

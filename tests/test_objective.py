@@ -31,27 +31,27 @@ def losses(weights: dict[str, float], one_frame: bool = False, clean: Tensor = C
 
 
 def test_a_frames_loss_is_its_mean_squared_error() -> None:
-    found = losses({REFERENCE: 1.0, TARGET: 1.0})
+    computed = losses({REFERENCE: 1.0, TARGET: 1.0})
     expected = {REFERENCE: ERROR[..., :4], TARGET: ERROR[..., 4:]}
     for name, error in expected.items():
-        torch.testing.assert_close(found.frames[name], error.square().mean(dim=(1, 2, 3)), atol=1e-5, rtol=1e-4)
-    assert found.total == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
+        torch.testing.assert_close(computed.frames[name], error.square().mean(dim=(1, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert computed.total == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
 
 
 @given(st.floats(0, 10), st.floats(0.01, 10))
 def test_the_total_is_the_weighted_mean_of_the_frames(reference: float, target: float) -> None:
-    found = losses({REFERENCE: reference, TARGET: target})
-    means = {name: float(frame.mean()) for name, frame in found.frames.items()}
+    computed = losses({REFERENCE: reference, TARGET: target})
+    means = {name: float(frame.mean()) for name, frame in computed.frames.items()}
     expected = (reference * means[REFERENCE] + target * means[TARGET]) / (reference + target)
-    assert float(found.total) == pytest.approx(expected, rel=1e-5)
-    assert min(means.values()) - 1e-5 <= float(found.total) <= max(means.values()) + 1e-5
+    assert float(computed.total) == pytest.approx(expected, rel=1e-5)
+    assert min(means.values()) - 1e-5 <= float(computed.total) <= max(means.values()) + 1e-5
 
 
 @given(st.floats(0.01, 10), st.floats(0, 10))
 def test_with_one_frame_weights_do_not_matter(target: float, reference: float) -> None:
-    found = losses({TARGET: target, REFERENCE: reference}, one_frame=True)
-    assert set(found.frames) == {TARGET}
-    assert float(found.total) == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
+    computed = losses({TARGET: target, REFERENCE: reference}, one_frame=True)
+    assert set(computed.frames) == {TARGET}
+    assert float(computed.total) == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
 
 
 def test_half_precision_errors_are_squared_in_float32() -> None:
@@ -59,8 +59,8 @@ def test_half_precision_errors_are_squared_in_float32() -> None:
         return (NOISE.bfloat16() - CLEAN.bfloat16()) + 0.0625
 
     encoded = Encoded(CLEAN.bfloat16(), {})
-    found = frame_losses(ToyTwoFrames(field), encoded, CONDITION, NOISE.bfloat16(), TIMES, {TARGET: 1.0})
-    assert found.total.dtype == torch.float32
+    computed = frame_losses(ToyTwoFrames(field), encoded, CONDITION, NOISE.bfloat16(), TIMES, {TARGET: 1.0})
+    assert computed.total.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,24 @@ def test_texts_use_the_terms_of_the_field() -> None:
     assert not hits, "\n".join(f"{instead}: {line}" for instead, lines in hits.items() for line in lines)
 
 
+EMPTY_NAMES = {"found", "known", "told", "made"}
+"""Names of variables that say how a value came about, and not what it is."""
+
+
+def test_variables_are_named_by_what_they_hold() -> None:
+    named = {
+        f"{name}:{node.lineno}: {variable}"
+        for name in tracked()
+        if name.endswith(".py")
+        for function in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+        if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        if (variable := node.arg if isinstance(node, ast.arg) else node.id) in EMPTY_NAMES
+    }
+    assert not named
+
+
 def test_module_docstrings_state_what_the_module_does() -> None:
     asking = []
     for name in tracked():

@@ -68,8 +68,8 @@ def compare_dreambenchpp(theirs: Theirs, folder: Path, compared: Comparison) -> 
         results = [load_rgb(samples.image(case)) for case in cases]  # type: ignore[arg-type]
         vectors = encoder.images(results)
         subjects = list(dict.fromkeys(case.subject for case in cases))
-        known = encoder.images(load_rgb(each.reference) for each in subjects)
-        references = known[[subjects.index(case.subject) for case in cases]]
+        reference_vectors = encoder.images(load_rgb(each.reference) for each in subjects)
+        references = reference_vectors[[subjects.index(case.subject) for case in cases]]
         by_image = {name: (vectors * references).sum(dim=1)}
         if name == "CLIP-I":
             by_image["CLIP-T"] = (vectors * encoder.texts(case.prompt.text for case in cases)).sum(dim=1)

@@ -50,9 +50,9 @@ def ordered(labels: Iterable[str]) -> list[str]:
     """Return rows' labels: architectures in the paper's order, then all others, numbers in them by their size."""
 
     def place(label: str) -> tuple[int, list[Any]]:
-        known = label.removeprefix("arch=")
-        if known in _ORDER:
-            return _ORDER.index(known), []
+        architecture = label.removeprefix("arch=")
+        if architecture in _ORDER:
+            return _ORDER.index(architecture), []
         parts = _NUMBER.split(label)  # words and numbers alternate
         return len(_ORDER), [float(part) if index % 2 else part for index, part in enumerate(parts)]
 

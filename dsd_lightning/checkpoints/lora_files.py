@@ -117,12 +117,12 @@ def require_fit(factors: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str
 
 def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers by name; of a layer with factors its base, under the layer's own name."""
-    found = {}
+    layers = {}
     for name, layer in transformer.named_modules():
         inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         if isinstance(inner, nn.Linear) and not name.endswith(".base_layer") and ".lora_" not in name:
-            found[name] = inner
-    return found
+            layers[name] = inner
+    return layers
 
 
 @torch.no_grad()

@@ -35,8 +35,8 @@ def transformer_files(folder: Path) -> list[Path]:
     Raises:
         OfficialWeightsError: there are none, a shard is missing, or one file is beside shards of the same weights.
     """
-    found = sorted(folder.glob(f"{STEM}*.safetensors"))
-    shards = [file for file in found if _SHARD.fullmatch(file.name)]
+    files = sorted(folder.glob(f"{STEM}*.safetensors"))
+    shards = [file for file in files if _SHARD.fullmatch(file.name)]
     index = folder / INDEX_FILE
     if (folder / TRANSFORMER_FILE).is_file() and (shards or index.is_file()):
         beside = shards[0].name if shards else index.name
@@ -48,12 +48,12 @@ def transformer_files(folder: Path) -> list[Path]:
         listed = _listed(index)
         if missing := [name for name in listed if not (folder / name).is_file()]:
             raise OfficialWeightsError(f"{folder} lacks {some(missing)}, which {INDEX_FILE} lists; download it again")
-        if others := [file.name for file in found if file.name not in listed]:
+        if others := [file.name for file in files if file.name not in listed]:
             raise OfficialWeightsError(
                 f"{folder} holds {some(others)}, which {INDEX_FILE} does not list; remove what belongs to another download"
             )
         return [folder / name for name in listed]
-    if not found:
+    if not files:
         raise OfficialWeightsError(
             f"{folder} holds no {STEM}*.safetensors; give the official model's folder transformer/"
         )
@@ -63,7 +63,7 @@ def transformer_files(folder: Path) -> list[Path]:
             f"{folder} holds {len(shards)} shards ({some(file.name for file in shards)}), whose names say "
             f"{' and '.join(sorted(counts))}; download it again"
         )
-    return found
+    return files
 
 
 def _listed(index: Path) -> list[str]:

@@ -11,9 +11,9 @@ from typing import NoReturn
 _UNKNOWN = "unrecognized arguments: "
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the known name that is most like `name`; None if none is much like it."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
@@ -22,9 +22,9 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with a usage line, the message and the flag that was probably meant."""
-        known = [name for action in self._actions for name in action.option_strings]
+        flags = [name for action in self._actions for name in action.option_strings]
         for unknown in message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else ():
-            meant = nearest(unknown.partition("=")[0], known) if unknown.startswith("-") else None
+            meant = nearest(unknown.partition("=")[0], flags) if unknown.startswith("-") else None
             if meant is not None:
                 message += f"; did you mean {meant}?"
                 break

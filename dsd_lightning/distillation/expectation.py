@@ -50,30 +50,30 @@ def expect(config: DictConfig) -> list[Expectation]:
     source: captions.CaptionSource = instantiate(config.captions)
     records = captions.sample(source, captions_wanted(config), config.seed)
     grids = len(records) * config.stages.grids.seeds_per_prompt
-    found = []
+    expectations = []
     sorter: Filter = instantiate(config.stages.filter)
     asked = _of(sorter.agent, "filter", [sorter.requests(each)[0] for each in records])
-    found.append(Expectation("filter", asked, sorter.agent))
+    expectations.append(Expectation("filter", asked, sorter.agent))
     writer: GridPrompts = instantiate(config.stages.prompts)
     asked = _of(writer.agent, "prompts", [writer.request(each) for each in records])
-    found.append(Expectation("prompts", asked, writer.agent))
+    expectations.append(Expectation("prompts", asked, writer.agent))
     teacher = instantiate(config.stages.grids).teacher
     if isinstance(teacher, ImageApi):
         one = teacher.expected(_PROMPT)
-        found.append(Expectation("grids", _times(one, grids), teacher.agent))
+        expectations.append(Expectation("grids", _times(one, grids), teacher.agent))
     judge: Verify = instantiate(config.stages.verify)
     pair = _stand_in(config.stages.split.width, config.stages.split.height)
     conversation = _conversation(*judge.requests(pair), ANSWER_TOKENS["verify"])
     asked = _times(_of(judge.agent, "verify", conversation), grids * PAIRS)
-    found.append(Expectation("verify", asked, judge.agent))
+    expectations.append(Expectation("verify", asked, judge.agent))
     caption: Caption = instantiate(config.stages.caption)
     if isinstance(caption.describer, ModelDescriber):
         texts = [request for _, _, request in caption.describer.requests(pair, caption.words)]
         # Two descriptions and two instructions a pair; a panel's description serves all its pairs: 4 a grid, not 12.
         each = [_of(caption.describer.agent, "caption", [request]) for request in texts[:2]]
         total = _times(each[0], PANELS * grids) + _times(each[1], DIRECTIONS * PAIRS * grids)
-        found.append(Expectation("caption", total, caption.describer.agent))
-    return found
+        expectations.append(Expectation("caption", total, caption.describer.agent))
+    return expectations
 
 
 def kept_shares(yields: Yields) -> dict[str, float]:

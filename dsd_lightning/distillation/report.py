@@ -122,10 +122,10 @@ def diversity(records: Iterable[Record]) -> dict[str, Any]:
         prompts.add(record.values["prompt"])
         subjects[str(record.values["subject"]).lower()] += 1
         families[record.values["family"]] += 1
-        found = dict.fromkeys(
+        words_of_prompt = dict.fromkeys(
             _WORD.findall(record.values["prompt"].lower())
         )  # in order, for equal reports of equal runs
-        words.update(word for word in found if f" {word} " not in _LITTLE)
+        words.update(word for word in words_of_prompt if f" {word} " not in _LITTLE)
     return {
         "prompts": total,
         "distinct_prompts": len(prompts),
@@ -192,8 +192,8 @@ def judge_scores(store: Store) -> dict[str, list[Score]]:
     """Return the judge's scores against every file of labels, by its name."""
     files = label_files(store.root)
     pairs = list(judged(store)) if files else []
-    found = {file.stem: scores(pairs, read_labels(file)) for file in files}
-    return {name: each for name, each in found.items() if each and (each[0].labelled or each[0].ambiguous)}
+    by_labels = {file.stem: scores(pairs, read_labels(file)) for file in files}
+    return {name: each for name, each in by_labels.items() if each and (each[0].labelled or each[0].ambiguous)}
 
 
 def write_report(root: Path, stages: Sequence[str], samples: Mapping[str, int], other: Path | None = None) -> Path:
@@ -242,14 +242,14 @@ def _plain(judge: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
     return {
         name: [
             {**asdict(each), "before": each.before, "precision": each.precision, "recall": each.recall}
-            for each in found
+            for each in of_labels
         ]
-        for name, found in judge.items()
+        for name, of_labels in judge.items()
     }
 
 
 def _metrics(store: Store, stages: Sequence[str]) -> dict[str, Any]:
-    lines = [summarise(found) for stage in stages if (found := store.manifests(stage))]
+    lines = [summarise(manifests) for stage in stages if (manifests := store.manifests(stage))]
     prompts = [
         record for manifest in store.manifests("prompts") for record in store.read("prompts", manifest.partition)
     ]

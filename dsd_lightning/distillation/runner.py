@@ -163,15 +163,15 @@ class Distillation:
         source: captions.CaptionSource = instantiate(self.config.captions)
         size, count, seed = self.config.partition_size, captions_wanted(self.config), self.config.seed
         key = digest_of({"source": source.settings(), "count": count, "seed": seed, "partition_size": size})
-        known = self.store.manifests(captions.NAME)
-        if known and all(manifest.key == key for manifest in known) and self._is_complete(known):
-            return [manifest.partition for manifest in known]
+        manifests = self.store.manifests(captions.NAME)
+        if manifests and all(manifest.key == key for manifest in manifests) and self._is_complete(manifests):
+            return [manifest.partition for manifest in manifests]
         began = time.monotonic()
         records = captions.sample(source, count, seed)
         if len(records) < count:
             log.warning("the source holds %d captions of the %d that are wanted", len(records), count)
         parts = [records[start : start + size] for start in range(0, len(records), size)]
-        for partition in range(len(parts), (known[-1].partition if known else -1) + 1):
+        for partition in range(len(parts), (manifests[-1].partition if manifests else -1) + 1):
             for stage in ALL[:-1]:
                 shutil.rmtree(self.store.folder(stage, partition), ignore_errors=True)
         for partition, part in enumerate(parts):
@@ -180,9 +180,9 @@ class Distillation:
         self.say(f"captions: {len(records)} in {len(parts)} partitions")
         return list(range(len(parts)))
 
-    def _is_complete(self, known: Sequence[Manifest]) -> bool:
+    def _is_complete(self, manifests: Sequence[Manifest]) -> bool:
         note = self.store.root / captions.NAME / "partitions"
-        return note.exists() and note.read_text().strip() == str(len(known))
+        return note.exists() and note.read_text().strip() == str(len(manifests))
 
     def _run_stage(self, executor: Executor, stage: str, partitions: Sequence[int]) -> int:
         """Run a stage's partitions; return how many records it kept."""
@@ -222,5 +222,5 @@ class Distillation:
                 for reason, number in done.rejected.items() if done is not None else ():
                     rejections[f"{stage}:{reason}"] += number
         teacher: Teacher = instantiate(self.config.stages.grids.teacher)
-        known = [each for each in manifests if each is not None]
-        return write_shards(self.store, known, rejections, instantiate(self.config.shards), teacher.licence())
+        written = [each for each in manifests if each is not None]
+        return write_shards(self.store, written, rejections, instantiate(self.config.shards), teacher.licence())

@@ -96,8 +96,8 @@ class Store:
     def manifests(self, stage: str) -> list[Manifest]:
         """Return the manifests of a stage's finished partitions, in order."""
         names = [folder.name.removeprefix("part-") for folder in (self.root / stage).glob("part-*")]
-        found = [self.manifest(stage, number) for number in sorted(int(name) for name in names if name.isdigit())]
-        return [manifest for manifest in found if manifest is not None]
+        manifests = [self.manifest(stage, number) for number in sorted(int(name) for name in names if name.isdigit())]
+        return [manifest for manifest in manifests if manifest is not None]
 
     def write(self, stage: str, partition: int, key: str, taken: int, outcome: Outcome, seconds: float) -> Manifest:
         """Write a partition, atomically, and return its manifest.
@@ -134,19 +134,19 @@ class Store:
         """Write the images that the records brought along, and return the records with their places."""
         kept: list[Record] = []
         seen: set[str] = set()
-        made: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
         for record in sorted(outcome.kept, key=lambda record: record.id):
             if record.id in seen:
                 raise DistillationError(f"stage {stage} made two records {record.id!r}; ids must be unique")
             seen.add(record.id)
             new = {name: data for name, data in record.images.items() if name not in record.stored}
-            made |= {f"{record.id}.{name}.png": data for name, data in new.items()}
+            files |= {f"{record.id}.{name}.png": data for name, data in new.items()}
             stored = {**record.stored, **{name: f"{stage}/{record.id}.{name}.png" for name in new}}
             kept.append(Record(record.id, record.values, stored))
-        if made:
+        if files:
             buffer = io.BytesIO()
             with tarfile.TarFile(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for name, data in made.items():
+                for name, data in files.items():
                     header = tarfile.TarInfo(name)
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
@@ -193,7 +193,7 @@ class Store:
     def with_images(self, partition: int, records: list[Record], looks_at: Collection[str]) -> list[Record]:
         """Return `records` with the bytes of those of their images that are asked for."""
         wanted = {record.stored[name] for record in records for name in looks_at if name in record.stored}
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for stage in sorted({where.partition("/")[0] for where in wanted}):
             if not _STAGE.fullmatch(stage):  # a name such as ".." leads out of the folder
                 raise DistillationError(
@@ -207,15 +207,15 @@ class Store:
                             raise DistillationError(
                                 f"{self.folder(stage, partition) / IMAGES}: {member.name!r} is no file"
                             )
-                        found[f"{stage}/{member.name}"] = stream.read()
-        if missing := sorted(wanted - found.keys()):
+                        contents[f"{stage}/{member.name}"] = stream.read()
+        if missing := sorted(wanted - contents.keys()):
             raise DistillationError(f"{self.root}: partition {partition} lacks the image {missing[0]!r}; make it again")
         return [
             Record(
                 record.id,
                 record.values,
                 record.stored,
-                {name: found[record.stored[name]] for name in looks_at if name in record.stored},
+                {name: contents[record.stored[name]] for name in looks_at if name in record.stored},
             )
             for record in records
         ]

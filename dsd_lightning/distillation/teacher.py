@@ -101,8 +101,8 @@ class DiffusersTeacher:
 
     def licence(self) -> Mapping[str, str]:
         """Return the model's name and the fields of its licence, `license: unknown` where it states none."""
-        known = licence_of_model(self.path)
-        return {"teacher": known.base_model or Path(self.path).name, **(self._licence or known.fields)}
+        licence = licence_of_model(self.path)
+        return {"teacher": licence.base_model or Path(self.path).name, **(self._licence or licence.fields)}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Return an image for each prompt."""

@@ -108,10 +108,10 @@ class _Search:
 
 @lru_cache(maxsize=1)
 def _search() -> _Search:
-    found = silhouettes()
+    all_silhouettes = silhouettes()
     plain, outlined = [], []
     bodies: dict[Key, int] = {}
-    for key in found.keys[:-1]:
+    for key in all_silhouettes.keys[:-1]:
         scene = _scene(key)
         placement = placed(scene.context)
         body = shapes.BODIES[scene.identity.word("shape")](placement.u, placement.v)
@@ -122,7 +122,7 @@ def _search() -> _Search:
         bodies.setdefault((key[0], *key[2:]), len(bodies))
     nothing = np.zeros((RESOLUTION, RESOLUTION), dtype=np.float32)
     covers = np.stack([_pooled_fields([*plain, nothing]), _pooled_fields([*outlined, nothing])])
-    shared = [bodies[(key[0], *key[2:])] for key in found.keys[:-1]] + [len(bodies)]
+    shared = [bodies[(key[0], *key[2:])] for key in all_silhouettes.keys[:-1]] + [len(bodies)]
 
     backgrounds = []
     for kind in range(len(BACKGROUND_KINDS)):

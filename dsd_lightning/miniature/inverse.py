@@ -38,15 +38,15 @@ def _alternatives(identity: Identity, attributes: tuple[str, ...]) -> Iterable[I
 def infer_identity(image: NDArray[np.float32], context: Context) -> Identity:
     """Return the identity whose rendering in `context` is nearest to `image` [3, 64, 64] in [-1, 1]."""
     wanted = pooled(image[None])[0]
-    known: dict[Identity, float] = {}
+    computed: dict[Identity, float] = {}
 
     def distance(identity: Identity) -> float:
-        if identity not in known:
+        if identity not in computed:
             drawn = render(Scene(identity, context)).image.transpose(2, 0, 1) * np.float32(2) - np.float32(1)
-            known[identity] = float(distances(wanted, pooled(drawn[None]))[0])
-        return known[identity]
+            computed[identity] = float(distances(wanted, pooled(drawn[None]))[0])
+        return computed[identity]
 
-    found = []
+    candidates = []
     for pattern in range(len(Identity.vocabulary["pattern"])):
         best = Identity(shape=0, color=0, second_color=1, pattern=pattern, accessory=0, face=0)
         for _ in range(SWEEPS):
@@ -55,8 +55,8 @@ def infer_identity(image: NDArray[np.float32], context: Context) -> Identity:
                 best = min([best, *_alternatives(best, attributes)], key=distance)
             if best == before:
                 break
-        found.append(best)
-    return min(found, key=distance)
+        candidates.append(best)
+    return min(candidates, key=distance)
 
 
 def matching_attributes(image: NDArray[np.float32], scene: Scene) -> dict[str, bool]:
@@ -68,13 +68,13 @@ def matching_attributes(image: NDArray[np.float32], scene: Scene) -> dict[str, b
         return float(distances(wanted, pooled(drawn[None]))[0])
 
     truth = distance(scene)
-    told = {}
+    matches = {}
     for name in Identity.vocabulary:
         others = [each for each in _alternatives(scene.identity, (name,)) if each != scene.identity]
-        told[name] = all(truth <= distance(Scene(other, scene.context)) for other in others)
+        matches[name] = all(truth <= distance(Scene(other, scene.context)) for other in others)
     for name, words in Context.vocabulary.items():
         values = [value for value in range(len(words)) if value != getattr(scene.context, name)]
-        told[name] = all(
+        matches[name] = all(
             truth <= distance(Scene(scene.identity, replace(scene.context, **{name: value}))) for value in values
         )
-    return told
+    return matches

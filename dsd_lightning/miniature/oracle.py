@@ -102,22 +102,22 @@ def _changed(layout: Layout, names: tuple[str, ...]) -> Iterator[Layout]:
 def see(image: NDArray[np.floating[Any]]) -> Sighting:
     """Return what an image [64, 64, 3] with values in [0, 1] shows."""
     wanted = planes.pooled(np.asarray(image, dtype=np.float32))
-    known: dict[Layout, float] = {}
+    computed: dict[Layout, float] = {}
 
     def distance(layout: Layout) -> float:
-        if layout not in known:
-            known[layout] = float(planes.distances(wanted, layout).min())
-        return known[layout]
+        if layout not in computed:
+            computed[layout] = float(planes.distances(wanted, layout).min())
+        return computed[layout]
 
     begun = sorted({_descend(start, distance, 1) for start in _starts(distance)}, key=distance)
-    found = min((_descend(each, distance) for each in begun[:FOLLOWED]), key=distance)
+    best = min((_descend(each, distance) for each in begun[:FOLLOWED]), key=distance)
     for _ in range(SWEEPS):
-        nearest = min(_changed(found, _WHO), key=distance)
+        nearest = min(_changed(best, _WHO), key=distance)
         settled = _descend(nearest, distance)
-        if settled == found:
+        if settled == best:
             break
-        found = settled
-    return _against_all(wanted, found)
+        best = settled
+    return _against_all(wanted, best)
 
 
 def _starts(distance: Measure) -> list[Layout]:
@@ -142,13 +142,13 @@ def _against_all(wanted: NDArray[np.floating[Any]], layout: Layout) -> Sighting:
     distances = []
     body_and_second = COLORINGS[:, 2] * _COLOR_BASE + COLORINGS[:, 3]
     for each in _changed(layout, _WHO):
-        found = planes.distances(wanted, each)
-        order = np.argsort(found, kind="stable")
+        of_colorings = planes.distances(wanted, each)
+        order = np.argsort(of_colorings, kind="stable")
         _, first = np.unique(body_and_second[order], return_index=True)
-        distances.append(found[order[first]])
+        distances.append(of_colorings[order[first]])
         for coloring in order[np.sort(first)[:RENDERED]]:
             key = (*each[: len(_WHO)], int(body_and_second[coloring]))
-            who[key] = (float(found[coloring]), each, int(coloring))
+            who[key] = (float(of_colorings[coloring]), each, int(coloring))
     scenes = [planes.scene_of(each, coloring) for _, each, coloring in sorted(who.values())[:RENDERED]]
     exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).image) - wanted) ** 2))) for scene in scenes]
     nearest, rival = np.argsort(exact, kind="stable")[:2]

@@ -46,12 +46,12 @@ class GenerationSettings:
 def settings_of(config: DictConfig, weights: Literal["ema", "last", ""] = "") -> GenerationSettings:
     """Return the settings in a run's configuration; what it leaves open has the defaults."""
     names = ("num_inference_steps", "guidance_scale", "image_guidance", "text_guidance")
-    found = {name: OmegaConf.select(config, f"sampler.{name}") for name in names}
-    found["text_length"] = OmegaConf.select(config, "base.model.text_length")
+    settings = {name: OmegaConf.select(config, f"sampler.{name}") for name in names}
+    settings["text_length"] = OmegaConf.select(config, "base.model.text_length")
     resolution = OmegaConf.select(config, "data.datamodule.source.resolution")
     if resolution is not None:
-        found["height"], found["width"] = resolution
-    return GenerationSettings(**{name: value for name, value in found.items() if value is not None}, weights=weights)
+        settings["height"], settings["width"] = resolution
+    return GenerationSettings(**{name: value for name, value in settings.items() if value is not None}, weights=weights)
 
 
 def write_settings(folder: Path, settings: GenerationSettings) -> None:
@@ -70,7 +70,7 @@ def read_settings(folder: Path) -> GenerationSettings | None:
     if not file.is_file():
         return None
     stored: Mapping[str, Any] = read_json(file)
-    known: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for field in fields(GenerationSettings):
         if field.name not in stored:
             continue
@@ -86,5 +86,5 @@ def read_settings(folder: Path) -> GenerationSettings | None:
             raise GenerationSettingsError(
                 f"{file}: {field.name}={value!r} makes no sense; correct it, or remove the file"
             )
-        known[field.name] = float(value) if "guidance" in field.name else value
-    return GenerationSettings(**known)
+        settings[field.name] = float(value) if "guidance" in field.name else value
+    return GenerationSettings(**settings)

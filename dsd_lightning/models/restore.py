@@ -255,13 +255,13 @@ def config_of_adapter(adapter: Path, base: Path) -> DictConfig:
 
 def network_arguments(config: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
     """Return the arguments of FluxTransformer2DModel in a stored configuration; others are passed over with a note."""
-    known = inspect.signature(FluxTransformer2DModel.__init__).parameters
+    parameters = inspect.signature(FluxTransformer2DModel.__init__).parameters
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(set(plain) - set(known)):
+    if unknown := sorted(set(plain) - set(parameters)):
         log.warning(
             "%s: passed over %s, which diffusers' FluxTransformer2DModel does not have", file, ", ".join(unknown)
         )
-    plain = {key: value for key, value in plain.items() if key in known}
+    plain = {key: value for key, value in plain.items() if key in parameters}
     return {key: tuple(value) if key == "axes_dims_rope" else value for key, value in plain.items()}
 
 
@@ -289,7 +289,7 @@ def name_of(dtype: torch.dtype) -> str:
     Raises:
         ValueError: one that no base can have.
     """
-    for name, known in DTYPES.items():
-        if known == dtype:
+    for name, each in DTYPES.items():
+        if each == dtype:
             return name
     raise ValueError(f"dtype={dtype} is unknown; choose one of {', '.join(DTYPES)}")

@@ -76,8 +76,8 @@ def miniature(folder: str | Path, seed: int = 0, subjects: int | None = None) ->
         seed: of its characters and contexts.
         subjects: how many of its 150 to take, from all categories in their proportions; None takes all.
     """
-    found = dreambenchpp(write(folder, seed))
-    return Benchmark("Miniature", found.subjects).limited(subjects)
+    benchmark = dreambenchpp(write(folder, seed))
+    return Benchmark("Miniature", benchmark.subjects).limited(subjects)
 
 
 def _write_subject(root: Path, category: str, number: int, identity: Identity, rng: Draw) -> None:

@@ -51,7 +51,7 @@ class PromptDescriber:
 def _changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
     """Return the phrases that are new, in the wording of the miniature's instructions."""
     comparative = {"large": "larger", "small": "smaller"}
-    found = [comparative.get(phrase, phrase) for phrase in after if phrase not in before]
+    changes = [comparative.get(phrase, phrase) for phrase in after if phrase not in before]
     if any(phrase.startswith("tilted") for phrase in before) and not any(p.startswith("tilted") for p in after):
-        found.append(_UPRIGHT)
-    return found or ["again, unchanged"]
+        changes.append(_UPRIGHT)
+    return changes or ["again, unchanged"]

@@ -21,8 +21,8 @@ class MiniatureDetector:
         scene = scene_of(values.tobytes())
         if scene is None:
             return []
-        found = geometry.silhouettes()
-        rows, columns = np.nonzero(found.masks[found.index(scene)].reshape(RESOLUTION, RESOLUTION))
+        silhouettes = geometry.silhouettes()
+        rows, columns = np.nonzero(silhouettes.masks[silhouettes.index(scene)].reshape(RESOLUTION, RESOLUTION))
         wide, high = image.width / RESOLUTION, image.height / RESOLUTION
         left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
         return [(left * wide, top * high, right * wide, bottom * high)]

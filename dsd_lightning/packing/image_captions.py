@@ -63,8 +63,8 @@ def _parsed(text: str) -> dict[str, str]:
     Raises:
         ValueError: it is not the JSON object that was asked for.
     """
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    values = json.loads(found[0]) if found else None
+    match = re.search(r"\{.*\}", text, re.DOTALL)
+    values = json.loads(match[0]) if match else None
     if not isinstance(values, dict) or not all(isinstance(values.get(name), str) for name in _FIELDS):
         raise ValueError("no object with the texts caption and instruction")
     return {name: re.sub(r"\s+", " ", values[name]).strip() for name in _FIELDS}

@@ -30,13 +30,13 @@ class Masked:
         if masks.resolve().is_relative_to(targets.resolve()):
             raise PackingError(f"the masks in {masks} would be taken for images of {targets}; move them out of it")
         self.masks = _by_stem(masks)
-        known = set(_stems(targets))
+        stems = set(_stems(targets))
         self.orphans = [
             *source.orphans,
             *(
                 Orphan(stem, "mask_without_target", f"{path} has no image '{stem}' in {targets}")
                 for stem, path in self.masks.items()
-                if stem not in known
+                if stem not in stems
             ),
         ]
 
@@ -61,9 +61,9 @@ def _stems(folder: Path) -> Iterator[str]:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     images = [path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-    found = {_stem(path, folder): path for path in images}
+    by_stem = {_stem(path, folder): path for path in images}
     if not images:
         raise PackingError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    if len(found) < len(images):
-        raise PackingError(f"{folder} holds {len(images) - len(found)} masks too many: a stem may have one")
-    return found
+    if len(by_stem) < len(images):
+        raise PackingError(f"{folder} holds {len(images) - len(by_stem)} masks too many: a stem may have one")
+    return by_stem

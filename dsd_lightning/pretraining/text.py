@@ -164,7 +164,7 @@ def measure(
 
     Keys are `clip/full`, `t5/full` and so on; `t5/grid_panels` and `clip/grid_panels` are the attributes of the panels.
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     device = reader.t5_word.weight.device
 
     def share_right(logits: Tensor, labels: Tensor, sizes: list[int]) -> float:
@@ -181,12 +181,12 @@ def measure(
         t5_ids = tokens[1](texts, padding="max_length", max_length=padded_length, return_tensors="pt").input_ids
         clip_scene, clip_panels = reader.read_clip(clip_ids.to(device))
         _, _, t5_scene, t5_panels = reader.read_t5(t5_ids.to(device))
-        found[f"clip/{kind}"] = share_right(clip_scene, labels, reader.sizes)
-        found[f"t5/{kind}"] = share_right(t5_scene, labels, reader.sizes)
+        shares[f"clip/{kind}"] = share_right(clip_scene, labels, reader.sizes)
+        shares[f"t5/{kind}"] = share_right(t5_scene, labels, reader.sizes)
         if kind == "grid":
-            found["clip/grid_panels"] = share_right(clip_panels, panels[:, :-1], reader.panel_sizes)
-            found["t5/grid_panels"] = share_right(t5_panels, panels, reader.panel_sizes)
-    return found
+            shares["clip/grid_panels"] = share_right(clip_panels, panels[:, :-1], reader.panel_sizes)
+            shares["t5/grid_panels"] = share_right(t5_panels, panels, reader.panel_sizes)
+    return shares
 
 
 CLIP_WEIGHTS, PREFIX = "model.safetensors", "text_model."

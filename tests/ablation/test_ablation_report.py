@@ -268,9 +268,9 @@ def test_any_sweep_is_reported_by_the_overrides_in_which_its_runs_differ(tmp_pat
     for number, (rate, seed) in enumerate([(0.01, 0), (0.01, 1), (0.002, 0), (0.002, 1)]):
         overrides = [f"optimizer.lr={rate}", f"seed={seed}", "trainer.max_steps=20"]
         config = {"overrides": overrides, "optimizer": {"lr": rate}, "seed": seed}
-        made = write_run(tmp_path / "made", f"identity/parallel/seed{seed}", rate * 10 + seed / 100, config=config)
+        folder = write_run(tmp_path / "made", f"identity/parallel/seed{seed}", rate * 10 + seed / 100, config=config)
         sweep.mkdir(parents=True, exist_ok=True)
-        made.rename(sweep / str(number))
+        folder.rename(sweep / str(number))
     assert write_report(sweep, tmp_path / "report") == []
     (table,) = tables(load(tmp_path / "report"))
     assert [row.label for row in table.rows] == ["optimizer.lr=0.002", "optimizer.lr=0.01"]

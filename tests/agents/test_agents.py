@@ -186,8 +186,8 @@ def test_the_hint_for_a_model_without_a_price_can_be_pasted(model: str, tmp_path
     hint = next(
         word for word in shlex.split(str(message_for_user(refusal.value))) if word.startswith("agents.prices.given=")
     )
-    known = model.startswith("gpt-5.4-")
-    assert ("input_usd: 2.5, output_usd: 15.0" in hint) == known  # of the undated name, for the user to confirm
+    has_price = model.startswith("gpt-5.4-")
+    assert ("input_usd: 2.5, output_usd: 15.0" in hint) == has_price  # of the undated name, for the user to confirm
     pasted = hint.rstrip(",").replace("INPUT_USD", "2.5").replace("OUTPUT_USD", "15.0")
     for preset_of_model in ("openai", "openai_batch"):
         agent = instantiate(

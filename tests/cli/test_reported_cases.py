@@ -249,7 +249,7 @@ def test_18_values_of_jobs_are_refused_by_row_before_the_first_image(
 ) -> None:
     folder = case("18_jobs_values")
     assert message in refused(generate, capsys, "--jobs", str(folder / name), "--steps", "1", "--device", "cpu")
-    assert not any((folder / made).exists() for made in ("sz", "fl", "li"))
+    assert not any((folder / name).exists() for name in ("sz", "fl", "li"))
 
 
 @pytest.mark.slow

@@ -93,9 +93,9 @@ def test_each_process_writes_its_shards_if_configured(double: dict[str, Any], st
 
 def test_each_strategy_shards_what_it_says(double: dict[str, Any]) -> None:
     def sharded(strategy: str) -> dict[bool, set[str]]:
-        found = double["rank0"][f"{strategy}/parallel"]["kinds"]
+        kind_of = double["rank0"][f"{strategy}/parallel"]["kinds"]
         kinds: dict[bool, set[str]] = {True: set(), False: set()}
-        for name, kind in found.items():
+        for name, kind in kind_of.items():
             trained = name in double["rank0"][f"{strategy}/parallel"]["trained"]
             kinds[trained].add(kind)
         return kinds

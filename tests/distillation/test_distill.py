@@ -51,17 +51,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_captions_become_shards(undisturbed: Path) -> None:
     assert list(rejected(undisturbed, "filter")) == ["no_subject"]
     assert {reason: len(ids) for reason, ids in rejected(undisturbed, "split").items()} == {"not_two_by_two": 3}
-    made = samples(undisturbed)
-    keys = [key for split in made.values() for key, *_ in split]
+    by_split = samples(undisturbed)
+    keys = [key for split in by_split.values() for key, *_ in split]
     kept = sum(1 for _ in (undisturbed / "caption").glob("part-*/records.jsonl") for _ in _.open())
     assert len(keys) == len(set(keys)) == 2 * kept > 0
     assert kept + len(rejected(undisturbed, "verify")["not_identical"]) == 6 * GRIDS
 
 
 def test_no_subject_is_in_both_sets(undisturbed: Path) -> None:
-    made = samples(undisturbed)
-    assert set(made) == {"train", "validation"}
-    pairs = {split: {key.partition("-")[0] for key, *_ in found} for split, found in made.items()}
+    by_split = samples(undisturbed)
+    assert set(by_split) == {"train", "validation"}
+    pairs = {split: {key.partition("-")[0] for key, *_ in rows} for split, rows in by_split.items()}
     assert pairs["train"].isdisjoint(pairs["validation"])
 
 
@@ -149,8 +149,8 @@ def test_a_lasting_fault_rejects_its_record_with_the_reason(tmp_path: Path) -> N
 
     few = captions_file(tmp_path, CAPTIONS[:5])
     with RehearsalServer(answer) as server:
-        made = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0.0")
-        assert made["train"] > 0
+        counts = run_here(tmp_path / "run", few, server, "agents.retries.attempts=2", "shards.validation_share=0.0")
+        assert counts["train"] > 0
     for stage in ("filter", "prompts"):
         expected = {reason: 1 for at, reason, _ in LASTING.values() if at == stage}
         assert {reason: len(ids) for reason, ids in rejected(tmp_path / "run", stage).items()} == expected
@@ -317,9 +317,9 @@ def test_a_dry_run_expects_the_calls_and_pairs_of_a_run_whose_shares_it_has(undi
     yields = instantiate(config.expected).measured()
     shares = kept_shares(yields)
     calls = {each.stage: each.estimate.calls * shares[each.stage] for each in at_most}
-    made = {stage: sum(each.usage.calls for each in Store(undisturbed).manifests(stage)) for stage in calls}
+    calls_made = {stage: sum(each.usage.calls for each in Store(undisturbed).manifests(stage)) for stage in calls}
     for stage in ("filter", "prompts", "verify"):
-        assert calls[stage] == pytest.approx(made[stage]), stage
-    assert calls["caption"] == pytest.approx(made["caption"], rel=0.2)
+        assert calls[stage] == pytest.approx(calls_made[stage]), stage
+    assert calls["caption"] == pytest.approx(calls_made["caption"], rel=0.2)
     pairs = sum(len(each) for each in samples(undisturbed).values())
     assert f"  pairs     {pairs} to train on" in outlook(config, at_most)

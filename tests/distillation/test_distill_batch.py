@@ -48,8 +48,8 @@ def test_batches_make_the_same_shards_for_half_the_dollars(tmp_path: Path) -> No
     spent = {}
     with RehearsalServer(rule) as server:
         for name, more in {"live": [], "batches": IN_BATCHES}.items():
-            made = Distillation(compose_distill(*of_openai(tmp_path / name, captions, server, *more))).run()
-            assert made["train"] > 0
+            counts = Distillation(compose_distill(*of_openai(tmp_path / name, captions, server, *more))).run()
+            assert counts["train"] > 0
             stages = ("filter", "prompts", "verify", "caption")
             manifests = [each for stage in stages for each in Store(tmp_path / name).manifests(stage)]
             spent[name] = sum(each.usage.usd for each in manifests)

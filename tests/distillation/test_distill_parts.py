@@ -300,9 +300,9 @@ def test_miniature_captions_never_describe_held_out_characters() -> None:
 
     writer = RuleWriter(seed=0, name_subject=1.0)
     subjects = [writer._subject(text) for text in MiniatureCaptions(200, 0.2, seed=0).texts()]
-    found = [subject for subject in subjects if subject is not None]
-    assert 20 < len(subjects) - len(found) < 60
-    assert not any(subject.held_out for subject in found)
+    characters = [subject for subject in subjects if subject is not None]
+    assert 20 < len(subjects) - len(characters) < 60
+    assert not any(subject.held_out for subject in characters)
 
 
 def test_the_writer_names_the_subject_in_the_configured_share_of_prompts() -> None:

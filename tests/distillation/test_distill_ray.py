@@ -56,13 +56,13 @@ def test_actors_make_the_same_shards_and_end_with_the_same_failure(tmp_path: Pat
             run_here(tmp_path / name, captions, server, *more)
         said.append(str(failed.value))
     assert said[0] == said[1]
-    made = []
+    runs = []
     for name, more in given.items():
         with RehearsalServer(rule) as server:
-            made.append(run_here(tmp_path / name, captions, server, *more))
+            runs.append(run_here(tmp_path / name, captions, server, *more))
             assert all(each["answered"] == 1 for each in server.counts["requests"])
-    assert made[0] == made[1]
-    assert made[0]["train"] > 0
+    assert runs[0] == runs[1]
+    assert runs[0]["train"] > 0
     assert tars(tmp_path / "ray") == tars(tmp_path / "here")
     assert samples(tmp_path / "ray") == samples(tmp_path / "here")
     files = [path for folder in (tmp_path, session) for path in folder.rglob("*") if path.is_file()]

@@ -18,8 +18,8 @@ FEW = 2000
 
 def number(pattern: str, text: str) -> float:
     """Return the number that a text says in a place."""
-    (found,) = re.findall(pattern, text)
-    return float(found.replace(",", ""))
+    (match,) = re.findall(pattern, text)
+    return float(match.replace(",", ""))
 
 
 def test_documented_numbers_are_those_of_the_dry_run(tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ def test_the_licence_is_the_models_or_the_configurations(tmp_path: Path) -> None
     assert teacher_of(tmp_path, 1, False).licence() == {"teacher": tmp_path.name, "license": "unknown"}
     (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n")
     assert teacher_of(tmp_path, 1, False).licence()["license"] == "openrail++"
-    known = teacher_of(Path("stabilityai/stable-diffusion-3.5-medium"), 1, False).licence()
-    assert known["license_name"] == "stabilityai-ai-community"
+    licence = teacher_of(Path("stabilityai/stable-diffusion-3.5-medium"), 1, False).licence()
+    assert licence["license_name"] == "stabilityai-ai-community"
     own = DiffusersTeacher(str(tmp_path), 64, 64, 1, None, None, 1, licence={"license": "mit"})
     assert own.licence() == {"teacher": tmp_path.name, "license": "mit"}
 
@@ -113,6 +113,6 @@ def test_opening_a_pipeline_prints_nothing_on_the_terminal(tiny_base: Path, tmp_
         f"DiffusersTeacher({str(path)!r}, 64, 64, 1, 3.5, 16, 1, 'float32', 'cpu').generate(['a cat'], [1])"
     )
     setting = {**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT)])}
-    made = subprocess.run([sys.executable, "-c", code], env=setting, capture_output=True, text=True, timeout=300)
-    assert made.returncode == 0, made.stderr
-    assert made.stderr == ""
+    process = subprocess.run([sys.executable, "-c", code], env=setting, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""

@@ -183,10 +183,10 @@ def test_images_without_a_face_are_counted_and_are_no_zeros(encoder: ArcFace, tm
     assert similarity.value == pytest.approx(np.mean(means), abs=1e-6)
     assert measured["diversity, ArcFace"].subjects == 3
     panels = [samples.image(case) for case in cases[:3]]
-    found = consistency([each for each in panels if each is not None], [cases[0].subject.reference], encoder)
-    assert (found.panels, found.no_face) == (3, 1)
-    assert "no face in 1 panels" in str(found)
-    assert not np.isnan([found.self_similarity, found.neighbours, found.cross_similarity]).any()
+    alike = consistency([each for each in panels if each is not None], [cases[0].subject.reference], encoder)
+    assert (alike.panels, alike.no_face) == (3, 1)
+    assert "no face in 1 panels" in str(alike)
+    assert not np.isnan([alike.self_similarity, alike.neighbours, alike.cross_similarity]).any()
 
 
 def test_the_shipped_configuration_builds_it_from_two_files(encoder: ArcFace, tmp_path: Path) -> None:

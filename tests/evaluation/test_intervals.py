@@ -83,10 +83,10 @@ def test_intervals_of_three_raters_hold_the_truth(mean: float) -> None:
 
 def test_p_values_are_uniform_if_methods_are_equally_good() -> None:
     # The standard deviations of shares of 300 trials are 0.013, 0.025 and 0.029.
-    found = coverage.significant(12, 4, 300)
-    assert found.shares == pytest.approx([0.05, 0.25, 0.5], abs=0.09)
-    assert found.shares[0] <= 0.09
-    assert found.difference.covered >= 0.9
+    null = coverage.significant(12, 4, 300)
+    assert null.shares == pytest.approx([0.05, 0.25, 0.5], abs=0.09)
+    assert null.shares[0] <= 0.09
+    assert null.difference.covered >= 0.9
 
 
 def test_the_committed_coverage_is_what_is_asked_for() -> None:

@@ -382,11 +382,11 @@ def test_dreambenchpps_preset_sends_what_its_code_sends(tmp_path: Path) -> None:
     requests = [judging.request(*each) for each in judging.open_questions(samples, cases)[1]]
     assert len(requests) == 2 * 2 * 3
     assert len({request.attempt for request in requests}) == 3
-    for case, found in zip(cases, (requests[:6], requests[6:]), strict=True):
+    for case, sent in zip(cases, (requests[:6], requests[6:]), strict=True):
         name = case.subject.category if case.subject.category == "style" else "subject"
         generated = samples.image(case)
         assert generated is not None
-        for request, shown in ((found[0], [case.subject.reference, generated]), (found[3], [generated])):
+        for request, shown in ((sent[0], [case.subject.reference, generated]), (sent[3], [generated])):
             body = provider._body(request.messages, request.sampling or agent.sampling)
             assert body["temperature"] == 1
             user, assistant, last = body["messages"]

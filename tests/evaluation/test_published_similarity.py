@@ -122,7 +122,7 @@ def test_dreambenchs_metric_is_the_mean_over_all_pairs_of_results_and_real_image
     for number, case in enumerate(cases):
         samples.write(case, noise(100 + number), noise(0))
     encoder = Dino(str(dino), side=28)
-    found = next(each for each in measure(samples, cases, [encoder]) if each.name == "DINO")
+    metric = next(each for each in measure(samples, cases, [encoder]) if each.name == "DINO")
     by_subject = []
     for name in ("dog", "mug"):
         real = [encoder.images([Image.open(file)])[0] for file in sorted((root / name).iterdir())]
@@ -131,8 +131,8 @@ def test_dreambenchs_metric_is_the_mean_over_all_pairs_of_results_and_real_image
         ]
         pairs = [float(F.cosine_similarity(one, other, dim=0)) for one, other in itertools.product(generated, real)]
         by_subject.append(sum(pairs) / len(pairs))
-    assert found.value == pytest.approx(np.mean(by_subject), abs=1e-5)
-    assert (found.subjects, found.images, found.missing) == (2, 4, 0)
+    assert metric.value == pytest.approx(np.mean(by_subject), abs=1e-5)
+    assert (metric.subjects, metric.images, metric.missing) == (2, 4, 0)
 
 
 def test_dinov2s_embeddings_are_those_of_its_processor_and_model_in_transformers(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_dinov2s_embeddings_are_those_of_its_processor_and_model_in_transformers
     with torch.no_grad():
         pixels = torch.cat([processor(images=each, return_tensors="pt")["pixel_values"] for each in images])
         own = F.normalize(model(pixels).last_hidden_state[:, 0], dim=-1)
-    found = Dino(str(tmp_path), "DINOv2", side=28, floor_margins=True).images(images)
-    assert torch.allclose(found, own, atol=1e-5)
+    ours = Dino(str(tmp_path), "DINOv2", side=28, floor_margins=True).images(images)
+    assert torch.allclose(ours, own, atol=1e-5)
     assert not torch.allclose(Dino(str(tmp_path), "DINOv2", side=28).images(images), own, atol=1e-3)
 
 
@@ -266,9 +266,9 @@ def test_csds_descriptors_are_those_of_its_own_code(csd: Path, tmp_path: Path) -
     images = [noise(seed, *size) for seed, size in enumerate(((75, 50), (28, 28), (20, 33)))]
     own = torch.stack([csd_by_its_own_code(state, image) for image in images])
     for file in (csd, flat):
-        found = Csd(str(file)).images(images)
-        assert torch.allclose(found, own, atol=1e-5)
-        assert torch.allclose(found @ found.T, own @ own.T, atol=1e-5)
+        ours = Csd(str(file)).images(images)
+        assert torch.allclose(ours, own, atol=1e-5)
+        assert torch.allclose(ours @ ours.T, own @ own.T, atol=1e-5)
     assert (own @ own.T).min() < 0.99
 
 

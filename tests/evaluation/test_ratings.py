@@ -48,17 +48,17 @@ def test_wide_tables_of_several_raters_with_other_scales_and_empty_cells(tmp_pat
     for name, text in WIDE.items():
         (tmp_path / name).write_text(text)
     ratings = read([tmp_path / name for name in WIDE], ["sc", "pq"], None)
-    found = {(each.method, each.criterion): each for each in opinions(with_overall(ratings), None)}
-    one = found["A", "sc"]
+    by_method = {(each.method, each.criterion): each for each in opinions(with_overall(ratings), None)}
+    one = by_method["A", "sc"]
     assert one.mean == pytest.approx(np.mean([0, 0.5, 1, 0.5, 0.5, 1]))
     assert one.std == pytest.approx(np.std([0, 0.5, 1, 0.5, 0.5, 1]))
     assert one.rater_std == pytest.approx(np.std([0.5, 2 / 3]))
     assert one.low <= one.mean <= one.high
-    partial = found["B", "sc"]
+    partial = by_method["B", "sc"]
     assert (partial.ratings, partial.missing, partial.raters, partial.items) == (5, 1, 2, 3)
     assert partial.mean == pytest.approx(np.mean([1, 0, 1, 0, 0]))
     assert partial.rater_mean == pytest.approx(np.mean([0.5, 1 / 3]))
-    assert found["A", "overall"].mean == pytest.approx(np.mean([0, 0.5**0.5, 1, 0.5**0.5, 0.5, 1]))
+    assert by_method["A", "overall"].mean == pytest.approx(np.mean([0, 0.5**0.5, 1, 0.5**0.5, 0.5, 1]))
     library = krippendorff.alpha(
         reliability_data=np.asarray([[0, 0.5, 1, 1, N, 0], [0.5, 0.5, 1, 1, 0, 0]]), level_of_measurement="ordinal"
     )
@@ -108,13 +108,18 @@ def test_rating_files_of_dreambenchpp_are_read_written_and_agree_as_its_code_com
     people.parent.mkdir()
     people.write_text('{"object_00_cup-0": [3, 3], "object_00_cup-2": [1, null], "object_00_cup-3": [2, 0]}')
     ratings = read([folder / "a_method_1-cp.json", folder / "a_method_1-pf.json", people], ["cp", "pf"], (0.0, 4.0))
-    found = {each.criterion: each for each in opinions(ratings, (0.0, 4.0), "interval")}
+    by_criterion = {each.criterion: each for each in opinions(ratings, (0.0, 4.0), "interval")}
     # krippendorff_analysis.py: the union of the keys, NaN where a rater has none, on the interval level.
     published = krippendorff.alpha(
         reliability_data=np.asarray([[4, 0, 2, N], [3, N, 1, 2]]), level_of_measurement="interval"
     )
-    assert found["cp"].alpha == pytest.approx(published)
-    assert (found["cp"].method, found["cp"].raters, found["cp"].items, found["cp"].missing) == ("a_method_1", 2, 4, 2)
+    assert by_criterion["cp"].alpha == pytest.approx(published)
+    assert (
+        by_criterion["cp"].method,
+        by_criterion["cp"].raters,
+        by_criterion["cp"].items,
+        by_criterion["cp"].missing,
+    ) == ("a_method_1", 2, 4, 2)
     assert list(LEVELS) == ["nominal", "ordinal", "interval"]
     assert agreement(ratings, "interval")["cp"] == pytest.approx(published)
     assert agreement(ratings, "nominal")["cp"] != agreement(ratings, "ordinal")["cp"]

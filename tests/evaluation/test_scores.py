@@ -70,16 +70,16 @@ def by_group(category: str, prompt: int, measure: str) -> int:
 
 @pytest.mark.parametrize("rule", ["sample", "category", "as-published"])
 def test_scores_and_published_estimates_go_through_the_same_rules(rule: Rule) -> None:
-    found = estimates(collect(judgements(by_group), rule))
+    computed = estimates(collect(judgements(by_group), rule))
     cp = overall_of_values({name: value / 4 for name, value in BY_CATEGORY.items()}, SUBJECTS_OF, rule)
     pf = overall_of_values({name: value / 4 for name, value in BY_KIND.items()}, PROMPTS_OF, rule)
-    assert found["cp"].value == pytest.approx(cp)
-    assert found["pf"].value == pytest.approx(pf)
-    assert found["cp_pf"].value == pytest.approx(cp * pf)
-    assert {name: found[f"cp/{name}"].value for name in BY_CATEGORY} == {n: v / 4 for n, v in BY_CATEGORY.items()}
+    assert computed["cp"].value == pytest.approx(cp)
+    assert computed["pf"].value == pytest.approx(pf)
+    assert computed["cp_pf"].value == pytest.approx(cp * pf)
+    assert {name: computed[f"cp/{name}"].value for name in BY_CATEGORY} == {n: v / 4 for n, v in BY_CATEGORY.items()}
     without_style = rule == "as-published"
-    assert found["cp"].scored == (26 if without_style else 30) * 9
-    assert found["pf"].scored == 30 * (6 if without_style else 9)
+    assert computed["cp"].scored == (26 if without_style else 30) * 9
+    assert computed["pf"].scored == 30 * (6 if without_style else 9)
 
 
 def test_a_failure_is_counted_as_missing_and_not_as_zero() -> None:
@@ -93,9 +93,9 @@ def test_a_failure_is_counted_as_missing_and_not_as_zero() -> None:
 def test_repeats_are_averaged_before_samples_are() -> None:
     judged = judgements(lambda *_: 4)
     more = [replace(each, repeat=1, score=0) for each in judged if each.subject == "animal_00"]
-    found = estimates(collect(judged + more, "sample"))["cp"]
-    assert found.value == pytest.approx((29 + 0.5) / 30)
-    assert found.scored == 279
+    estimate = estimates(collect(judged + more, "sample"))["cp"]
+    assert estimate.value == pytest.approx((29 + 0.5) / 30)
+    assert estimate.scored == 279
 
 
 def test_too_many_failures_make_no_estimates() -> None:

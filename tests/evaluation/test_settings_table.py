@@ -97,10 +97,10 @@ def table(root: Path) -> str:
         first = list(record.read().values())
         assert len(first) == server.counts["asked"] == QUESTIONS
         for setting, (value, changed) in CHANGES.items():
-            known, calls = set(record.read()), server.counts["asked"]
+            recorded, calls = set(record.read()), server.counts["asked"]
             given = {"measures": PLAIN, **changed} | ({"rubrics": root / "rubrics"} if setting == "rubrics" else {})
             judge(server.url, root, **given)
-            fresh = [each for question, each in record.read().items() if question not in known]
+            fresh = [each for question, each in record.read().items() if question not in recorded]
             calls = server.counts["asked"] - calls
             mixed = in_one_table(first, fresh) if fresh else "the same"
             lines.append(f"| `{setting}` | {value} | {len(fresh)} | {calls} | {mixed} |")
@@ -108,8 +108,8 @@ def table(root: Path) -> str:
 
 
 def test_the_page_says_what_each_setting_does(tmp_path: Path) -> None:
-    made = table(tmp_path)
-    assert made in PAGE.read_text(encoding="utf-8"), f"put this table into {PAGE}:\n{made}"
+    computed = table(tmp_path)
+    assert computed in PAGE.read_text(encoding="utf-8"), f"put this table into {PAGE}:\n{computed}"
 
 
 def test_every_setting_of_a_judgement_is_in_the_table() -> None:

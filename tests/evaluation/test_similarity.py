@@ -104,9 +104,9 @@ def test_clip_and_dino_give_unit_vectors_whatever_the_batch(weights: Path) -> No
 def test_metrics_are_named_with_their_backbones(world: Path, weights: Path) -> None:
     measured(world, "strangers", False)
     encoders = [Clip(str(weights / "clip")), Dino(str(weights / "dinov2"), "DINOv2", side=28)]
-    found = measure(Samples(world / "strangers"), folder(world / "benchmark").cases(), encoders)
-    assert {each.name for each in found} >= {"CLIP-I", "CLIP-T", "DINOv2"}
-    assert all(str(weights) in each.backbone and -1 <= each.value <= 2 for each in found)
+    metrics = measure(Samples(world / "strangers"), folder(world / "benchmark").cases(), encoders)
+    assert {each.name for each in metrics} >= {"CLIP-I", "CLIP-T", "DINOv2"}
+    assert all(str(weights) in each.backbone and -1 <= each.value <= 2 for each in metrics)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_two_equal_panels_of_one_colour_are_alike(colors: tuple[tuple[int, int, 
         Image.new("RGB", (40, 40), color).save(tmp_path / f"{number}.png")
     noise(1).save(tmp_path / "reference.png")
     panels = [tmp_path / "0.png", tmp_path / "1.png"]
-    found = consistency(panels, [tmp_path / "reference.png"], Pixels())
-    assert (found.self_similarity, found.neighbours) == pytest.approx((1, 1), abs=1e-5)
-    assert found.cross_similarity == pytest.approx(0, abs=0.3)
+    measured = consistency(panels, [tmp_path / "reference.png"], Pixels())
+    assert (measured.self_similarity, measured.neighbours) == pytest.approx((1, 1), abs=1e-5)
+    assert measured.cross_similarity == pytest.approx(0, abs=0.3)
 
 
 def test_a_story_of_one_image_is_fully_consistent(tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ def test_style_similarities_are_those_of_csd_evaluator(dataset: Path, tmp_path: 
                 for key in (stage or ("Ann",))
             ]
             by_shot.append(sum(float(each) for each in per_character) / len(per_character))
-    found = style_of(benchmark.stories[0], images, Projection())
-    assert found == pytest.approx((sum(own) / len(own), sum(by_shot) / len(by_shot)), abs=1e-5)
-    assert abs(found[0] - found[1]) > 0.01
+    style = style_of(benchmark.stories[0], images, Projection())
+    assert style == pytest.approx((sum(own) / len(own), sum(by_shot) / len(by_shot)), abs=1e-5)
+    assert abs(style[0] - style[1]) > 0.01
     # The published code says 0 where there is nothing to compare.
     assert all(math.isnan(each) for each in style_of(benchmark.stories[0], {}, Projection()))
 
@@ -228,21 +228,21 @@ def test_characters_are_counted_matched_and_compared_as_in_cids_evaluator(datase
         scores = torch.full((len(stage), 2), -1e6)
         for row, key in enumerate(stage):
             if key in references:
-                known = torch.cat([embed(each) for each in references[key]])
-                scores[row] = (torch.cat([embed(each) for each in halves[index]]) @ known.T).max(dim=1).values
+                embeddings = torch.cat([embed(each) for each in references[key]])
+                scores[row] = (torch.cat([embed(each) for each in halves[index]]) @ embeddings.T).max(dim=1).values
         for row, column in zip(*scipy.optimize.linear_sum_assignment(-scores.numpy()), strict=True):
             if stage[row] in references:
                 matched[stage[row]].append(embed(halves[index][column]))
     cross, own, copied = [], [], []
-    for key, found in matched.items():
-        if not found:
+    for key, cutouts in matched.items():
+        if not cutouts:
             cross.append(0.0)
             own.append(0.0)
             continue
-        vectors = torch.cat(found)
+        vectors = torch.cat(cutouts)
         cross.append((vectors @ torch.cat([embed(each) for each in references[key]]).T).mean().item())
-        upper = torch.triu_indices(len(found), len(found), offset=1)
-        own.append((vectors @ vectors.T)[upper[0], upper[1]].mean().item() if len(found) > 1 else 1.0)
+        upper = torch.triu_indices(len(cutouts), len(cutouts), offset=1)
+        own.append((vectors @ vectors.T)[upper[0], upper[1]].mean().item() if len(cutouts) > 1 else 1.0)
         sides = torch.cat([embed(references[key][0]), embed(ImageOps.mirror(references[key][0]))])
         copied.append(torch.softmax((vectors @ sides.T) / 0.01, dim=1)[:, 0].mean().item())
     result = characters_of(benchmark.stories[0], images, Halves(), Projection())
@@ -308,12 +308,12 @@ def test_failures_of_the_judge_are_missing_and_not_zero(dataset: Path, tmp_path:
         asks, benchmark = judging(dataset, tmp_path, agent, protocol)
         samples = images_of(benchmark, tmp_path / "out", leave_out=5)
         judgements = asks.run(samples, benchmark.cases(), estimate=False)
-    found = alignment(judgements)
-    assert math.isnan(found["camera"].mean)
-    assert (found["camera"].scored, found["camera"].missing) == (0, 10)
-    assert (found["character_action"].mean, found["character_action"].missing) == ((0 + 3 * 3) / 4, 2)
-    assert found["scene"].mean == 3
-    assert found["alignment"].mean == pytest.approx((2.25 + 3) / 2)
+    metrics = alignment(judgements)
+    assert math.isnan(metrics["camera"].mean)
+    assert (metrics["camera"].scored, metrics["camera"].missing) == (0, 10)
+    assert (metrics["character_action"].mean, metrics["character_action"].missing) == ((0 + 3 * 3) / 4, 2)
+    assert metrics["scene"].mean == 3
+    assert metrics["alignment"].mean == pytest.approx((2.25 + 3) / 2)
 
 
 # --- The command.
@@ -466,9 +466,9 @@ def test_cutouts_have_the_published_pixels() -> None:
             return [(0.5, 1.2, 12.4, 20.9), (-9.0, 3.0, 60.0, 9.0), (50.0, 3.0, 60.0, 9.0)]
 
     image = noise(1)
-    found = crops(image, Odd())
+    cutouts = crops(image, Odd())
     expected = [image.crop(box) for box in ((0, 2, 12, 20), (0, 3, 40, 9))]
-    assert [each.tobytes() for each in found] == [each.tobytes() for each in expected]
+    assert [each.tobytes() for each in cutouts] == [each.tobytes() for each in expected]
 
 
 @pytest.mark.long

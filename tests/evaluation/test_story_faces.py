@@ -105,7 +105,7 @@ def test_faces_are_matched_among_cutouts_with_a_face_and_the_others_are_counted(
     cast = cast_of(*story, Thirds(), identity, faces)
     # The dog is matched to a cut-out without a face; Ann and Bob to their own; no one to Eve's and Max's backs.
     names = {
-        index: {key: each.getpixel((0, 0)) for key, each in found.items()} for index, found in cast.cutouts.items()
+        index: {key: each.getpixel((0, 0)) for key, each in cutouts.items()} for index, cutouts in cast.cutouts.items()
     }
     assert names == {1: {"Ann": ANN, "Rex": REX}, 2: {"Bob": BOB, "Ann": ANN}, 3: {}}
     assert {key: len(each) for key, each in cast.references.items()} == {

@@ -41,8 +41,8 @@ def page(tmp_path: Path) -> Path:
 
 def content(page: Path) -> dict[str, Any]:
     text = page.read_text().partition('type="application/json">')[2].partition("</script>")[0]
-    found: dict[str, Any] = json.loads(text)
-    return found
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def test_the_page_is_blind_shuffled_self_contained_and_resolved_by_the_key(page: Path) -> None:
@@ -69,9 +69,9 @@ def saved(page: Path, rater: str, scores: dict[str, int]) -> Path:
 def test_raters_files_become_means_and_agreement(page: Path) -> None:
     good, bad = METHODS
     files = [saved(page, "ann", {good: 5, bad: 2}), saved(page, "bob", {good: 4, bad: 1})]
-    found = {(each.method, each.criterion): each for each in opinions(*read_pages(files, page.with_name(KEY)))}
-    assert (found[good, "cp"].mean, found[good, "cp"].std, found[good, "cp"].rater_std) == (4.5, 0.5, 0.5)
-    assert found[bad, "creativity"].mean == 1.5
+    by_method = {(each.method, each.criterion): each for each in opinions(*read_pages(files, page.with_name(KEY)))}
+    assert (by_method[good, "cp"].mean, by_method[good, "cp"].std, by_method[good, "cp"].rater_std) == (4.5, 0.5, 0.5)
+    assert by_method[bad, "creativity"].mean == 1.5
     config = OmegaConf.create(
         {
             "ratings": [str(file) for file in files],
@@ -95,8 +95,8 @@ def test_what_nobody_rated_is_missing(page: Path) -> None:
         content = json.loads(file.read_text())
         del content["ratings"][unrated]
         file.write_text(json.dumps(content))
-    found = {each.method: each for each in opinions(*read_pages(files, key)) if each.criterion == "cp"}
-    assert {name: (each.ratings, each.missing, each.items) for name, each in found.items()} == {
+    by_method = {each.method: each for each in opinions(*read_pages(files, key)) if each.criterion == "cp"}
+    assert {name: (each.ratings, each.missing, each.items) for name, each in by_method.items()} == {
         METHODS[0]: (2, 2, 1),
         METHODS[1]: (4, 0, 2),
     }
@@ -155,9 +155,9 @@ def test_a_person_rates_by_keys_offline_pauses_and_saves(page: Path, tmp_path: P
         while not (files := list(downloads.glob("*.json"))) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert "3 images are not fully rated" in person.evaluate("document.getElementById('saved').textContent")
-    found = json.loads(files[0].read_text())
-    assert found["rater"] == "Ann 1"
-    assert found["ratings"] == {items[0]["id"]: {"cp": 5, "pf": 4, "creativity": 3}, items[1]["id"]: {"pf": 2}}
+    saved_file = json.loads(files[0].read_text())
+    assert saved_file["rater"] == "Ann 1"
+    assert saved_file["ratings"] == {items[0]["id"]: {"cp": 5, "pf": 4, "creativity": 3}, items[1]["id"]: {"pf": 2}}
     ratings, scale = read_pages(files, page.with_name(KEY))
     assert sum(not math.isnan(each.score) for each in ratings) == 4
     assert scale == (1.0, 5.0)

@@ -13,6 +13,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
 def test_the_page_holds_what_the_readers_do(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow.parquet", reason="parquet is an optional extra")
     (tmp_path / "inputs").mkdir()
-    made = table(tried(tmp_path / "inputs"))
-    (tmp_path / "table.md").write_text(made, encoding="utf-8")
-    assert made in PAGE.read_text(encoding="utf-8"), f"put the table of {tmp_path / 'table.md'} into {PAGE}"
+    computed = table(tried(tmp_path / "inputs"))
+    (tmp_path / "table.md").write_text(computed, encoding="utf-8")
+    assert computed in PAGE.read_text(encoding="utf-8"), f"put the table of {tmp_path / 'table.md'} into {PAGE}"

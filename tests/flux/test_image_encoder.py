@@ -233,13 +233,13 @@ def test_the_shipped_encoder_is_small_and_half_precision() -> None:
 @pytest.mark.long
 def test_the_shipped_embeddings_tell_held_out_identities() -> None:
     encoder = load_image_encoder(str(SHIPPED))
-    known = draw_images(numpy_generator("probe", "training"), 2500)
+    training = draw_images(numpy_generator("probe", "training"), 2500)
     asked = draw_images(numpy_generator("probe", "held out"), 400, held_out=True)
-    seen, shown = (torch.cat([encoder.pooled(some) for some in each.pixels.split(100)]) for each in (known, asked))
+    seen, shown = (torch.cat([encoder.pooled(some) for some in each.pixels.split(100)]) for each in (training, asked))
     inputs, tested = (torch.nn.functional.pad(each, (0, 1), value=1.0) for each in (seen, shown))
     for index, (name, words) in enumerate(Identity.vocabulary.items()):
         # A linear probe of its own: least squares on one-hot values.
-        wanted = torch.nn.functional.one_hot(known.labels[:, index], len(words)).float()
+        wanted = torch.nn.functional.one_hot(training.labels[:, index], len(words)).float()
         weights = torch.linalg.lstsq(inputs, wanted).solution
         share = ((tested @ weights).argmax(-1) == asked.labels[:, index]).double().mean().item()
         assert share > 0.9, f"{name}: {share:.3f}"

@@ -31,14 +31,14 @@ PARSERS = {
 
 def commands() -> list[tuple[str, str]]:
     """Return (command, flags) of the lines in code blocks, continued lines joined, comments cut."""
-    found = []
+    commands = []
     for document in DOCUMENTS:
         for block in re.findall(r"```(?:bash)?\n(.*?)```", document.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 name = next((name for name in PARSERS if line.startswith(f"{name} ")), None)
                 if name is not None:
-                    found.append((name, line.removeprefix(name)))
-    return found
+                    commands.append((name, line.removeprefix(name)))
+    return commands
 
 
 @pytest.mark.parametrize(("command", "flags"), commands())

@@ -184,8 +184,8 @@ def test_a_page_shows_every_panel_completely_and_in_order(count: int) -> None:
     page = np.asarray(
         comic_page([Image.new("RGB", (32, 32), (0, 255, shade)) for shade in shades], ["words " * 30] * count)
     )
-    found = [int((page == (0, 255, shade)).all(-1).sum()) for shade in shades]
-    assert found == [LEAST_SIDE**2] * count
+    areas = [int((page == (0, 255, shade)).all(-1).sum()) for shade in shades]
+    assert areas == [LEAST_SIDE**2] * count
     first = [tuple(np.argwhere((page == (0, 255, shade)).all(-1))[0]) for shade in shades]
     assert first == sorted(first)
     assert (page[-30:] == PAPER).all()

@@ -27,8 +27,8 @@ def _image(scene: Scene, noise: float, key: int):
 def test_the_rendered_identity_is_found_under_slight_noise():
     rng = numpy_generator("inverse")
     scenes = [Scene(draw_identity(rng, None), draw_context(rng)) for _ in range(10)]
-    found = [infer_identity(_image(scene, 0.05, i), scene.context) for i, scene in enumerate(scenes)]
-    assert sum(one == scene.identity for one, scene in zip(found, scenes, strict=True)) >= 9
+    inferred = [infer_identity(_image(scene, 0.05, i), scene.context) for i, scene in enumerate(scenes)]
+    assert sum(one == scene.identity for one, scene in zip(inferred, scenes, strict=True)) >= 9
 
 
 def test_matching_attributes_are_all_right_for_the_truth_and_name_a_single_change():

@@ -78,9 +78,9 @@ def test_the_oracle_errs_hardly_ever_and_says_when_it_cannot_tell() -> None:
 def test_of_blurred_images_it_is_right_or_cannot_tell() -> None:
     shown = [scene(2000 + index) for index in range(BLURRED)]
     seen = [oracle.see(blurred(render(each).image, 0.75 + 1.25 * index / BLURRED)) for index, each in enumerate(shown)]
-    told = [at.scene.identity == truth.identity for at, truth in zip(seen, shown, strict=True) if not at.ambiguous]
-    assert all(told)
-    assert BLURRED // 3 <= len(told) < BLURRED
+    right = [at.scene.identity == truth.identity for at, truth in zip(seen, shown, strict=True) if not at.ambiguous]
+    assert all(right)
+    assert BLURRED // 3 <= len(right) < BLURRED
     # That two are not the same is told although it is not clear who they are.
     said = [oracle.same_identity(*pair) for pair in combinations(seen, 2)]
     assert "yes" not in said

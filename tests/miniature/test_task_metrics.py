@@ -132,12 +132,12 @@ def test_overlap_falls_as_more_images_are_wrong(scenes: list[Scene], truths: Ten
 
 
 def test_every_silhouette_of_the_world_is_a_candidate() -> None:
-    known = geometry.silhouettes()
-    assert len(known.keys) == len(set(known.keys)) == 721
-    assert known.keys[-1] == ()
-    assert not known.masks[-1].any()
-    assert known.masks[:-1].any(axis=1).all()
-    assert 0 < known.depths.min() < known.depths.max() <= 1
+    silhouettes = geometry.silhouettes()
+    assert len(silhouettes.keys) == len(set(silhouettes.keys)) == 721
+    assert silhouettes.keys[-1] == ()
+    assert not silhouettes.masks[-1].any()
+    assert silhouettes.masks[:-1].any(axis=1).all()
+    assert 0 < silhouettes.depths.min() < silhouettes.depths.max() <= 1
 
 
 # --- Light.

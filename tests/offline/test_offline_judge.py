@@ -57,10 +57,10 @@ def test_an_empty_image_shows_no_character() -> None:
 def test_what_a_caption_says_is_what_is_requested(seed: int) -> None:
     rng = numpy_generator("test", "captions", seed)
     context = draw_context(rng)
-    found = requested(target_caption(context, rng))
-    said = {name: getattr(context, name) for name in found}
-    assert found == said
-    unsaid = set(Context.vocabulary) - set(found)
+    values = requested(target_caption(context, rng))
+    said = {name: getattr(context, name) for name in values}
+    assert values == said
+    unsaid = set(Context.vocabulary) - set(values)
     assert unsaid <= {"rotation", "light_direction", "light_color", "style"}
     assert all(getattr(context, name) == 0 for name in unsaid)
 

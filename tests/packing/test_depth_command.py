@@ -202,12 +202,12 @@ def test_no_map_is_estimated_twice_and_none_is_used_for_another(images: Path, tm
 
     files = [path.read_bytes() for path in sorted(images.glob("*.png"))]
     first = DepthMaps(tmp_path / "maps", estimate)
-    made = [first.make(file) for file in [*files, *files]]
-    assert len(seen) == len(set(made)) == first.estimated == len(files)
+    maps = [first.make(file) for file in [*files, *files]]
+    assert len(seen) == len(set(maps)) == first.estimated == len(files)
     again = DepthMaps(tmp_path / "maps", estimate)
-    assert [again.make(file) for file in files] == made[: len(files)]
+    assert [again.make(file) for file in files] == maps[: len(files)]
     assert (again.estimated, len(seen)) == (0, len(files))
-    for file, path in zip(files, made, strict=False):
+    for file, path in zip(files, maps, strict=False):
         gray = np.asarray(load_image(file).convert("L"), dtype=np.float32)
         np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(normalised(gray)))
 

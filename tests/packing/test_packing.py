@@ -269,8 +269,8 @@ def test_sources_of_the_wrong_kind_are_refused(folders: Path) -> None:
 
 def test_keys_are_clean_unique_and_repeatable() -> None:
     names = ["Café crème.v2", "a/b", "a_b", "a b", "a_b-2", "...", "猫", "x" * 400]
-    made = [Keys().make(name) for name in names]
-    assert made[:2] == ["Cafe_creme_v2", "a_b"]
+    alone = [Keys().make(name) for name in names]
+    assert alone[:2] == ["Cafe_creme_v2", "a_b"]
     keys = Keys()
     unique = [keys.make(name) for name in names]
     assert unique[1:5] == ["a_b", "a_b-2", "a_b-3", "a_b-2-2"]

@@ -22,8 +22,8 @@ def generate(backend: str, cache: str) -> dict[str, Any]:
     path = os.pathsep.join([str(ROOT), str(SCRIPT.parents[1])])
     ran = run(backend, cache, module=(str(SCRIPT),), PYTHONPATH=path)
     assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
+    result: dict[str, Any] = json.loads(ran.stdout)
+    return result
 
 
 @pytest.mark.slow
@@ -37,11 +37,11 @@ def generate(backend: str, cache: str) -> dict[str, Any]:
     ],
 )
 def test_each_kind_of_block_is_compiled_once_and_computes_the_same(backend: str, cache: str) -> None:
-    found = generate(backend, cache)
-    first, second = found["graphs"]
+    result = generate(backend, cache)
+    first, second = result["graphs"]
     assert 0 < first <= BLOCKS // 2, "blocks of one kind share their graph, up to one for inputs of another layout"
     assert second == 0, "the second image compiles nothing"
-    assert found["difference"] < 1e-3
+    assert result["difference"] < 1e-3
 
 
 def test_what_works_inside_of_blocks_is_refused_beside_compiled_ones() -> None:

@@ -90,10 +90,10 @@ def test_clip_pools_at_the_end_of_each_caption(clip_tokenizer: CLIPTokenizer) ->
     encoder = CLIPTextModel.from_pretrained(BASE / "text_encoder")
     padded = clip_tokenizer(["red star", "a large blue heart"], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
-        found = encoder(input_ids=padded)
+        output = encoder(input_ids=padded)
         alone = encoder(input_ids=padded[:1, :4]).pooler_output
-    assert torch.equal(found.pooler_output, found.last_hidden_state[[0, 1], [3, 5]])
-    torch.testing.assert_close(found.pooler_output[:1], alone, rtol=0, atol=1e-5)
+    assert torch.equal(output.pooler_output, output.last_hidden_state[[0, 1], [3, 5]])
+    torch.testing.assert_close(output.pooler_output[:1], alone, rtol=0, atol=1e-5)
 
 
 def published_keys(file: Path) -> bool:
@@ -113,9 +113,9 @@ def test_renaming_keys_changes_no_value_and_may_be_repeated(tmp_path: Path) -> N
     save_file(values, file)
     for _ in range(2):
         write_published_keys(file)
-        found = load_file(file)
-        assert found.keys() == {"text_model.a.weight", "text_model.b"}
-        assert torch.equal(found["text_model.a.weight"], values["a.weight"])
+        renamed = load_file(file)
+        assert renamed.keys() == {"text_model.a.weight", "text_model.b"}
+        assert torch.equal(renamed["text_model.a.weight"], values["a.weight"])
     assert file.stat().st_mode & 0o777 == 0o644
 
 

@@ -44,18 +44,18 @@ class GeminiBatches:
 
     def get(self, path: str) -> bytes | None:
         """Return the body of what is at `path`; None where there is nothing."""
-        found = _BATCH.match(path)
-        if found is None:
+        match = _BATCH.match(path)
+        if match is None:
             return None
         with self._lock:
-            if found["name"] == "batches":
+            if match["name"] == "batches":
                 return _json({"operations": [self._state(name) for name in reversed(self._batches)]})
-            return _json(self._state(found["name"])) if found["name"] in self._batches else None
+            return _json(self._state(match["name"])) if match["name"] in self._batches else None
 
     def post(self, path: str, content_type: str, raw: bytes) -> bytes | None:
         """Make a batch; return its description, None at other paths."""
-        found = _MAKE.match(path)
-        if found is None:
+        match = _MAKE.match(path)
+        if match is None:
             return None
         batch = json.loads(raw)["batch"]
         with self._lock:
@@ -63,7 +63,7 @@ class GeminiBatches:
             common = {"displayName": batch["displayName"], "createTime": datetime.now(UTC).isoformat()}
             self._batches[name] = {"name": name, "metadata": {**common, "state": "BATCH_STATE_RUNNING"}}
             due = time.monotonic() + self._latency
-            self._asked[name] = (due, found["model"], batch["inputConfig"]["requests"]["requests"])
+            self._asked[name] = (due, match["model"], batch["inputConfig"]["requests"]["requests"])
             return _json(self._batches[name])
 
     def _state(self, name: str) -> dict[str, Any]:

@@ -90,11 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer /counts, and what is asked of files and batches."""
-        found = self._batches().get(self.path.partition("?")[0])
+        answer = self._batches().get(self.path.partition("?")[0])
         if self.path == "/counts":
             self._send(HTTPStatus.OK, json.dumps(self.server.report()).encode())
-        elif found is not None:
-            self._send(HTTPStatus.OK, found)
+        elif answer is not None:
+            self._send(HTTPStatus.OK, answer)
         else:
             self._send(HTTPStatus.NOT_FOUND, b'{"error": {"message": "GET /counts, or POST to a protocol"}}')
 

@@ -53,24 +53,24 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_other_runs_go_on_and_every_failure_is_named(tmp_path: Path) -> None:
-    told = run(tmp_path, "-m", "x=1,2,3,4", "wrong=[2,3]")
-    assert told.returncode == 1, told.stderr
+    process = run(tmp_path, "-m", "x=1,2,3,4", "wrong=[2,3]")
+    assert process.returncode == 1, process.stderr
     sweep = tmp_path / "sweep"
     assert sorted(path.parent.name for path in sweep.rglob("done")) == ["x1", "x4"]
-    end = told.stderr.rpartition("2 of the runs in sweep failed")[2]
+    end = process.stderr.rpartition("2 of the runs in sweep failed")[2]
     assert "x2: file-2: in the way" in end
     assert "x3: file-3: in the way" in end
     assert "FileExistsError" in (sweep / "x2" / FAILURE).read_text()
 
     # What was fixed does not fail any more, and what is not part of this command is not its failure.
-    told = run(tmp_path, "-m", "x=2,4")
-    assert told.returncode == 0, told.stderr
-    assert "failed" not in told.stderr
+    process = run(tmp_path, "-m", "x=2,4")
+    assert process.returncode == 0, process.stderr
+    assert "failed" not in process.stderr
     assert sorted(path.parent.name for path in sweep.rglob(FAILURE)) == ["x3"]
 
 
 def test_a_run_that_fails_alone_fails_as_before(tmp_path: Path) -> None:
-    told = run(tmp_path, "x=2", "wrong=[2]", "hydra.run.dir=alone")
-    assert told.returncode == 2
-    assert "file-2: in the way" in told.stderr
+    process = run(tmp_path, "x=2", "wrong=[2]", "hydra.run.dir=alone")
+    assert process.returncode == 2
+    assert "file-2: in the way" in process.stderr
     assert not list(tmp_path.rglob(FAILURE))

@@ -293,9 +293,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (root / "index.json").read_text()
     (root / "index.json").unlink()
     assert main(["index", str(root)]) == 0
-    made = json.loads((root / "index.json").read_text())
-    assert made["resolution"] is None  # the one thing that tars do not tell
-    assert made | {"resolution": 48} == json.loads(whole)
+    index = json.loads((root / "index.json").read_text())
+    assert index["resolution"] is None  # the one thing that tars do not tell
+    assert index | {"resolution": 48} == json.loads(whole)
     shard = next(iter(sorted(root.glob("*.tar"))))
     shard.write_bytes(shard.read_bytes()[:-5000])
     assert main(["verify", str(root)]) == 1

@@ -116,16 +116,16 @@ def samples(root: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Return every sample of a run's shards: key, words, and digests of both images."""
     from dsd_lightning.shards import PairShards
 
-    found: dict[str, list[tuple[Any, ...]]] = {}
+    rows: dict[str, list[tuple[Any, ...]]] = {}
     for folder in sorted((root / "shards").iterdir()):
         if folder.is_dir():
             shards = PairShards(folder, verify="sha256")
-            found[folder.name] = [
+            rows[folder.name] = [
                 (pair.key, pair.caption, pair.instruction, pair.reference.tobytes(), pair.target.tobytes())
                 for pair in (shards[position] for position in range(len(shards)))
                 if pair.reference is not None
             ]
-    return found
+    return rows
 
 
 def tars(root: Path) -> dict[str, str]:
@@ -138,9 +138,9 @@ def tars(root: Path) -> dict[str, str]:
 
 def rejected(out: Path, stage: str) -> dict[str, list[str]]:
     """Return the ids of what a stage rejected, by reason."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for file in sorted((out / stage).glob("part-*/rejected.jsonl")):
         for line in file.read_text().splitlines():
             content = json.loads(line)
-            found.setdefault(content["reason"], []).append(content["id"])
-    return found
+            reasons.setdefault(content["reason"], []).append(content["id"])
+    return reasons

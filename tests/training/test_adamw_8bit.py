@@ -39,10 +39,10 @@ def optimizer(name: str) -> Any:
 
 
 def run(folder: Path, name: str, steps: int = STEPS) -> Run:
-    made = Run(folder, steps, every=HALF)
-    made.module = make_module(make_architecture(rank=RANK))
-    made.module.make_optimizer = optimizer(name)
-    return made
+    training = Run(folder, steps, every=HALF)
+    training.module = make_module(make_architecture(rank=RANK))
+    training.module.make_optimizer = optimizer(name)
+    return training
 
 
 def moments(of: Run) -> list[Tensor]:

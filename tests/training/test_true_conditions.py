@@ -91,9 +91,9 @@ def test_an_experiment_of_the_miniature_trains_validates_saves_and_resumes_as_it
 def test_a_preset_fits_the_gpu_that_it_is_made_for(preset: str) -> None:
     # In a process of its own: the suite's checks of array shapes hold arguments, and tensors, longer.
     text = run(f"experiment={preset}", "data.root=FOLDER", "plan=true").stdout
-    found = re.search(r"memory: peak +([\d.]+) GiB of ([\d.]+): fits", text)
-    assert found, text
-    peak, free = (float(number) for number in found.groups())
+    line = re.search(r"memory: peak +([\d.]+) GiB of ([\d.]+): fits", text)
+    assert line, text
+    peak, free = (float(number) for number in line.groups())
     assert peak <= 0.92 * free
 
 

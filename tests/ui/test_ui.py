@@ -126,9 +126,9 @@ def test_a_client_gets_several_images_of_another_size(client: Any, image: str) -
 
     fields = {"guidance": 3.5, "image_guidance": 1.0, "text_guidance": 1.0, "steps": 1, "seed": 7}
     asked = {"image": handle_file(image), "text": "this character", "prompt_enhancement": False, **fields}
-    made = client.predict(**asked, size="64x96", count=2, api_name="/generate")
-    assert Image.open(made[2]).size == (96, 64)
-    gallery = made[5]["value"] if isinstance(made[5], dict) else made[5]
+    images = client.predict(**asked, size="64x96", count=2, api_name="/generate")
+    assert Image.open(images[2]).size == (96, 64)
+    gallery = images[5]["value"] if isinstance(images[5], dict) else images[5]
     assert [each["caption"] for each in gallery] == ["seed 7", "seed 8"]
     seeds = [read_provenance(Path(each["image"]))["seed"] for each in gallery]  # type: ignore[index]
     assert seeds == [7, 8]
@@ -322,8 +322,8 @@ def test_a_phone_shows_prompt_and_button_first_and_nothing_is_cut_off(tmp_path: 
             person.until(f"{box}.left >= 0 && {box}.right <= innerWidth", 20)
         assert person.fits()
         tops = "(id => document.getElementById(id).getBoundingClientRect().top)"
-        found = person.evaluate(f"['prompt', 'generate', 'result', 'reference'].map({tops})")
-        assert found == sorted(found)
+        tops_and_bottoms = person.evaluate(f"['prompt', 'generate', 'result', 'reference'].map({tops})")
+        assert tops_and_bottoms == sorted(tops_and_bottoms)
         person.until("document.getElementById('unknown').innerText === ''")
         person.type_into("#prompt textarea", "this robot")
         person.until("document.getElementById('unknown').innerText.includes('does not know: robot')")

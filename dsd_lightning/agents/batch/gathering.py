@@ -186,13 +186,13 @@ class Gatherer:
     async def _find_and_wait(self, batch: Batch) -> None:
         if batch.id is None:
             # Killed between submitting and noting the id; or before, and then its requests are gathered again.
-            found = await self._trying(partial(self.service.find, batch))
-            if found is None:
+            batch_id = await self._trying(partial(self.service.find, batch))
+            if batch_id is None:
                 self.folder.remove(batch)
                 for key in batch.keys:
                     self._settle(key, None)
                 return
-            batch = self.folder.note(replace(batch, id=found))
+            batch = self.folder.note(replace(batch, id=batch_id))
         log.info("batch %s of %d requests is under way already", batch.id, len(batch.keys))
         await self._wait_for(batch)
 
@@ -202,9 +202,9 @@ class Gatherer:
 
         async def submit() -> str:
             nonlocal again
-            found = await self.service.find(batch) if again else None  # a broken connection may have submitted it
+            batch_id = await self.service.find(batch) if again else None  # a broken connection may have submitted it
             again = True
-            return found or await self.service.submit(batch, requests)
+            return batch_id or await self.service.submit(batch, requests)
 
         try:
             given = await self._trying(submit, _TRIES)

@@ -43,10 +43,10 @@ class GeminiBatch(BatchRemote, Gemini):
         asked = [json.dumps(json.loads(line)["request"]) for line in requests.splitlines()]
         inlined: Any = [types.InlinedRequest.model_validate_json(each) for each in asked]
         create = self._connected(TIMEOUT).aio.batches.create
-        made = await self._result(create(model=self.model, src=inlined, config={"display_name": batch.name}))
-        if made.name is None:
+        job = await self._result(create(model=self.model, src=inlined, config={"display_name": batch.name}))
+        if job.name is None:
             raise ProviderFailed(f"{self._base_url} sent a batch without a name")
-        return made.name
+        return job.name
 
     async def find(self, batch: Batch) -> str | None:
         """Return the provider's name of the batch that bears ours; None if there is none as young as it must be."""

@@ -50,7 +50,7 @@ class OpenAIBatch(BatchRemote, OpenAIChat):
         client = self._connected()
         named = (f"{batch.name}.jsonl", requests)
         file = await self._result(client.files.create(file=named, purpose="batch", timeout=TIMEOUT))
-        made = await self._result(
+        created = await self._result(
             client.batches.create(
                 input_file_id=file.id,
                 endpoint=self.endpoint,
@@ -59,7 +59,7 @@ class OpenAIBatch(BatchRemote, OpenAIChat):
                 timeout=TIMEOUT,
             )
         )
-        return made.id
+        return created.id
 
     async def find(self, batch: Batch) -> str | None:
         """Return the id of the batch that bears our name; None if there is none as young as it must be."""

@@ -34,8 +34,8 @@ def finish_of(reason: str) -> Finish:
 
 def retry_delay_of(details: str) -> float | None:
     """Return the seconds of google.rpc.RetryInfo, with which Gemini accompanies a 429 instead of Retry-After."""
-    found = _RETRY_DELAY.search(details)
-    return float(found[1]) if found else None
+    delay = _RETRY_DELAY.search(details)
+    return float(delay[1]) if delay else None
 
 
 def failure_of(status: int, text: str, response: Any, details: str) -> AgentFailure:

@@ -60,8 +60,8 @@ def image_of(response: Any, model: str) -> Reply:
     Raises:
         ProviderFailed: it holds no image.
     """
-    made = getattr(response, "data", None)
-    encoded = getattr(made[0], "b64_json", None) if made else None
+    images = getattr(response, "data", None)
+    encoded = getattr(images[0], "b64_json", None) if images else None
     if not encoded:
         raise ProviderFailed(f"an answer of {model} without data[0].b64_json, which is no image generation")
     try:

@@ -52,12 +52,12 @@ class Caption:
         kept: list[Record] = []
         rejected: list[Rejection] = []
         answers: list[Answer] = []
-        for pair, found in zip(records, self.describer.describe(records, self.words), strict=True):
+        for pair, described in zip(records, self.describer.describe(records, self.words), strict=True):
             bare = Record(pair.id, pair.values, pair.stored)
-            if isinstance(found, Rejection):
-                rejected.append(Rejection(bare, found.reason, found.detail))
+            if isinstance(described, Rejection):
+                rejected.append(Rejection(bare, described.reason, described.detail))
             else:
-                values, said = found
+                values, said = described
                 answers += said
                 kept.append(bare.having(**values))
         return Outcome(kept, rejected, Usage.of(answers))
@@ -103,7 +103,7 @@ class ModelDescriber:
         """Ask for all texts of all pairs."""
 
         def ask(pair: Record) -> tuple[dict[str, Any], list[Answer]] | Rejection:
-            found: dict[str, Any] = {"captions": {}, "instructions": {}}
+            texts: dict[str, Any] = {"captions": {}, "instructions": {}}
             answers: list[Answer] = []
             for kind, side, request in self.requests(pair, words):
                 answer, rule, said = ask_until_valid(
@@ -116,8 +116,8 @@ class ModelDescriber:
                 answers += said
                 if answer is None:
                     return Rejection(pair, "caption_breaks_rules", f"{rule}: {said[-1].text}")
-                found[kind][side] = plain(answer.text)
-            return found, answers
+                texts[kind][side] = plain(answer.text)
+            return texts, answers
 
         results = for_each(self.agent, pairs, ask)
         return [

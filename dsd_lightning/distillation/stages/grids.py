@@ -72,25 +72,25 @@ class GenerateGrids:
         grids = self.teacher.generate(
             [record.values["prompt"] for record in wanted], [record.values["seed"] for record in wanted]
         )
-        outcomes = [_grid(record, made) for record, made in zip(wanted, grids, strict=True)]
+        outcomes = [_grid(record, answer) for record, answer in zip(wanted, grids, strict=True)]
         return Outcome(
             [each for each in outcomes if isinstance(each, Record)],
             [each for each in outcomes if isinstance(each, Rejection)],
-            Usage.of(made for made in grids if isinstance(made, Answer)),
+            Usage.of(answer for answer in grids if isinstance(answer, Answer)),
         )
 
     def close(self) -> None:
         self.teacher.close()
 
 
-def _grid(record: Record, made: Image.Image | Answer | AgentFailure) -> Record | Rejection:
-    if isinstance(made, AgentFailure):
-        return Rejection.by_failure(record, made)
-    if isinstance(made, Answer):
-        if made.image is None:
-            return Rejection(record, "no_image", f"{made.model} answered without an image: {made.text}")
+def _grid(record: Record, answer: Image.Image | Answer | AgentFailure) -> Record | Rejection:
+    if isinstance(answer, AgentFailure):
+        return Rejection.by_failure(record, answer)
+    if isinstance(answer, Answer):
+        if answer.image is None:
+            return Rejection(record, "no_image", f"{answer.model} answered without an image: {answer.text}")
         try:
-            made = load_rgb(made.image)
+            answer = load_rgb(answer.image)
         except ImageError as reason:
             return Rejection(record, "unreadable_image", str(reason))
-    return Record(record.id, record.values, record.stored, {GRID: png(made)})
+    return Record(record.id, record.values, record.stored, {GRID: png(answer)})

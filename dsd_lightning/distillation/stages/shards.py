@@ -71,8 +71,8 @@ def write_shards(
         "origin": dict(origin),
     }
     note = root / MADE_FROM
-    if note.exists() and (known := json.loads(note.read_text()))["made_from"] == made_from:
-        return dict(known["samples"])
+    if note.exists() and (previous := json.loads(note.read_text()))["made_from"] == made_from:
+        return dict(previous["samples"])
     foreign = [name for name in (TRAINING, VALIDATION) if (root / name).is_dir() and any((root / name).iterdir())]
     if foreign and not note.exists():
         raise DistillationError(

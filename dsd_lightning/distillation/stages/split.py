@@ -53,14 +53,14 @@ class Split:
 
     def _panels(self, grid: bytes) -> list[Image.Image]:
         image = load_rgb(grid)
-        found = []
+        resized = []
         for box in panels.find_panels(np.asarray(image)):
             edges = (box.left + self.trim, box.top + self.trim, box.right - self.trim, box.bottom - self.trim)
             panel = image.crop(edges)
             if panel.width < self.least * self.width or panel.height < self.least * self.height:
                 raise panels.NotTwoByTwo(f"a panel has only {panel.width} x {panel.height} pixels")
-            found.append(self._resized(panel))
-        return found
+            resized.append(self._resized(panel))
+        return resized
 
     def _resized(self, panel: Image.Image) -> Image.Image:
         if panel.size == (self.width, self.height):

@@ -79,10 +79,10 @@ class Verify:
                 rejected.append(Rejection(bare, "unclear_verdict", result.words[-1]))
                 continue
             confidences = [each.confidence for each in result.verdicts]
-            known = [each for each in confidences if each is not None]
+            stated = [each for each in confidences if each is not None]
             judged = bare.having(
                 same=all(each.same for each in result.verdicts),
-                confidence=min(known) if len(known) == len(confidences) else None,
+                confidence=min(stated) if len(stated) == len(confidences) else None,
                 words=list(result.words),
             )
             reason = self._reason(result.verdicts)
@@ -93,10 +93,10 @@ class Verify:
         return Outcome(kept, rejected, Usage.of(answers))
 
     def _pairs(self, record: Record) -> list[Record]:
-        found = []
+        pairs = []
         for i, j in combinations(range(len(PANELS)), 2):
             names = (PANELS[i], PANELS[j])
-            found.append(
+            pairs.append(
                 Record(
                     f"{record.id}-{i}{j}",
                     {**record.values, "panels": [i, j]},
@@ -104,7 +104,7 @@ class Verify:
                     {side: record.images[name] for side, name in zip(SIDES, names, strict=True)},
                 )
             )
-        return found
+        return pairs
 
     def requests(self, pair: Record) -> tuple[Request, list[Message]]:
         """Return the opening of a pair's conversation, and its further turns."""

@@ -77,9 +77,11 @@ class Judging:
     @property
     def sampling(self) -> Sampling:
         """Return the judge's sampling parameters, with those of the protocol in their place."""
-        known = {each.name for each in fields(Sampling)}
-        if unknown := [name for name in self.protocol.sampling if name not in known]:
-            raise EvaluationError(f"protocol.sampling: {unknown[0]!r} is unknown; choose of {', '.join(sorted(known))}")
+        settings = {each.name for each in fields(Sampling)}
+        if unknown := [name for name in self.protocol.sampling if name not in settings]:
+            raise EvaluationError(
+                f"protocol.sampling: {unknown[0]!r} is unknown; choose of {', '.join(sorted(settings))}"
+            )
         given = {name: value for name, value in self.protocol.sampling.items() if value is not None}
         try:
             return replace(self.agent.sampling, **given)

@@ -72,12 +72,12 @@ class Csd:
     @torch.no_grad()
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit vector an image."""
-        found = []
+        vectors = []
         for batch in batches(images, self.batch_size):
             pixels = torch.cat([squeezed(each, self.side) for each in batch]).to(self.device)
             pooled = self.model(pixel_values=pixels).pooler_output
-            found.append(F.normalize(pooled @ self.projection, dim=-1).cpu())
-        return torch.cat(found)
+            vectors.append(F.normalize(pooled @ self.projection, dim=-1).cpu())
+        return torch.cat(vectors)
 
 
 def squeezed(image: Image.Image, side: int) -> Float[Tensor, "1 3 s s"]:

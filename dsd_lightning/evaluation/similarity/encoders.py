@@ -110,20 +110,20 @@ class Clip:
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit vector an image."""
         side = self.model.config.vision_config.image_size
-        found = []
+        vectors = []
         for batch in batches(images, self.batch_size):
             pixels = torch.stack([prepared(each, side, side, CLIP_MEAN, CLIP_DEVIATION, math.floor) for each in batch])
-            found.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
-        return torch.cat(found)
+            vectors.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
+        return torch.cat(vectors)
 
     @torch.no_grad()
     def texts(self, texts: Iterable[str]) -> Float[Tensor, "n d"]:
         """Return a unit vector a text; texts that are too long are cut."""
         length = self.model.config.text_config.max_position_embeddings
-        found = []
+        vectors = []
         for batch in batches(texts, self.batch_size):
             tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
-            found.append(
+            vectors.append(
                 _unit(
                     self.model.get_text_features(
                         input_ids=tokens["input_ids"].to(self.model.device),
@@ -131,7 +131,7 @@ class Clip:
                     )
                 )
             )
-        return torch.cat(found)
+        return torch.cat(vectors)
 
 
 class Dino:
@@ -172,14 +172,14 @@ class Dino:
     def images(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit vector an image."""
         shorter = round(DINO_RESIZE * self.side)
-        found = []
+        vectors = []
         for batch in batches(images, self.batch_size):
             pixels = [
                 prepared(each, shorter, self.side, _IMAGENET_MEAN, _IMAGENET_DEVIATION, self._rounded) for each in batch
             ]
             output = self.model(pixel_values=torch.stack(pixels).to(self.model.device))
-            found.append(_unit(output.last_hidden_state[:, 0]))
-        return torch.cat(found)
+            vectors.append(_unit(output.last_hidden_state[:, 0]))
+        return torch.cat(vectors)
 
 
 def _fit_positions(model: Any, side: int) -> None:

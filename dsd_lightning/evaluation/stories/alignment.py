@@ -75,7 +75,7 @@ class AlignmentRubrics:
             EvaluationError: a file is missing.
         """
         root = _SHIPPED if folder is None else Path(folder)
-        found = {}
+        rubrics = {}
         for dimension in dimensions:
             files = [root / f"{name}.txt" for name in (dimension, _PUBLISHED[dimension])]
             file = next((each for each in files if each.is_file()), None)
@@ -83,8 +83,8 @@ class AlignmentRubrics:
                 raise EvaluationError(f"story.rubrics={folder}: {files[0].name} or {files[1].name} is missing")
             text = read_text(file)
             # Others' files are sent to the last blank line, as their code does.
-            found[dimension] = Rubric(dimension, text.strip() if folder is None else text, "")
-        return cls(found)
+            rubrics[dimension] = Rubric(dimension, text.strip() if folder is None else text, "")
+        return cls(rubrics)
 
     def of(self, measure: str, case: Case) -> Rubric:
         """Return the rubric of a dimension."""

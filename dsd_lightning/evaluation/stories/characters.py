@@ -65,9 +65,9 @@ class CharacterScores:
     copied: float = math.nan
 
 
-def occm(expected: int, found: int) -> float:
-    """Return how well the number of characters matches: 100 exp(-|found - expected| / expected)."""
-    return 100 * math.exp(-abs(found - expected) / (_EPSILON + expected))
+def occm(expected: int, detected: int) -> float:
+    """Return how well the number of characters matches: 100 exp(-|detected - expected| / expected)."""
+    return 100 * math.exp(-abs(detected - expected) / (_EPSILON + expected))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Cast:
         matches: OCCM of each shot with characters.
         references: cut-outs of a character's references, or these whole where nothing was found in any; those that its encoder
             encodes.
-        known: their embeddings.
+        embeddings: unit vectors of these.
         encoders: of each character.
         cutouts: of a shot's characters, by number of the shot and key, in the order of the script.
         vectors: embeddings of a character's cut-outs, shot by shot; none of one who was never found.
@@ -117,7 +117,7 @@ class Cast:
 
     matches: Sequence[float]
     references: Mapping[str, Sequence[Image.Image]] = field(default_factory=dict)
-    known: Mapping[str, Tensor] = field(default_factory=dict)
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     cutouts: Mapping[int, Mapping[str, Image.Image]] = field(default_factory=dict)
     vectors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
@@ -166,16 +166,16 @@ def cast_of(
         key: faces if faces is not None and each.tag == REALISTIC else encoder for key, each in story.characters.items()
     }
     references: dict[str, Sequence[Image.Image]] = {}
-    known: dict[str, Tensor] = {}
+    embeddings: dict[str, Tensor] = {}
     for key, each in story.characters.items():
         if each.references:
-            references[key], known[key] = _encoded_references(each, detector, encoders[key])
-    unknown = [key for key, each in known.items() if not len(each)]
+            references[key], embeddings[key] = _encoded_references(each, detector, encoders[key])
+    unknown = [key for key, each in embeddings.items() if not len(each)]
     vectors: dict[str, list[Tensor]] = {key: [] for key in story.characters if key not in unknown}
     cutouts: dict[int, dict[str, Image.Image]] = {}
     looked_at, without = 0, 0
     for shot in staged:
-        keys = [key for key in shot.on_stage if key in known and key not in unknown]
+        keys = [key for key in shot.on_stage if key in embeddings and key not in unknown]
         if not shown[shot.index] or not keys:
             continue
         by_encoder = {used: used.images(shown[shot.index]) for used in dict.fromkeys(encoders[key] for key in keys)}
@@ -183,7 +183,7 @@ def cast_of(
         for row, key in enumerate(keys):
             candidates = by_encoder[encoders[key]]
             usable = are_encoded(candidates)
-            likeness[row, usable.numpy()] = (candidates[usable] @ known[key].T).amax(dim=1).numpy()
+            likeness[row, usable.numpy()] = (candidates[usable] @ embeddings[key].T).amax(dim=1).numpy()
         if faces in by_encoder:
             looked_at += len(shown[shot.index])
             without += int((~are_encoded(by_encoder[faces])).sum())
@@ -197,7 +197,7 @@ def cast_of(
     on_stage = {key for shot in staged for key in shot.on_stage}
     never = sum(key in vectors and not vectors[key] and key in on_stage for key in by_face)
     counts = FaceCounts(looked_at, without, len(by_face), sum(key in unknown for key in by_face), never)
-    return Cast(matches, references, known, encoders, cutouts, vectors, counts)
+    return Cast(matches, references, embeddings, encoders, cutouts, vectors, counts)
 
 
 def scores_of(cast: Cast) -> CharacterScores:
@@ -212,7 +212,7 @@ def scores_of(cast: Cast) -> CharacterScores:
             own.append(0.0)
             continue
         vectors = torch.stack(list(each))
-        cross.append(float((vectors @ cast.known[key].T).mean()))
+        cross.append(float((vectors @ cast.embeddings[key].T).mean()))
         own.append(mean_of_pairs(vectors) if len(vectors) > 1 else 1.0)
         first = cast.references[key][0]
         sides = cast.encoders[key].images([first, ImageOps.mirror(first)])

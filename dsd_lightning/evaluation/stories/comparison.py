@@ -52,7 +52,7 @@ def compare(first: StoryScores, second: StoryScores, exchanges: int = EXCHANGES)
         first, second: methods, measured alike.
         exchanges: random ones, from which p is computed.
     """
-    found = []
+    differences = []
     for name, (_, _, (least, greatest)) in COLUMNS.items():
         if name not in first.metrics or name not in second.metrics:
             continue
@@ -66,8 +66,8 @@ def compare(first: StoryScores, second: StoryScores, exchanges: int = EXCHANGES)
         extreme = int((np.abs(signs @ apart) >= abs(apart.sum()) - 1e-9).sum())
         low, high = intervals.of_mean(apart, (least - greatest, greatest - least))
         p = (1 + extreme) / (1 + exchanges)
-        found.append(Difference(name, first.method, second.method, float(apart.mean()), low, high, p, len(apart)))
-    return found
+        differences.append(Difference(name, first.method, second.method, float(apart.mean()), low, high, p, len(apart)))
+    return differences
 
 
 def require_alike(rows: Sequence[StoryScores]) -> None:

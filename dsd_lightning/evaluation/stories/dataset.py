@@ -81,11 +81,11 @@ class Story:
         One without images is replaced by the story's first that has some; so is an empty stage. As in the published code.
         """
         fallback = [each.references[0] for each in self.characters.values() if each.references][:1]
-        found = []
+        references = []
         for key in shot.on_stage:
             character = self.characters.get(key)
-            found += [character.references[0]] if character is not None and character.references else fallback
-        return found or fallback
+            references += [character.references[0]] if character is not None and character.references else fallback
+        return references or fallback
 
     def prompt(self, shot: Shot) -> str:
         """Return the shot's prompt in the published order: camera, plot, action, the characters' looks, setting."""

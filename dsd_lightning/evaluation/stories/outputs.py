@@ -32,13 +32,13 @@ class StoryImages(Samples):
         for folder in (self.folder / story / "shots", self.folder / "shots" / story, self.folder / story):
             if not folder.is_dir():
                 continue
-            found = {}
+            files = {}
             for file in sorted(folder.iterdir()):
                 index = _INDEX.fullmatch(file.stem)
                 if file.suffix.lower() in _ENDINGS and index is not None and not is_system_file(file.name):
-                    found[int(index[1])] = file
-            if found:
-                return dict(sorted(found.items()))
+                    files[int(index[1])] = file
+            if files:
+                return dict(sorted(files.items()))
         return {}
 
     def write(self, case: Case, image: Image.Image, reference: Image.Image) -> None:

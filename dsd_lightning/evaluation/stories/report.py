@@ -125,7 +125,7 @@ def alignment(judgements: Sequence[Judgement]) -> dict[str, Metric]:
     stories = list(dict.fromkeys(each.subject for each in judgements))
     judged = {each.measure for each in judgements}
     dimensions = [name for name in (*DIMENSIONS, SINGLE) if name in judged]
-    found = {}
+    by_dimension = {}
     for dimension in dimensions:
         chosen = [each for each in judgements if each.measure == dimension]
         scored = [each for each in chosen if each.score is not None]
@@ -135,10 +135,10 @@ def alignment(judgements: Sequence[Judgement]) -> dict[str, Metric]:
         by_story = {
             story: _mean([_mean(scores) for (name, _), scores in shots.items() if name == story]) for story in stories
         }
-        found[dimension] = Metric(by_story, len(scored), len(chosen) - len(scored))
-    means = {story: _mean([found[each].by_story[story] for each in dimensions]) for story in stories}
-    total = [sum(getattr(found[each], name) for each in dimensions) for name in ("scored", "missing")]
-    return {**found, "alignment": Metric(means, *total)}
+        by_dimension[dimension] = Metric(by_story, len(scored), len(chosen) - len(scored))
+    means = {story: _mean([by_dimension[each].by_story[story] for each in dimensions]) for story in stories}
+    total = [sum(getattr(by_dimension[each], name) for each in dimensions) for name in ("scored", "missing")]
+    return {**by_dimension, "alignment": Metric(means, *total)}
 
 
 def _mean(values: Sequence[float]) -> float:

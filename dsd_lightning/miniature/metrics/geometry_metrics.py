@@ -49,10 +49,10 @@ class _GeometryMetric(MiniatureMetric):
             ValueError: images of another size than the world's.
         """
         require_size(images)
-        known = geometry.silhouettes()
-        found = geometry.infer_silhouettes(images.detach().float().cpu().numpy())
-        for drawn, fact in zip(found, facts, strict=True):
-            self.sum += self.metric(drawn, known.index(target_scene(fact)))
+        silhouettes = geometry.silhouettes()
+        inferred = geometry.infer_silhouettes(images.detach().float().cpu().numpy())
+        for drawn, fact in zip(inferred, facts, strict=True):
+            self.sum += self.metric(drawn, silhouettes.index(target_scene(fact)))
             self.total += 1
 
     def score(self, drawn: Mapping[str, Tensor], batch: PairBatch) -> None:

@@ -79,10 +79,10 @@ def fit(features: NDArray[np.float64], same: NDArray[np.bool_]) -> NDArray[np.fl
 
 def main() -> None:
     """Print the coefficients and how well they separate the pairs."""
-    made = [panels_of(index) for index in range(GRIDS)]
-    rebuilt = through_vae([grid for grid, _ in made])
+    grids = [panels_of(index) for index in range(GRIDS)]
+    rebuilt = through_vae([grid for grid, _ in grids])
     features, same, unseen = [], [], 0
-    for grid, (_, shown) in zip(rebuilt, made, strict=True):
+    for grid, (_, shown) in zip(rebuilt, grids, strict=True):
         characters = [eyes.cut_out(panel) for panel in grid]
         for i, j in combinations(range(4), 2):
             one, other = characters[i], characters[j]

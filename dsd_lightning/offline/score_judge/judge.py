@@ -55,10 +55,10 @@ _PLACES = {
 def requested(text: str) -> dict[str, int]:
     """Return the attributes of a context that a prompt says; what it leaves unsaid is free."""
     text = text.lower()
-    found: dict[str, int] = {}
+    values: dict[str, int] = {}
     for pattern, value in _PLACES.items():
         if re.search(pattern, text):
-            found["place"] = value
+            values["place"] = value
     for name, pattern in (
         ("size", r"\b({})\b"),
         ("rotation", r"\btilted ({})\b"),
@@ -68,13 +68,13 @@ def requested(text: str) -> dict[str, int]:
     ):
         words = Context.vocabulary[name]
         if match := re.search(pattern.format("|".join(words)), text):
-            found[name] = words.index(match[1])
+            values[name] = words.index(match[1])
     colors, directions = Context.vocabulary["light_color"], Context.vocabulary["light_direction"]
     if match := re.search(rf"\b({'|'.join(colors)}) light", text):
-        found["light_color"] = colors.index(match[1])
+        values["light_color"] = colors.index(match[1])
     if match := re.search(rf"\blight from (?:the )?({'|'.join(directions)})\b", text):
-        found["light_direction"] = directions.index(match[1])
-    return found
+        values["light_direction"] = directions.index(match[1])
+    return values
 
 
 # --- What the images show.
@@ -97,8 +97,8 @@ def copied(generated: Pixels, reference: Pixels) -> int:
     scene = _scene(reference)
     if scene is None:
         return 0
-    found = geometry.silhouettes()
-    character = found.masks[found.index(scene)].reshape(apart.shape[1:])
+    silhouettes = geometry.silhouettes()
+    character = silhouettes.masks[silhouettes.index(scene)].reshape(apart.shape[1:])
     return 1 if float(np.sqrt(apart[:, character].mean())) < SAME_CHARACTER else 0
 
 

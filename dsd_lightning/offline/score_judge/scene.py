@@ -62,12 +62,12 @@ def as_pixels(image: Image.Image) -> Pixels:
 
 def infer_scene(image: Pixels) -> Scene | None:
     """Return the scene that an image shows, or None where it shows no character of the world."""
-    found = geometry.silhouettes()
-    key = found.keys[geometry.infer_silhouettes(image[None])[0]]
+    silhouettes = geometry.silhouettes()
+    key = silhouettes.keys[geometry.infer_silhouettes(image[None])[0]]
     if not key:
         return None
     shape, accessory, place, size, rotation = key
-    outside = ~found.masks[found.keys.index(key)]
+    outside = ~silhouettes.masks[silhouettes.keys.index(key)]
     context = _background(image, SHAPES[shape], outside, Context(place, size, rotation, 0, 0, 0, 0, 0))
     first, second = _surface_colors(image, shape, accessory, context)
     return _surface(image, Scene(Identity(shape, first, second, 0, accessory, 0), context))
@@ -115,12 +115,12 @@ def _surface_colors(image: Pixels, shape: int, accessory: int, context: Context)
 def _surface(image: Pixels, start: Scene) -> Scene:
     """Return the scene with the style, colours, pattern and face that come nearest to the image."""
     wanted = pooled(image[None])[0]
-    known: dict[Scene, float] = {}
+    computed: dict[Scene, float] = {}
 
     def distance(scene: Scene) -> float:
-        if scene not in known:
-            known[scene] = float(distances(wanted, _drawn(scene)[None])[0])
-        return known[scene]
+        if scene not in computed:
+            computed[scene] = float(distances(wanted, _drawn(scene)[None])[0])
+        return computed[scene]
 
     best = min(_others(start, "style"), key=distance)
     for _ in range(SWEEPS):

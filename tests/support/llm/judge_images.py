@@ -50,10 +50,10 @@ def judge(
     record = Record(root / "judgements.jsonl")
     settings = {"image_side": 32, **(protocol or {})}
     with agent:
-        made = Judging(agent, Rubrics(rubrics, measures), Protocol(measures, **settings), record, retry).run(
+        judging = Judging(agent, Rubrics(rubrics, measures), Protocol(measures, **settings), record, retry).run(
             Samples(root / "samples", "method"), folder(root / "benchmark").cases(), estimate=False
         )
-    row = collect(made, "sample")
+    row = collect(judging, "sample")
     row.require_coverage(0.5)
     return to_csv([row])
 
