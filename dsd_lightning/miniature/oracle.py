@@ -32,8 +32,9 @@ What is farther was mostly searched for in the wrong place: the search can end i
 CLEARLY_NEARER = 1.1
 """Least ratio of the distance of the nearest other identity to that of the nearest one.
 
-Chosen on rendered images that were blurred until they were as far from any rendering as generated ones are
-(`python -m benchmarks.oracle`): of 160, it tells 61 % at this ratio, 2 % of them wrongly; at 1.02, 84 % and 6 %.
+Chosen on rendered images that were blurred until they were about as far from any rendering as generated ones are, and passed
+through the VAE (`python -m benchmarks.oracle --blur 2 2`): of 120 it identifies 54 % at this ratio, 1.5 % of them wrongly; at
+1.02, 78 % and 5 % of them.
 """
 
 STARTS = 5
