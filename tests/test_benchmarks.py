@@ -30,6 +30,7 @@ from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.claims import ROOT, Value, agreement, measure, table
 from dsd_lightning.distillation.records import Record
 from dsd_lightning.evaluation.judging.judgements import MEASURES
+from dsd_lightning.miniature.world import Identity
 from dsd_lightning.offline.audit import shares
 from dsd_lightning.runs.folder import SUMMARY
 
@@ -250,7 +251,7 @@ def test_every_claim_of_the_reproduction_can_be_read_and_names_its_steps() -> No
     assert all(set(step.needs) <= names for step in steps)
     assert all(set(claim.get("steps", ())) <= names for claim in claims)
     sources = [source for claim in claims for source in claim.get("values", {}).values()]
-    audited = shares([Record("0-0", {"same": True, "confidence": None})], {"0-0": "yes"}, ())
+    audited = shares([Record("0-0", {"same": True, "confidence": None})], {"0-0": "yes"}, [Identity(0, 0, 1, 0, 0, 0)])
     for source in sources:
         if source["file"].endswith("labels/oracle.json"):
             assert source["path"][0] in audited
@@ -277,6 +278,15 @@ def test_claims_agree_where_intervals_are_apart(
 ) -> None:
     values = {"a": Value(*larger), "b": Value(*smaller)}
     assert agreement({"greater": ["a", "b"]}, values) == verdict
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [((0.1, 0.05, 0.15), "yes"), ((-0.1, -0.15, -0.05), "no"), ((0.1, -0.05, 0.2), "not distinguished"),
+     ((0.1,), "not distinguished")],
+)  # fmt: skip
+def test_a_difference_agrees_where_its_interval_excludes_the_bound(difference: tuple[float, ...], verdict: str) -> None:
+    assert agreement({"above": ["a", 0]}, {"a": Value(*difference)}) == verdict
 
 
 def test_the_committed_values_of_the_public_code_are_ours() -> None:

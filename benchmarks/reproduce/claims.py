@@ -86,13 +86,18 @@ def agreement(rule: Mapping[str, Any], values: Mapping[str, Value]) -> str:
     """Return whether a claim holds: "yes", "no", or "not distinguished" where intervals overlap or one is unknown.
 
     Args:
-        rule: `{greater: [a, b]}`, of two values; or `{least: [a, number]}`, of a mean.
+        rule: `{greater: [a, b]}`, of two values; `{above: [a, number]}`, of a value with an interval, such as a difference that
+            was measured on the same samples; or `{least: [a, number]}`, of a mean.
         values: by name.
     """
     if "least" in rule:
         name, least = rule["least"]
         return "yes" if values[name].mean >= least else "no"
-    (_, low, high), (_, other_low, other_high) = (astuple(values[name]) for name in rule["greater"])
+    if "above" in rule:
+        name, bound = rule["above"]
+        (_, low, high), other_low, other_high = astuple(values[name]), float(bound), float(bound)
+    else:
+        (_, low, high), (_, other_low, other_high) = (astuple(values[name]) for name in rule["greater"])
     if None not in (low, high, other_low, other_high):
         if low > other_high:
             return "yes"
@@ -139,7 +144,7 @@ def table(claims: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> st
         "Written by `make reproduce`. Steps and claims: `benchmarks/reproduce/plan.yaml`. Values, which are kept where their",
         "result files are absent: `benchmarks/results/reproduction.json`. In brackets: 95 % intervals, over seeds",
         "(Student's t), subjects or grids (jackknife), or over samples (Wilson). Where intervals overlap, values are not",
-        "distinguished.",
+        "distinguished; a gain, which is a difference on the same samples, is where its own interval excludes 0.",
         "",
         "| paper | claim | measured here | agrees? | day | command |",
         "|---|---|---|---|---|---|",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from dsd_lightning.cli.flags import Flags, whole
@@ -30,6 +31,9 @@ from dsd_lightning.miniature.oracle import Sighting, same_identity, see
 from dsd_lightning.miniature.renderer import RESOLUTION
 from dsd_lightning.miniature.world import Identity
 from dsd_lightning.randomness import uniform
+
+_DIFFERENCE = (-1.0, 1.0)
+"""Scale of a difference of shares."""
 
 
 def audit(root: Path, grids: int, seed: int) -> Path:
@@ -66,9 +70,10 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
     """Return what the labels say of the pairs before and after the judge, by its yes or no.
 
     `before` and `after` are shares of one subject among the pairs that are clear, `kept` the share of these good ones that the
-    judge keeps, `ambiguous` and `kept_ambiguous` shares of all pairs and of the kept ones. `intervals` holds their 95 %
-    intervals: pairs of a grid are not independent, so grids are left out one by one. `distinct` is the share of grids with a
-    clear character in which the character is a new one: the diversity of the teacher.
+    judge keeps, `ambiguous` and `kept_ambiguous` shares of all pairs and of the kept ones; `gain` is `after` less `before`.
+    `intervals` holds their 95 % intervals: pairs of a grid are not independent, so grids are left out one by one. `distinct`
+    is the share of grids with a clear character in which the character is a new one, with Wilson's interval: the diversity
+    of the teacher.
     """
     grids = list(dict.fromkeys(map(_grid, pairs)))
     values = _of_pairs(pairs, labels)
@@ -77,15 +82,19 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
     for name, value in values.items():
         estimates = np.array([math.nan if each[name] is None else each[name] for each in without])
         parts = jackknifed(estimates, [np.arange(len(grids))])
-        bounds = NONE if value is None else student(value, parts, SHARE)
+        bounds = NONE if value is None else student(value, parts, _DIFFERENCE if name == "gain" else SHARE)
         intervals[name] = None if math.isnan(bounds[0]) else bounds
+    distinct = len(set(characters))
+    if characters:
+        wilson = binomtest(distinct, len(characters)).proportion_ci(method="wilson")
+        intervals["distinct"] = float(wilson.low), float(wilson.high)
     return {
         "grids": len(grids),
         "pairs": len(pairs),
         **values,
         "intervals": intervals,
         "clear_grids": len(characters),
-        "distinct": len(set(characters)) / len(characters) if characters else None,
+        "distinct": distinct / len(characters) if characters else None,
     }
 
 
@@ -96,6 +105,7 @@ def _of_pairs(pairs: Sequence[Record], labels: Mapping[str, str]) -> dict[str, f
     return {
         "before": score.before,
         "after": score.precision,
+        "gain": None if score.precision is None or score.before is None else score.precision - score.before,
         "kept": score.recall,
         "ambiguous": score.ambiguous / len(pairs) if pairs else None,
         "kept_ambiguous": score.kept_ambiguous / kept if kept else None,
