@@ -56,6 +56,15 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "transformer" in capsys.readouterr().err
 
 
+def test_the_documented_step_caches_are_the_committed_ones() -> None:
+    metrics = json.loads((ROOT / "benchmarks" / "results" / "step_caches.json").read_text())
+    rows = [line for line in step_caches.table(metrics).splitlines() if line.startswith("|")]
+    text = (ROOT / "docs" / "use.md").read_text()
+    assert len(rows) > 8
+    assert "\n".join(rows) in text
+    assert f"`--pairs {metrics['pairs']}`" in text
+
+
 def test_step_caches_are_measured_in_time_operations_and_quality(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
