@@ -72,6 +72,7 @@ class Counts:
             return {
                 "asked": self._asked.total(),
                 "answered": self._answered.total(),
+                "under_way": self._at_once,
                 "most_at_once": self._most_at_once,
                 "faults": dict(self._faults),
                 "requests": [
