@@ -34,6 +34,7 @@ def test_sigkill_at_five_random_moments_changes_nothing(tmp_path: Path) -> None:
                     time.sleep(0.005)
                 assert run.poll() is None, run.stderr.read() if run.stderr else ""
                 run.kill()
+        server.settle()  # what was on the wire at the kill is answered
         on_disk = {path.stem for path in (tmp_path / "killed" / "agents" / "answers").rglob("*.json")}
         before = server.counts["answered"]
         last = prepared.run(given, env=setting, timeout=800)

@@ -105,6 +105,7 @@ def test_a_killed_run_leaves_no_actor_and_goes_on_elsewhere(tmp_path: Path) -> N
         while server.counts["asked"] != asked:
             asked = server.counts["asked"]
             time.sleep(2.0)
+        server.settle()  # what was on the wire at the kill is answered
         assert asked < calls
         on_disk = {path.stem for path in (tmp_path / "killed" / "agents" / "answers").rglob("*.json")}
         before = server.counts["answered"]

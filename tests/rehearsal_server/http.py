@@ -252,6 +252,14 @@ class RehearsalServer:
         """Return what GET /counts returns."""
         return self._sockets.report()
 
+    def settle(self, seconds: float = 60) -> None:
+        """Wait until no request is under way, as after its sender was killed."""
+        deadline = time.monotonic() + seconds
+        while self.counts["under_way"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"requests are under way for {seconds:g} s: {self.counts}")
+            time.sleep(0.02)
+
     def serve(self) -> None:
         """Serve until the process is stopped."""
         self._sockets.serve_forever()
