@@ -102,8 +102,8 @@ def bare_step(
     module: DiffusionSelfDistillation, batch: PairBatch, device: torch.device, *, cache: bool = False
 ) -> Turn:
     """Return one step of a module without a trainer; `cache` keeps converted weights until the forward pass ends."""
-    optimization = module.configure_optimizers()
-    optimizer, schedule = optimization["optimizer"], optimization["lr_scheduler"]["scheduler"]
+    optimizers = module.configure_optimizers()
+    optimizer, schedule = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
     trained = [parameter for _, parameter in module.architecture.trainable()]
 
     def loss() -> Tensor:

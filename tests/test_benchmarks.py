@@ -146,16 +146,16 @@ def test_the_trainer_is_measured_against_the_same_steps(
 ) -> None:
     few = random_models.SHAPES["small"] | {"num_layers": 1, "num_single_layers": 1}
     monkeypatch.setitem(random_models.SHAPES, "small", few)
-    trainers: list[Any] = []
+    modules: list[Any] = []
     monkeypatch.setattr(
-        trainer, "module_of", lambda *given: trainers.append(random_models.module_of(*given)) or trainers[-1]
+        trainer, "module_of", lambda *given: modules.append(random_models.module_of(*given)) or modules[-1]
     )
     file = tmp_path / "metrics.json"
     trainer.main(["--batch", "1", "--rounds", "3", "--rank", "2", "--device", "cpu", "--out", str(file), *alone])
     metrics = json.loads(file.read_text())
     assert all(each["rounds"] == 3 and each["median"] > 0 for each in metrics["seconds_a_step"].values())
     # Otherwise the ratio would say nothing: both made as many of the same steps.
-    bare, trained = (dict(each.architecture.trainable()) for each in trainers)
+    bare, trained = (dict(each.architecture.trainable()) for each in modules)
     assert all(torch.equal(value, trained[name]) for name, value in bare.items())
 
 

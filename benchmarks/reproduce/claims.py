@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
+from dsd_lightning.evaluation.scores.intervals import of_share
 from dsd_lightning.files.text import read_text
 
 log = logging.getLogger(__name__)
@@ -78,8 +77,7 @@ def _entry(node: Any, path: Sequence[Any]) -> Any:
 def _share(share: float, count: int | None) -> Value:
     if count is None:
         return Value(share)
-    bounds = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return Value(share, float(bounds.low), float(bounds.high))
+    return Value(share, *of_share(round(share * count), count))
 
 
 def agreement(rule: Mapping[str, Any], values: Mapping[str, Value]) -> str:

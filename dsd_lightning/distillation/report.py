@@ -242,9 +242,9 @@ def _plain(judge: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
     return {
         name: [
             {**asdict(each), "before": each.before, "precision": each.precision, "recall": each.recall}
-            for each in of_labels
+            for each in by_threshold
         ]
-        for name, of_labels in judge.items()
+        for name, by_threshold in judge.items()
     }
 
 

@@ -222,5 +222,5 @@ class Distillation:
                 for reason, number in done.rejected.items() if done is not None else ():
                     rejections[f"{stage}:{reason}"] += number
         teacher: Teacher = instantiate(self.config.stages.grids.teacher)
-        written = [each for each in manifests if each is not None]
-        return write_shards(self.store, written, rejections, instantiate(self.config.shards), teacher.licence())
+        existing = [each for each in manifests if each is not None]
+        return write_shards(self.store, existing, rejections, instantiate(self.config.shards), teacher.licence())

@@ -143,13 +143,13 @@ def _against_all(wanted: NDArray[np.floating[Any]], layout: Layout) -> Sighting:
     distances = []
     body_and_second = COLORINGS[:, 2] * _COLOR_BASE + COLORINGS[:, 3]
     for each in _changed(layout, _WHO):
-        of_colorings = planes.distances(wanted, each)
-        order = np.argsort(of_colorings, kind="stable")
+        by_coloring = planes.distances(wanted, each)
+        order = np.argsort(by_coloring, kind="stable")
         _, first = np.unique(body_and_second[order], return_index=True)
-        distances.append(of_colorings[order[first]])
+        distances.append(by_coloring[order[first]])
         for coloring in order[np.sort(first)[:RENDERED]]:
             key = (*each[: len(_WHO)], int(body_and_second[coloring]))
-            who[key] = (float(of_colorings[coloring]), each, int(coloring))
+            who[key] = (float(by_coloring[coloring]), each, int(coloring))
     scenes = [planes.scene_of(each, coloring) for _, each, coloring in sorted(who.values())[:RENDERED]]
     exact = [float(2 * np.sqrt(np.mean((planes.pooled(render(scene).image) - wanted) ** 2))) for scene in scenes]
     nearest, rival = np.argsort(exact, kind="stable")[:2]

@@ -156,10 +156,10 @@ def _relief(
 
 def distances(wanted: Values, layout: Layout) -> Values:
     """Return the root mean squared difference on the [-1, 1] scale of a pooled image [3, p] from each colouring [n]."""
-    of_layout = planes(layout)
+    layout_planes = planes(layout)
     squares = np.full(len(COLORINGS), float((wanted**2).sum()), dtype=np.float32)
     for channel in range(3):
         terms = _TERMS[channel]
-        squares += ((terms @ of_layout.products[channel]) * terms).sum(axis=-1)
-        squares -= 2 * terms @ (of_layout.planes[channel] @ wanted[channel])
+        squares += ((terms @ layout_planes.products[channel]) * terms).sum(axis=-1)
+        squares -= 2 * terms @ (layout_planes.planes[channel] @ wanted[channel])
     return 2 * np.sqrt(np.maximum(squares, 0) / wanted.size)

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.distillation.judge_quality import LABELS, judged, scores, write_labels
 from dsd_lightning.distillation.records import SIDES, DistillationError, Record
 from dsd_lightning.distillation.store import Store
-from dsd_lightning.evaluation.scores.intervals import NONE, SHARE, jackknifed, student
+from dsd_lightning.evaluation.scores.intervals import NONE, SHARE, jackknifed, of_share, student
 from dsd_lightning.files.atomic import write_json
 from dsd_lightning.images.pixels import load_rgb
 from dsd_lightning.miniature.oracle import Sighting, same_identity, see
@@ -86,8 +85,7 @@ def shares(pairs: Sequence[Record], labels: Mapping[str, str], characters: Seque
         intervals[name] = None if math.isnan(bounds[0]) else bounds
     distinct = len(set(characters))
     if characters:
-        wilson = binomtest(distinct, len(characters)).proportion_ci(method="wilson")
-        intervals["distinct"] = float(wilson.low), float(wilson.high)
+        intervals["distinct"] = of_share(distinct, len(characters))
     return {
         "grids": len(grids),
         "pairs": len(pairs),

@@ -79,10 +79,10 @@ class Verify:
                 rejected.append(Rejection(bare, "unclear_verdict", result.words[-1]))
                 continue
             confidences = [each.confidence for each in result.verdicts]
-            stated = [each for each in confidences if each is not None]
+            stated_confidences = [each for each in confidences if each is not None]
             judged = bare.having(
                 same=all(each.same for each in result.verdicts),
-                confidence=min(stated) if len(stated) == len(confidences) else None,
+                confidence=min(stated_confidences) if len(stated_confidences) == len(confidences) else None,
                 words=list(result.words),
             )
             reason = self._reason(result.verdicts)

@@ -1,4 +1,4 @@
-"""Computes 95% confidence intervals of means over few subjects, by the jackknife and Student's t.
+"""Computes 95% confidence intervals: of means over few subjects by the jackknife and Student's t, of shares by Wilson's.
 
 Percentiles of a bootstrap over a dozen subjects cover the truth in 86% of cases only: they know neither that the variance
 is itself an estimate, nor its bias of (n - 1) / n. `python -m benchmarks.coverage` measures how often these cover it.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 NONE = (math.nan, math.nan)
@@ -82,6 +83,12 @@ def of_mean(values: Sequence[float] | Array, scale: tuple[float, float] | None =
     if count < 2:
         return NONE
     return student(float(np.mean(values)), [(float(np.var(values, ddof=1)) / count, count - 1.0)], scale)
+
+
+def of_share(count: int, total: int) -> tuple[float, float]:
+    """Return Wilson's interval (1927) of a share: `count` of `total` independent samples."""
+    bounds = binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def left_out(groups: Sequence[str]) -> tuple[Array, list[NDArray[np.int64]]]:

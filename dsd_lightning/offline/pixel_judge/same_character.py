@@ -179,8 +179,8 @@ def compare(one: Character, other: Character) -> Likeness:
     best = cost(*place)
     for angle in ANGLES:
         for scale in SCALES:
-            if (tried := cost(angle, scale, (0.0, 0.0))) < best:
-                best, place = tried, (float(angle), scale, (0.0, 0.0))
+            if (trial_cost := cost(angle, scale, (0.0, 0.0))) < best:
+                best, place = trial_cost, (float(angle), scale, (0.0, 0.0))
     turn, grow, move = np.deg2rad(4.0), 0.05, 1.5
     for _ in range(4):
         angle, scale, (x, y) = place

@@ -30,8 +30,6 @@ class Page:
     def __init__(self, url: str, profile: Path, downloads: Path) -> None:
         assert CHROMIUM is not None
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        # Without this switch, keys pressed before a page's first frame are dropped.
-        command += ["--allow-pre-commit-input"]
         command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
         self._storage = profile / "Default" / "Local Storage" / "leveldb"
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -107,9 +105,12 @@ class Page:
     def until_stored(self, seconds: float = 60) -> None:
         """Wait until the page's local storage is on disk: Chromium writes it after some 5 s, and not surely at its end."""
         values = self.evaluate("Object.values(localStorage)")
+        assert values, "the page has stored nothing"
         deadline = time.monotonic() + seconds
         while True:
-            written = b"".join(file.read_bytes() for file in self._storage.glob("*.l*"))
+            # LevelDB's tables and journals: other files there, which it renames, may vanish while they are read.
+            files = [*self._storage.glob("*.log"), *self._storage.glob("*.ldb")]
+            written = b"".join(file.read_bytes() for file in files)
             if all(text.encode("latin-1") in written for text in values):
                 return
             assert time.monotonic() < deadline, values
