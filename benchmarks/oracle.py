@@ -11,7 +11,6 @@ attributes. About 1.5 seconds an image.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from itertools import combinations
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from dsd_lightning.cli.flags import Flags, whole
 from dsd_lightning.miniature.oracle import CLEARLY_NEARER, FARTHEST, same_identity, see
 from dsd_lightning.offline.pixel_judge.calibrate import panels_of, through_vae
 from dsd_lightning.randomness import numpy_generator
@@ -32,18 +32,22 @@ MARGINS = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.15, 1.2)
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.oracle", description=__doc__)
-    parser.add_argument("--grids", type=int, default=60, help="of four images each")
+    parser = Flags(prog="python -m benchmarks.oracle", description=__doc__)
+    parser.add_argument("--grids", type=whole(1), default=60, help="of four images each")
     parser.add_argument(
         "--blur", type=float, nargs=2, default=BLUR, help="least and greatest standard deviation, pixels"
     )
     chosen = parser.parse_args()
-    count = chosen.grids
+    count, (least, greatest) = chosen.grids, chosen.blur
+    if not 0 <= least <= greatest:
+        parser.error(f"argument --blur: {least:g} {greatest:g} must be two numbers from 0, the greater one last")
     grids = [panels_of(index) for index in range(count)]
     blurred = []
     for index, (panels, _) in enumerate(grids):
         rng = numpy_generator("oracle benchmark", index)
-        blurred.append([panel.filter(ImageFilter.GaussianBlur(float(rng.uniform(*chosen.blur)))) for panel in panels])
+        blurred.append(
+            [panel.filter(ImageFilter.GaussianBlur(float(rng.uniform(least, greatest)))) for panel in panels]
+        )
     seen, shown = [], []
     for grid, (_, who) in tqdm(list(zip(through_vae(blurred), grids, strict=True)), unit="grid", disable=None):
         seen += [see(_values(panel)) for panel in grid]
@@ -52,10 +56,10 @@ def main() -> None:
     distance = np.array([each.distance for each in seen])
     margin = np.array([each.rival for each in seen]) / distance
     lines = [f"{len(seen)} images, distance {np.median(distance):.3f} in the median; CLEARLY_NEARER = {CLEARLY_NEARER}"]
-    for least in MARGINS:
-        identified = (margin >= least) & (distance <= FARTHEST)
+    for ratio in MARGINS:
+        identified = (margin >= ratio) & (distance <= FARTHEST)
         lines.append(
-            f"{least:5.2f}  identified {identified.mean():.3f}  "
+            f"{ratio:5.2f}  identified {identified.mean():.3f}  "
             f"of these wrong {wrong[identified].mean():.4f} ({wrong[identified].sum()})"
         )
     pairs = [(4 * grid + i, 4 * grid + j) for grid in range(count) for i, j in combinations(range(4), 2)]
